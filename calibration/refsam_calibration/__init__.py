@@ -1,0 +1,1 @@
+"""INT8 and FP8: ranges, quantised graphs and the accuracy gate."""

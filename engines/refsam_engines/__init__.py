@@ -1,0 +1,1 @@
+"""Plans from graphs: TensorRT and TensorRT-RTX."""

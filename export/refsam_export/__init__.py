@@ -1,0 +1,1 @@
+"""Export: PyTorch reference, checkpoints, ONNX graphs and parity."""

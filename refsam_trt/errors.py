@@ -1,0 +1,68 @@
+"""Exceptions of every package of this project.
+
+What a user or a file can cause derives from `RefsamError`: its text names what was wrong, what was
+found, what was expected and what to do. `InternalError` is a broken promise of our own code and has
+its own root, so that `except RefsamError` never hides a bug.
+"""
+
+
+class RefsamError(Exception):
+    """Anything that a user, a file or a machine can cause. `exit_code` is what a command ends with."""
+
+    exit_code = 2
+
+
+class UsageError(RefsamError):
+    """A request that cannot be met as it stands: wrong option, wrong argument, wrong order of calls."""
+
+
+class MissingExtraError(RefsamError):
+    """An optional dependency is not installed; the text holds the exact `pip install` line."""
+
+    def __init__(self, extra: str, needed_for: str, cause: str) -> None:
+        super().__init__(
+            f'{needed_for} needs an optional dependency: pip install "refsam-trt[{extra}]" ({cause})'
+        )
+        self.extra = extra
+
+
+class BundleError(RefsamError):
+    """A bundle that is incomplete, altered, of an unknown schema, or that points out of its folder."""
+
+
+class CheckpointError(RefsamError):
+    """Weights that cannot be read, do not fit the preset, or are not safe to unpickle."""
+
+
+class ExpressionError(RefsamError):
+    """A referring expression that is empty, too long or unknown to this bundle."""
+
+
+class VideoError(RefsamError):
+    """A video, an image folder or a frame that cannot be used."""
+
+
+class BackendError(RefsamError):
+    """A backend that is not available here, or that failed to load or run a graph."""
+
+
+class StateError(RefsamError):
+    """A saved session state that does not belong here."""
+
+
+class OutputError(RefsamError):
+    """A result that could not be written: no space, no permission, or something in the way."""
+
+
+class DatasetError(RefsamError):
+    """A data set folder or an annotation that is missing, misnamed or contradictory."""
+
+
+class ParityError(RefsamError):
+    """A check against the PyTorch reference that was asked for and failed."""
+
+    exit_code = 1
+
+
+class InternalError(Exception):
+    """An invariant of our own code does not hold: always a bug, never the user's doing."""
