@@ -1,0 +1,173 @@
+"""RefSAM, the PyTorch reference in the paper's configuration (refsam-model sections 3 to 7)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from refsam_export.model.config import EMBED_DIM, ModelConfig
+from refsam_export.model.hda import (
+    dense_attention,
+    dense_convolution,
+    key_bias,
+    reductions,
+)
+from refsam_export.model.image_encoder import ImageEncoder, l2_normalise
+from refsam_export.model.itm import TrackTokenMlp
+from refsam_export.model.mask_decoder import (
+    DecoderOutput,
+    decode,
+    position_encoding,
+    sam_mask_decoder,
+)
+from refsam_export.model.text_encoder import cross_modal_mlp, embed_text
+
+
+class StepOutput(NamedTuple):
+    """What one frame gives for B expressions."""
+
+    low_res_logits: Tensor  # [B, 1, 4h, 4w]
+    iou: Tensor  # [B, 1], SAM's raw score of the main mask, uncalibrated (6.6)
+    next_track_token: Tensor  # [B, 256]
+
+
+class PositionEncoding(nn.Module):
+    """Holder of SAM's random Fourier matrix, canonical key `pe.gaussian`."""
+
+    gaussian: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gaussian", torch.randn(2, EMBED_DIM // 2))
+
+
+class RefSam(nn.Module):
+    """The whole model. `text_encoder` is a Hugging Face encoder or None when text is not needed.
+
+    The state dictionary without `text_encoder.` has the canonical keys of refsam-model 8.5.
+    """
+
+    def __init__(self, config: ModelConfig, text_encoder: Any, text_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.text_width = text_width
+        self.image_encoder = ImageEncoder(config)
+        self.mask_decoder: Any = sam_mask_decoder(config.decoder_mlp_dim)
+        self.pe = PositionEncoding()
+        self.resizer = cross_modal_mlp(text_width)
+        self.fpn_conv = reductions(config.width, config.hda_levels)
+        self.dense_conv2 = nn.ModuleList(dense_convolution() for _ in self.fpn_conv)
+        self.dense_conv = dense_convolution()
+        self.track_token_mlp = TrackTokenMlp(config.itm_dim)
+        self.text_encoder = text_encoder
+        self.eval()
+        self.requires_grad_(False)
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode frames: the frame scope of the baseline split (12.1).
+
+        Args:
+            image: [M, 3, S, S].
+
+        Returns:
+            image_embedding [M, 256, h, w] (F_4) and hda_features [M, 3, 256, h, w] (F_1 to F_3).
+        """
+        embedding, maps = self.image_encoder(image)
+        if self.config.l2norm_image:
+            embedding = l2_normalise(embedding, 1)
+        reduced = [conv(x.permute(0, 3, 1, 2)) for conv, x in zip(self.fpn_conv, maps, strict=True)]
+        features = torch.stack(reduced, dim=1)
+        if self.config.l2norm_intermediate:
+            features = l2_normalise(features, 2)
+        return embedding, features
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode expressions: int64 [B, N] twice -> words [B, N, 256], sentence [B, 256]."""
+        hidden = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return embed_text(
+            hidden.last_hidden_state,
+            attention_mask.bool(),
+            self.resizer,
+            l2norm=self.config.l2norm_text,
+        )
+
+    def dense_prompt(
+        self,
+        image_embedding: Tensor,
+        hda_features: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        sentence: Tensor,
+    ) -> Tensor:
+        """Sum Dense Attention over the four levels (5.1) -> [B, 256, h, w]."""
+        text = torch.cat([words, sentence[:, None]], dim=1)
+        valid = torch.cat([word_mask, torch.ones_like(word_mask[:, :1])], dim=1)
+        bias = key_bias(valid, words.dtype)
+        dense = dense_attention(image_embedding, text, bias, self.dense_conv)
+        for level, conv in enumerate(self.dense_conv2):
+            dense = dense + dense_attention(hda_features[:, level], text, bias, conv)
+        return dense
+
+    def decode(
+        self,
+        image_embedding: Tensor,
+        hda_features: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        sentence: Tensor,
+        track_token: Tensor,
+        has_track: Tensor,
+        *,
+        main_mask_only: bool = True,
+    ) -> DecoderOutput:
+        """Decode one frame for B expressions; the arguments are those of `step`."""
+        words, track_token = zero_absent(words, word_mask, track_token, has_track)
+        dense = self.dense_prompt(image_embedding, hda_features, words, word_mask, sentence)
+        valid = torch.cat([has_track[:, None], word_mask], dim=1)
+        return decode(
+            self.mask_decoder,
+            image_embedding + dense,
+            position_encoding(self.pe.gaussian, image_embedding.shape[-1]),
+            torch.cat([track_token[:, None], words], dim=1),
+            key_bias(valid, words.dtype),
+            main_mask_only=main_mask_only,
+        )
+
+    def step(
+        self,
+        image_embedding: Tensor,
+        hda_features: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        sentence: Tensor,
+        track_token: Tensor,
+        has_track: Tensor,
+    ) -> StepOutput:
+        """Decode one frame and make the next track tokens (12.1, `decoder_step`).
+
+        Args:
+            image_embedding: [1, 256, h, w].
+            hda_features: [1, 3, 256, h, w].
+            words: [B, N, 256].
+            word_mask: bool [B, N], true for tokens.
+            sentence: [B, 256].
+            track_token: [B, 256], ignored where not `has_track`.
+            has_track: bool [B].
+        """
+        out = self.decode(
+            image_embedding, hda_features, words, word_mask, sentence, track_token, has_track
+        )
+        return StepOutput(out.logits, out.iou, self.track_token_mlp(out.main_mask_token))
+
+
+def zero_absent(
+    words: Tensor, word_mask: Tensor, track_token: Tensor, has_track: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Zero pad words and absent track tokens: the bias alone would not stop large values (12.2)."""
+    zero = torch.zeros((), dtype=words.dtype, device=words.device)
+    return (
+        torch.where(word_mask[..., None], words, zero),
+        torch.where(has_track[:, None], track_token, zero),
+    )

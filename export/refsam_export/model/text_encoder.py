@@ -1,0 +1,43 @@
+"""From token ids to the text embedding: pooling and Cross-Modal MLP (refsam-model section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from refsam_export.model.config import EMBED_DIM
+from refsam_export.model.image_encoder import l2_normalise
+
+
+def cross_modal_mlp(text_width: int) -> nn.Sequential:
+    """Return the MLP d -> d/2 -> 256 shared by words and sentence (3.3)."""
+    hidden = text_width // 2
+    return nn.Sequential(nn.Linear(text_width, hidden), nn.ReLU(), nn.Linear(hidden, EMBED_DIM))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Average x [B, N, d] over the tokens where mask [B, N] is true -> [B, d]."""
+    kept = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).to(x.dtype)
+
+
+def embed_text(
+    x: Tensor, mask: Tensor, resizer: nn.Module, *, l2norm: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Map text-encoder outputs to `words` and `sentence`.
+
+    Args:
+        x: [B, N, d], last hidden state.
+        mask: bool [B, N], true for tokens, the end token included.
+        resizer: the Cross-Modal MLP.
+        l2norm: scale words and sentence to unit length.
+
+    Returns:
+        words [B, N, 256], rows of pads zero, and sentence [B, 256]; the sentence is pooled before
+        the MLP (3.3).
+    """
+    words, sentence = resizer(x), resizer(masked_mean(x, mask))
+    if l2norm:
+        words, sentence = l2_normalise(words, -1), l2_normalise(sentence, -1)
+    zero = torch.zeros((), dtype=words.dtype, device=words.device)
+    return torch.where(mask[..., None], words, zero), sentence
