@@ -20,14 +20,13 @@ class MissingExtraError(RefsamError):
     """An optional dependency is not installed; the text holds the exact `pip install` line."""
 
     def __init__(self, extra: str, needed_for: str, cause: str) -> None:
-        super().__init__(
-            f'{needed_for} needs an optional dependency: pip install "refsam-trt[{extra}]" ({cause})'
-        )
+        remedy = f'pip install "refsam-trt[{extra}]"'
+        super().__init__(f"{needed_for} needs an optional dependency: {remedy} ({cause})")
         self.extra = extra
 
 
 class BundleError(RefsamError):
-    """A bundle that is incomplete, altered, of an unknown schema, or that points out of its folder."""
+    """A bundle that is incomplete, altered, of an unknown schema, or points out of its folder."""
 
 
 class CheckpointError(RefsamError):

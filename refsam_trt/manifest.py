@@ -1,0 +1,151 @@
+"""The manifest of a bundle: everything that is known about it, strictly typed.
+
+Reading from disk and checking files against it is `bundle`'s; this module is the schema and its
+canonical bytes, whose SHA-256 is the bundle id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from refsam_trt.families.base import GraphSpec, TensorSpec
+
+SCHEMA_VERSION = 1
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class FileEntry(_Record):
+    """Size in bytes and SHA-256 of one file of the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Source(_Record):
+    """A file the weights came from: its role, its name (no folder) and its SHA-256."""
+
+    role: str
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Weights(_Record):
+    """Where the weights came from.
+
+    `random_init_seed` is None for weights that all come from files; otherwise `num_random_tensors`
+    tensors were filled with `realistic_init(seed)` and no accuracy can be expected.
+    """
+
+    sources: tuple[Source, ...]
+    random_init_seed: int | None = None
+    num_random_tensors: int = 0
+
+
+class Preprocess(_Record):
+    """Frame -> network input (refsam-model 2.2); sizes in pixels, mean and std in 0..255 units."""
+
+    image_size: int
+    downscale_short_side: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Tokenizer(_Record):
+    """Expression -> token ids; `file` is in the format of the `tokenizers` library."""
+
+    file: str
+    lowercase: bool
+    pad_id: int
+
+
+class GraphEntry(_Record):
+    """One ONNX graph: its file, tensors, and how many nodes of each operator type it has."""
+
+    file: str
+    spec: GraphSpec
+    node_types: dict[str, int]
+
+
+class Variant(_Record):
+    """One set of graphs: a precision, an attention form and a split."""
+
+    precision: str
+    attention: str
+    split: str
+    opset: int
+    graphs: dict[str, GraphEntry]
+
+
+class StateEntry(_Record):
+    """A tensor kept per video and expression: step output `output` becomes step input `input`."""
+
+    input: str
+    output: str
+    is_present: str
+
+
+class Limits(_Record):
+    """Largest sizes a graph accepts: frames, expressions, and words with the end token."""
+
+    max_frames: int
+    max_expressions: int
+    max_words: int
+
+
+class Manifest(_Record):
+    """The whole manifest; `docs/bundle.md` explains every field.
+
+    `configuration` is the exporter's model configuration and opaque to the runtime. `parity` holds
+    per variant the figures measured against the PyTorch reference.
+    """
+
+    schema_version: int
+    family: str
+    preset: str
+    configuration: dict[str, Any]
+    weights: Weights
+    tools: dict[str, str]
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    variants: dict[str, Variant]
+    state: tuple[StateEntry, ...]
+    limits: Limits
+    parity: dict[str, Any]
+    files: dict[str, FileEntry]
+    source: str | None = None
+    text_cache: str | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes: JSON, UTF-8, keys sorted, two-space indent, final newline."""
+        raw = msgspec.json.encode(self, order="sorted")
+        return msgspec.json.format(raw, indent=2) + b"\n"
+
+
+def bundle_id(manifest_bytes: bytes) -> str:
+    """Return the bundle id: SHA-256 of the canonical manifest, in hexadecimal."""
+    return hashlib.sha256(manifest_bytes).hexdigest()
+
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "GraphEntry",
+    "GraphSpec",
+    "Limits",
+    "Manifest",
+    "Preprocess",
+    "Source",
+    "StateEntry",
+    "TensorSpec",
+    "Tokenizer",
+    "Variant",
+    "Weights",
+    "bundle_id",
+]
