@@ -65,16 +65,19 @@ class RefSam(nn.Module):
         self.eval()
         self.requires_grad_(False)
 
-    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_image(
+        self, image: Tensor, encoder: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode frames: the frame scope of the baseline split (12.1).
 
         Args:
             image: [M, 3, S, S].
+            encoder: a rewritten but equal image encoder; None uses SAM's own form.
 
         Returns:
             image_embedding [M, 256, h, w] (F_4) and hda_features [M, 3, 256, h, w] (F_1 to F_3).
         """
-        embedding, maps = self.image_encoder(image)
+        embedding, maps = (encoder or self.image_encoder)(image)
         if self.config.l2norm_image:
             embedding = l2_normalise(embedding, 1)
         reduced = [conv(x.permute(0, 3, 1, 2)) for conv, x in zip(self.fpn_conv, maps, strict=True)]

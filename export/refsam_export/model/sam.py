@@ -1,7 +1,7 @@
 """SAM's own modules, unchanged, from the `segment-anything` distribution.
 
-Its package `__init__` imports torchvision, which we never need and which has no build matching every
-torch. The model code below it does not: so the sub-package is imported without running that file.
+Its package `__init__` imports torchvision, which we never need and which has no build matching
+every torch. The model code below it does not: so the sub-package is imported without running that file.
 A later `import segment_anything` elsewhere runs as usual and finds the very same classes.
 """
 

@@ -1,0 +1,138 @@
+"""One PyTorch graph -> one ONNX file with external data, held to the contract.
+
+Opset 20: one node per GELU, fp16 scales for Q/DQ, and the ceiling of TensorRT 10.3's parser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from refsam_trt.errors import InternalError
+from refsam_trt.families.base import GraphSpec, TensorSpec
+
+OPSET = 20
+# `Attention` is unknown to TensorRT 10.3, `NonZero` has no kernel in TensorRT-RTX, `If` hides work.
+FORBIDDEN_OPS = frozenset({"Attention", "If", "Loop", "NonZero", "Scan"})
+_EXAMPLE_SIZES = {"M": 2, "B": 3, "N": 5}
+
+
+def export_graph(
+    module: nn.Module, spec: GraphSpec, path: Path, limits: Mapping[str, int]
+) -> dict[str, int]:
+    """Export a graph.
+
+    Args:
+        module: takes `spec.inputs` in order, returns `spec.outputs` in order.
+        spec: the contract; its symbols become dynamic dims.
+        path: `.onnx` file to write; weights go to `path.name + ".data"` beside it.
+        limits: largest size of each symbol.
+
+    Returns:
+        How many nodes of each operator type the graph has.
+
+    Raises:
+        InternalError: the exported graph breaks the contract or holds a forbidden operator.
+    """
+    examples = tuple(_example(tensor) for tensor in spec.inputs)
+    # The dims need names of their own: a bare "N" is a function to sympy.
+    dims = {s: torch.export.Dim(f"num_{s.lower()}", min=1, max=limits[s]) for s in limits}
+    shapes = [_dynamic_dims(tensor, dims) for tensor in spec.inputs]
+    named = _is_variadic(module)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=(tuple(shapes),) if named else tuple(shapes),
+            external_data=True,
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise InternalError("torch.onnx.export returned nothing")
+    _finish(program.model, spec)
+    onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    return node_types(program.model)
+
+
+def node_types(model: Any) -> dict[str, int]:
+    """Count the nodes of each operator type, sub-graphs included."""
+    counts: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _example(tensor: TensorSpec) -> Tensor:
+    shape = tensor.shape(_EXAMPLE_SIZES)
+    if tensor.dtype == "bool":
+        return torch.ones(shape, dtype=torch.bool)
+    if tensor.dtype == "int64":
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
+        getattr(torch, tensor.dtype)
+    )
+
+
+def _dynamic_dims(tensor: TensorSpec, dims: Mapping[str, Any]) -> dict[int, Any]:
+    dynamic: dict[int, Any] = {}
+    for axis, dim in enumerate(tensor.dims):
+        if isinstance(dim, str):
+            symbol, _, offset = dim.partition("+")
+            dynamic[axis] = dims[symbol] + int(offset) if offset else dims[symbol]
+    return dynamic
+
+
+def _is_variadic(module: nn.Module) -> bool:
+    return bool(module.forward.__code__.co_flags & 0x04)
+
+
+def _finish(model: Any, spec: GraphSpec) -> None:
+    """Drop the exporter's notes (they hold paths of this machine) and write the contract's dims."""
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for values, tensors in (
+        (model.graph.inputs, spec.inputs),
+        (model.graph.outputs, spec.outputs),
+    ):
+        if [value.name for value in values] != [tensor.name for tensor in tensors]:
+            raise InternalError(f"exported tensors {[v.name for v in values]} break the contract")
+        for value, tensor in zip(values, tensors, strict=True):
+            value.shape = onnx_ir.Shape(tensor.dims)
+    if found := FORBIDDEN_OPS & set(node_types(model)):
+        raise InternalError(f"exported graph holds forbidden operators {sorted(found)}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress lines and its warnings about packages we do not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
