@@ -1,0 +1,29 @@
+"""How much a file may ask for before it is refused: every bound on input that is not trusted.
+
+Each is far above what our own commands write and far below what would exhaust a small machine.
+"""
+
+MAX_MANIFEST_BYTES = 8 * 2**20
+MAX_JSON_DEPTH = 32
+"""Nested arrays and objects, in any JSON file that is read."""
+
+MAX_FILES = 4096
+"""Files (and folders) of one bundle."""
+MAX_PATH_CHARS = 512
+"""Length of a file's path inside a bundle."""
+
+MAX_ONNX_BYTES = 2**31 - 1
+"""Size of one .onnx file without its external data: protobuf's own limit."""
+MAX_ONNX_FIELDS = 4_000_000
+"""Protobuf fields of one .onnx file: more than a graph of 100,000 nodes has."""
+MAX_ONNX_STRING_BYTES = 4096
+"""Names, operator types, domains and external-data entries of an .onnx file."""
+MAX_ONNX_DEPTH = 24
+"""Nested subgraphs; protobuf's parsers give up at 100 nested messages, three to a subgraph."""
+MAX_ONNX_TENSORS = 256
+"""Inputs, and outputs, of a graph."""
+MAX_ONNX_DIMS = 16
+MAX_ONNX_OPERATORS = 1024
+"""Different operator types, and different operator domains, of one .onnx file."""
+MAX_EXTERNAL_TENSORS = 100_000
+"""Tensors of one .onnx file that lie in external data files."""
