@@ -1,0 +1,1 @@
+"""Where graphs run: the protocols, their implementations, and how one is chosen."""

@@ -1,0 +1,155 @@
+"""A fake device over ONNX Runtime: proves without a GPU that device memory stays on the device.
+
+Its buffers refuse every host access, start poisoned, and are poisoned again before a graph writes
+into them, so whatever is read too early, too late or through the back door shows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
+from refsam_trt.backends.ort import OrtBuffer, OrtContext, OrtCpuBackend, OrtGraph
+from refsam_trt.errors import InternalError
+from refsam_trt.families.base import DType, GraphSpec
+
+NAME = "fake"
+
+
+class FakeBuffer:
+    """Memory that only `FakeBackend` may look into."""
+
+    device = "fake:0"
+
+    def __init__(self, memory: OrtBuffer) -> None:
+        self._memory = memory
+        self.dtype: DType = memory.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, outermost first."""
+        return self._memory.shape
+
+    def rows(self, start: int, stop: int) -> FakeBuffer:
+        """Return a view of `[start:stop]` on the leading axis."""
+        return FakeBuffer(self._memory.rows(start, stop))
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise InternalError(f"host access to a {self.dtype} {list(self.shape)} buffer on a device")
+
+    __array__ = __getitem__ = __setitem__ = __len__ = __iter__ = __bool__ = __dlpack__ = _refuse
+
+
+class FakeContext:
+    """Runs the graph on the hidden memory, one thread at a time."""
+
+    def __init__(self, context: OrtContext) -> None:
+        self._context = context
+        self._busy = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Poison the outputs, then run; refuses outputs that overlap inputs or each other."""
+        if not self._busy.acquire(blocking=False):
+            raise InternalError("one context used by two threads at once")
+        try:
+            sources = {name: memory_of(buffer) for name, buffer in inputs.items()}
+            targets = {name: memory_of(buffer) for name, buffer in outputs.items()}
+            _refuse_overlap(sources, targets)
+            for target in targets.values():
+                _poison(target.array)
+            self._context.run(sources, targets)
+        finally:
+            self._busy.release()
+
+
+class FakeGraph:
+    """A graph whose contexts take fake buffers."""
+
+    def __init__(self, graph: OrtGraph) -> None:
+        self.spec: GraphSpec = graph.spec
+        self._graph = graph
+
+    def context(self) -> FakeContext:
+        """Return a new execution context."""
+        return FakeContext(self._graph.context())
+
+
+class FakeBackend:
+    """A device for tests: ONNX Runtime computes, but nobody else gets at the memory."""
+
+    name = NAME
+    precision_notes = "as ort-cpu, which computes; for tests only"
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self._ort = OrtCpuBackend(num_threads)
+        self.transfers = Transfers()
+
+    def load(self, path: Path, spec: GraphSpec) -> FakeGraph:
+        """Load an ONNX file."""
+        return FakeGraph(self._ort.load(path, spec))
+
+    def empty(self, shape: Sequence[int], dtype: DType) -> FakeBuffer:
+        """Return a new, poisoned buffer."""
+        array = np.empty(shape, numpy_dtype(dtype, NAME))
+        _poison(array)
+        return FakeBuffer(OrtBuffer(array))
+
+    def upload(self, array: np.ndarray, out: Buffer | None = None) -> FakeBuffer:
+        """Copy a host array into `out` or a new buffer."""
+        target = self.empty(array.shape, dtype_of(array)) if out is None else fake_buffer(out)
+        check_same(array, target, "upload")
+        np.copyto(memory_of(target).array, array)
+        self.transfers.uploaded(array.nbytes)
+        return target
+
+    def download(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy on the host."""
+        array = memory_of(buffer).array.copy()
+        self.transfers.downloaded(array.nbytes)
+        return array
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy between two buffers; refuses memory shared by both."""
+        check_same(source, target, "copy")
+        _refuse_overlap({"source": memory_of(source)}, {"target": memory_of(target)})
+        np.copyto(memory_of(target).array, memory_of(source).array)
+        self.transfers.copied(memory_of(source).array.nbytes)
+
+    def close(self) -> None:
+        """Give the inner backend back."""
+        self._ort.close()
+
+
+def fake_buffer(buffer: Buffer) -> FakeBuffer:
+    """Return `buffer`, or refuse one that another backend made."""
+    if not isinstance(buffer, FakeBuffer):
+        raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
+    return buffer
+
+
+def memory_of(buffer: Buffer) -> OrtBuffer:
+    """Return the memory behind a fake buffer."""
+    return fake_buffer(buffer)._memory
+
+
+def _poison(array: np.ndarray) -> None:
+    if array.dtype.kind == "f":
+        array.fill(np.nan)
+    elif array.dtype.kind == "b":
+        array.reshape(-1)[::2] = True
+        array.reshape(-1)[1::2] = False
+    else:
+        array.fill(np.iinfo(array.dtype).min // 3)
+
+
+def _refuse_overlap(sources: Mapping[str, OrtBuffer], targets: Mapping[str, OrtBuffer]) -> None:
+    for name, target in targets.items():
+        others = {**sources, **{n: t for n, t in targets.items() if n != name}}
+        for other_name, other in others.items():
+            if np.may_share_memory(target.array, other.array):
+                raise InternalError(f"output {name!r} overlaps {other_name!r} in memory")

@@ -1,0 +1,189 @@
+"""ONNX Runtime on the CPU: the embedded default and the referee of every other backend."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refsam_trt.backends.base import (
+    Buffer,
+    Transfers,
+    check_call,
+    check_same,
+    dtype_of,
+    numpy_dtype,
+)
+from refsam_trt.errors import BackendError, InternalError, MissingExtraError
+from refsam_trt.families.base import DType, GraphSpec, TensorSpec
+
+NAME = "ort-cpu"
+
+_ORT_TYPES: dict[str, DType] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OrtBuffer:
+    """A C-contiguous host array that graphs read and write in place."""
+
+    device = "cpu"
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.dtype: DType = dtype_of(array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, outermost first."""
+        return self.array.shape
+
+    def rows(self, start: int, stop: int) -> OrtBuffer:
+        """Return a view of `[start:stop]` on the leading axis."""
+        if not 0 <= start < stop <= self.array.shape[0]:
+            raise InternalError(f"rows [{start}:{stop}] of a buffer with {self.array.shape[0]}")
+        return OrtBuffer(self.array[start:stop])
+
+
+class OrtContext:
+    """One binding of a session's buffers to an ONNX Runtime session."""
+
+    def __init__(self, name: str, session: Any, spec: GraphSpec) -> None:
+        self._name = name
+        self._session = session
+        self._spec = spec
+        self._binding = session.io_binding()
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Run the graph on the given memory; returns when done (see `backends.base.Context`)."""
+        check_call(self._spec, inputs, outputs)
+        arrays_in = {name: array_of(buffer) for name, buffer in inputs.items()}
+        arrays_out = {name: array_of(buffer) for name, buffer in outputs.items()}
+        binding = self._binding
+        try:
+            for name, array in arrays_in.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in arrays_out.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"{NAME}: graph {self._name} failed: {error}") from error
+        finally:
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+
+
+class OrtGraph:
+    """An ONNX Runtime session; `context()` gives each user a binding of its own."""
+
+    def __init__(self, path: Path, session: Any, spec: GraphSpec) -> None:
+        self.spec = spec
+        self._name = path.name
+        self._session = session
+
+    def context(self) -> OrtContext:
+        """Return a new execution context."""
+        return OrtContext(self._name, self._session, self.spec)
+
+
+class OrtCpuBackend:
+    """ONNX Runtime's CPU provider. Buffers are host arrays, so uploads and downloads are copies.
+
+    Args:
+        num_threads: threads inside one graph run; None leaves it to ONNX Runtime (one per physical
+            core). Idle threads sleep instead of spinning: an embedded box has other work.
+    """
+
+    name = NAME
+    precision_notes = (
+        "fp32 runs as written; fp16 graphs run with fp32 arithmetic in some nodes, slower than fp32"
+    )
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        try:
+            self._ort: Any = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise MissingExtraError("cpu", f"backend {NAME}", str(error)) from error
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self.transfers = Transfers()
+
+    def load(self, path: Path, spec: GraphSpec) -> OrtGraph:
+        """Load an ONNX file and compare its tensors with `spec`."""
+        for tensor in (*spec.inputs, *spec.outputs):
+            numpy_dtype(tensor.dtype, NAME)
+        try:
+            with self._lock:
+                session = self._ort.InferenceSession(
+                    str(path), self._options(), providers=["CPUExecutionProvider"]
+                )
+        except Exception as error:
+            raise BackendError(f"{NAME}: cannot load {path}: {error}") from error
+        _check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
+        _check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
+        return OrtGraph(path, session, spec)
+
+    def empty(self, shape: Sequence[int], dtype: DType) -> OrtBuffer:
+        """Return a new buffer with undefined content."""
+        return OrtBuffer(np.empty(shape, numpy_dtype(dtype, NAME)))
+
+    def upload(self, array: np.ndarray, out: Buffer | None = None) -> OrtBuffer:
+        """Copy a host array into `out` or a new buffer."""
+        target = self.empty(array.shape, dtype_of(array)) if out is None else ort_buffer(out)
+        check_same(array, target, "upload")
+        np.copyto(target.array, array)
+        self.transfers.uploaded(array.nbytes)
+        return target
+
+    def download(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy on the host."""
+        array = array_of(buffer).copy()
+        self.transfers.downloaded(array.nbytes)
+        return array
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy between two buffers of the same shape and dtype."""
+        check_same(source, target, "copy")
+        np.copyto(array_of(target), array_of(source))
+        self.transfers.copied(array_of(source).nbytes)
+
+    def close(self) -> None:
+        """Do nothing: memory goes with the last reference."""
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3  # errors only; they reach the caller as BackendError
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._num_threads is not None:
+            options.intra_op_num_threads = self._num_threads
+        return options
+
+
+def ort_buffer(buffer: Buffer) -> OrtBuffer:
+    """Return `buffer`, or refuse one that another backend made."""
+    if not isinstance(buffer, OrtBuffer):
+        raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
+    return buffer
+
+
+def array_of(buffer: Buffer) -> np.ndarray:
+    """Return the memory behind a buffer of this backend."""
+    return ort_buffer(buffer).array
+
+
+def _check_tensors(path: Path, kind: str, found: Any, specs: tuple[TensorSpec, ...]) -> None:
+    in_file = {node.name: _ORT_TYPES.get(node.type, node.type) for node in found}
+    declared = {spec.name: spec.dtype for spec in specs}
+    if in_file != declared:
+        raise BackendError(
+            f"{path}: the graph has {kind} {in_file}, the manifest declares {declared}; "
+            "export the bundle again"
+        )
