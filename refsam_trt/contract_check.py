@@ -1,0 +1,142 @@
+"""A manifest against the contract of its family: graphs, tensors, state and plain values.
+
+What is refused here is well-formed, but no session could run it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import get_args
+
+from refsam_trt import limits
+from refsam_trt.errors import BundleError
+from refsam_trt.families import refsam
+from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.manifest import Manifest, Variant
+
+_EXPORT_AGAIN = "export the bundle anew with refsam-export"
+_SPLITS: dict[str, refsam.Split] = {split: split for split in get_args(refsam.Split)}
+
+
+def check_contract(manifest: Manifest) -> None:
+    """Check that this version can run what the manifest describes.
+
+    Raises:
+        BundleError: an unknown family, no variant, graphs or tensors that are not the family's,
+            state that no graph has, or a size or constant that makes no sense.
+    """
+    if manifest.family not in CONTRACT_CHECKS:
+        raise BundleError(
+            f"model family {manifest.family!r}, this version knows "
+            f"{', '.join(sorted(CONTRACT_CHECKS))}; update refsam_trt"
+        )
+    if not manifest.variants:
+        raise BundleError(f"the manifest has no variant, so no graphs; {_EXPORT_AGAIN}")
+    _check_values(manifest)
+    for name, variant in manifest.variants.items():
+        _check_state(manifest, name, variant)
+    CONTRACT_CHECKS[manifest.family](manifest)
+
+
+def _check_values(manifest: Manifest) -> None:
+    preprocess, largest = manifest.preprocess, manifest.limits
+    short_side = preprocess.downscale_short_side
+    ranges = {
+        "preprocess.image_size": (preprocess.image_size, limits.MAX_SIDE_PX),
+        "preprocess.downscale_short_side": (
+            1 if short_side is None else short_side,
+            limits.MAX_SIDE_PX,
+        ),
+        "limits.max_frames": (largest.max_frames, limits.MAX_BATCH),
+        "limits.max_expressions": (largest.max_expressions, limits.MAX_BATCH),
+        "limits.max_words": (largest.max_words, limits.MAX_BATCH),
+    }
+    for name, (value, highest) in ranges.items():
+        if not 1 <= value <= highest:
+            raise BundleError(f"{name} is {value}, 1 to {highest} expected; {_EXPORT_AGAIN}")
+    if not all(value > 0 and math.isfinite(1 / value) for value in preprocess.std):
+        raise BundleError(
+            f"preprocess.std is {list(preprocess.std)}, values above 0 expected; {_EXPORT_AGAIN}"
+        )
+
+
+def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
+    specs = [graph.spec for graph in variant.graphs.values()]
+    inputs = {tensor.name for spec in specs for tensor in spec.inputs}
+    outputs = {tensor.name for spec in specs for tensor in spec.outputs}
+    for entry in manifest.state:
+        missing = {entry.input, entry.is_present} - inputs or {entry.output} - outputs
+        if missing:
+            raise BundleError(
+                f"variant {name!r}: no graph has the state tensor {', '.join(sorted(missing))}; "
+                f"{_EXPORT_AGAIN}"
+            )
+
+
+def _check_refsam(manifest: Manifest) -> None:
+    for name, variant in manifest.variants.items():
+        _check_refsam_graphs(name, variant, has_text_cache=manifest.text_cache is not None)
+        expected = _refsam_contract(name, variant, manifest.preprocess.image_size)
+        for graph, entry in variant.graphs.items():
+            where = f"variant {name!r}, graph {graph!r}"
+            _check_tensors(f"{where}: input", entry.spec.inputs, expected[graph].inputs)
+            _check_tensors(f"{where}: output", entry.spec.outputs, expected[graph].outputs)
+
+
+def _check_refsam_graphs(name: str, variant: Variant, *, has_text_cache: bool) -> None:
+    needed = set(refsam.GRAPHS) - ({refsam.TEXT_ENCODER} if has_text_cache else set())
+    found = variant.graphs.keys()
+    if unknown := found - set(refsam.GRAPHS):
+        raise BundleError(
+            f"variant {name!r}: graph {', '.join(sorted(unknown))}; {refsam.FAMILY} has "
+            f"{', '.join(refsam.GRAPHS)}; {_EXPORT_AGAIN}"
+        )
+    if missing := needed - found:
+        raise BundleError(
+            f"variant {name!r}: no graph {', '.join(sorted(missing))}; {refsam.FAMILY} needs it"
+            f"{'' if has_text_cache else ' (the text encoder unless there is a text cache)'}; "
+            f"{_EXPORT_AGAIN}"
+        )
+
+
+def _refsam_contract(name: str, variant: Variant, image_size: int) -> dict[str, GraphSpec]:
+    """Return the contract that the variant's split, grid and dtype, as it gives them, ask for."""
+    outputs = variant.graphs[refsam.IMAGE_ENCODER].spec.outputs
+    embedding = outputs[0] if outputs else None
+    if embedding is None or len(embedding.dims) != 4 or not isinstance(embedding.dims[3], int):
+        raise BundleError(
+            f"variant {name!r}, graph {refsam.IMAGE_ENCODER!r}: its first output should be "
+            f"image_embedding [M, {refsam.EMBED_DIM}, h, w]; {_EXPORT_AGAIN}"
+        )
+    if variant.split not in _SPLITS:
+        raise BundleError(
+            f"variant {name!r}: split {variant.split!r}, expected {' or '.join(_SPLITS)}; "
+            f"{_EXPORT_AGAIN}"
+        )
+    return refsam.contract(image_size, embedding.dims[3], _SPLITS[variant.split], embedding.dtype)
+
+
+def _check_tensors(
+    where: str, found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
+) -> None:
+    for tensor, wanted in zip(found, expected, strict=False):
+        if tensor != wanted:
+            raise BundleError(
+                f"{where} {_shown(tensor)}, expected {_shown(wanted)}; {_EXPORT_AGAIN}"
+            )
+    if len(found) != len(expected):
+        raise BundleError(
+            f"{where}s: {len(found)} tensors, expected {len(expected)} "
+            f"({', '.join(tensor.name for tensor in expected)}); {_EXPORT_AGAIN}"
+        )
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.dims)} (scope {tensor.scope})"
+
+
+CONTRACT_CHECKS: dict[str, Callable[[Manifest], None]] = {refsam.FAMILY: _check_refsam}
+"""Per family, the check of what only the family knows."""
+
+__all__ = ["CONTRACT_CHECKS", "check_contract"]

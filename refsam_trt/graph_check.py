@@ -1,0 +1,119 @@
+"""One ONNX file of a bundle against its manifest entry: tensors, operators, external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from refsam_trt.bundle_files import path_problem
+from refsam_trt.errors import BundleError
+from refsam_trt.families.base import TensorSpec
+from refsam_trt.manifest import FileEntry, GraphEntry
+from refsam_trt.onnx_reader import OnnxSummary, summarise_onnx
+from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
+
+_EXPORT_AGAIN = "export the bundle anew with refsam-export"
+
+
+def check_graph(
+    folder: Path, entry: GraphEntry, opset: int, files: Mapping[str, FileEntry]
+) -> tuple[str, ...]:
+    """Check the ONNX file of a graph.
+
+    Args:
+        folder: the bundle's.
+        entry: the graph, its file one of `files`.
+        opset: version of the standard operators that the manifest gives.
+        files: the bundle's files by relative path.
+
+    Returns:
+        Relative paths of the files that hold the graph's external data, sorted.
+
+    Raises:
+        BundleError: the file is not as the manifest says, uses a custom operator domain, or has
+            external data anywhere but in a file of the bundle.
+    """
+    path = folder / entry.file
+    summary = summarise_onnx(path)
+    _check_domains(path, summary, opset)
+    _check_tensors(path, "input", summary.inputs, entry.spec.inputs)
+    _check_tensors(path, "output", summary.outputs, entry.spec.outputs)
+    _check_node_types(path, summary, entry.node_types)
+    parent = entry.file.rpartition("/")[0]
+    prefix = f"{parent}/" if parent else ""
+    found = (_check_external(path, prefix, data, files) for data in summary.external_data)
+    return tuple(sorted(set(found)))
+
+
+def _check_domains(path: Path, summary: OnnxSummary, opset: int) -> None:
+    if custom := sorted(summary.domains - {""}):
+        raise BundleError(
+            f"{path}: custom operator domain {', '.join(map(repr, custom))}; only ONNX's standard "
+            f"operators are run, since others need code from elsewhere: {_EXPORT_AGAIN}"
+        )
+    if summary.opsets[""] != opset:
+        raise BundleError(
+            f"{path}: operator set {summary.opsets['']}, the manifest says {opset}; {_EXPORT_AGAIN}"
+        )
+
+
+def _check_tensors(
+    path: Path, kind: str, found: tuple[OnnxTensor, ...], expected: tuple[TensorSpec, ...]
+) -> None:
+    found_names, expected_names = [t.name for t in found], [t.name for t in expected]
+    if found_names != expected_names:
+        raise BundleError(
+            f"{path}: {kind}s {', '.join(found_names)}; the manifest says "
+            f"{', '.join(expected_names)}; {_EXPORT_AGAIN}"
+        )
+    for tensor, spec in zip(found, expected, strict=True):
+        if (tensor.dtype, tensor.dims) != (spec.dtype, spec.dims):
+            raise BundleError(
+                f"{path}: {kind} {tensor.name} is {_shown(tensor)}, the manifest says "
+                f"{_shown(spec)}; {_EXPORT_AGAIN}"
+            )
+
+
+def _shown(tensor: OnnxTensor | TensorSpec) -> str:
+    if tensor.dims is None:
+        return f"{tensor.dtype or 'no tensor'} without a shape"
+    dims = ", ".join("?" if dim is None else str(dim) for dim in tensor.dims)
+    return f"{tensor.dtype} [{dims}]"
+
+
+def _check_node_types(path: Path, summary: OnnxSummary, expected: Mapping[str, int]) -> None:
+    names = sorted(summary.node_types.keys() | expected.keys())
+    for name in names:
+        found = summary.node_types[name]
+        if found != expected.get(name, 0):
+            raise BundleError(
+                f"{path}: {found} nodes of type {name}, the manifest says {expected.get(name, 0)}; "
+                f"{_EXPORT_AGAIN}"
+            )
+
+
+def _check_external(
+    path: Path, prefix: str, data: ExternalData, files: Mapping[str, FileEntry]
+) -> str:
+    location = data.location
+    if problem := path_problem(location):
+        raise BundleError(
+            f"{path}: external data in {location!r}, a path that {problem}; expected is a file of "
+            f"the bundle beside the graph: {_EXPORT_AGAIN}"
+        )
+    name = prefix + location
+    if name not in files:
+        raise BundleError(
+            f"{path}: external data in {name!r}, which the manifest does not list; {_EXPORT_AGAIN}"
+        )
+    if data.length is None:
+        raise BundleError(f"{path}: external data in {name!r} without a length; {_EXPORT_AGAIN}")
+    if data.offset + data.length > files[name].size_bytes:
+        raise BundleError(
+            f"{path}: external data at bytes {data.offset} to {data.offset + data.length} of "
+            f"{name!r}, which has {files[name].size_bytes}; {_EXPORT_AGAIN}"
+        )
+    return name
+
+
+__all__ = ["check_graph"]
