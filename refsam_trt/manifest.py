@@ -49,12 +49,12 @@ class Weights(_Record):
 
 
 class Preprocess(_Record):
-    """Frame -> network input (refsam-model 2.2); sizes in pixels, mean and std in 0..255 units."""
+    """Frame -> network input (refsam-model 2.2); sizes in pixels, RGB mean and std in 0..255."""
 
     image_size: int
     downscale_short_side: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
 class Tokenizer(_Record):

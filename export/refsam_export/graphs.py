@@ -1,7 +1,7 @@
 """The three graphs as PyTorch modules, in both splits (refsam-model 12.1, 12.4).
 
-Their inputs and outputs are those of `refsam_trt.families.refsam.contract`.
-The optimised split moves whatever depends on the frame or on the expression alone out of the step; it is exact because a 1x1
+Their inputs and outputs are those of `refsam_trt.families.refsam.contract`. The optimised split
+moves whatever depends on the frame or on the expression alone out of the step. It is exact: a 1x1
 convolution of a concatenation is a sum of two linear maps, and a linear map commutes with the
 attention average.
 """

@@ -1,8 +1,8 @@
 """SAM's own modules, unchanged, from the `segment-anything` distribution.
 
 Its package `__init__` imports torchvision, which we never need and which has no build matching
-every torch. The model code below it does not: so the sub-package is imported without running that file.
-A later `import segment_anything` elsewhere runs as usual and finds the very same classes.
+every torch. The model code below it does not: it is imported under a stand-in for the package, as a
+private copy, so that `import segment_anything` elsewhere behaves as if we had never been here.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from types import ModuleType
 from refsam_trt.errors import MissingExtraError
 
 _PACKAGE = "segment_anything"
+_MODULES = ("modeling.image_encoder", "modeling", "modeling.transformer", "modeling.common")
 
 
-def _import_submodule(name: str) -> ModuleType:
-    if _PACKAGE in sys.modules:
-        return importlib.import_module(f"{_PACKAGE}.{name}")
+def _private_copies() -> list[ModuleType]:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise MissingExtraError("export", "The RefSAM reference model", "segment-anything missing")
+    before = _take_out()
     stand_in = ModuleType(_PACKAGE)
     stand_in.__path__ = list(spec.submodule_search_locations)
     sys.modules[_PACKAGE] = stand_in
     try:
-        return importlib.import_module(f"{_PACKAGE}.{name}")
+        return [importlib.import_module(f"{_PACKAGE}.{name}") for name in _MODULES]
     finally:
-        del sys.modules[_PACKAGE]
+        _take_out()
+        sys.modules.update(before)
 
 
-_image_encoder = _import_submodule("modeling.image_encoder")
-_modeling = _import_submodule("modeling")
-_transformer = _import_submodule("modeling.transformer")
-_common = _import_submodule("modeling.common")
+def _take_out() -> dict[str, ModuleType]:
+    names = [n for n in sys.modules if n == _PACKAGE or n.startswith(f"{_PACKAGE}.")]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+_image_encoder, _modeling, _transformer, _common = _private_copies()
 
 Block = _image_encoder.Block
 ImageAttention = _image_encoder.Attention

@@ -1,0 +1,92 @@
+"""`refsam-export`: checkpoint -> bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refsam_trt.commands import run_command
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--backbone", required=True, help="Preset: vitb, vitl, vith, nano or tiny.")
+@click.option("--sam-checkpoint", type=_FILE, help="SAM's own weights (sam_vit_h_4b8939.pth).")
+@click.option("--checkpoint", type=_FILE, help="RefSAM weights: one safetensors file of ours.")
+@click.option("--text-encoder", type=_FILE, help="Hugging Face folder of a T5 encoder.")
+@click.option(
+    "--random-init",
+    type=int,
+    metavar="SEED",
+    help="Fill whatever no file gives with random weights made to behave like trained ones. "
+    "For speed and parity only: the masks mean nothing, and the bundle says so.",
+)
+@click.option("--output", required=True, type=_FILE, help="Folder of the bundle; must not exist.")
+@click.option(
+    "--split",
+    type=click.Choice(["optimised", "baseline"]),
+    default="optimised",
+    help="optimised moves all work out of the step that does not need both frame and text.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["augmented", "bias", "reference"]),
+    default="augmented",
+    help="How the image encoder's relative position is spelled; equal up to rounding.",
+)
+@click.option(
+    "--parity-frames",
+    type=click.IntRange(min=3),
+    default=5,
+    help="Length of the chain that is compared with the PyTorch reference.",
+)
+@click.option(
+    "--include-source/--no-include-source",
+    default=None,
+    help="Put the PyTorch weights into the bundle.  [default: only for nano and tiny]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.version_option(package_name="refsam-trt")
+def command(as_json: bool, include_source: bool | None, **options: Any) -> None:
+    """Export RefSAM to a bundle of ONNX graphs and prove it equal to the PyTorch reference.
+
+    Exit codes: 0 done, 1 parity failed (no bundle is written), 2 unusable input.
+    """
+    from refsam_export.exporter import ExportRequest, export_bundle
+
+    if include_source is None:
+        include_source = options["backbone"] in ("nano", "tiny")
+    result = export_bundle(
+        ExportRequest(include_source=include_source, **options),
+        lambda line: click.echo(f"refsam-export: {line}", err=True),
+    )
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "bundle": str(result.bundle)}))
+        return
+    _print(result)
+
+
+def _print(result: Any) -> None:
+    for file in result.loaded["files"]:
+        click.echo(
+            f"{file['name']}: {file['kind']} weights, {file['num_loaded']} tensors loaded, "
+            f"{len(file['unexpected'])} unexpected {file['unexpected'][:3] or ''}"
+        )
+    if result.loaded["random_init_seed"] is not None:
+        click.echo(
+            f"RANDOM WEIGHTS: {result.loaded['num_missing']} tensors were in no file and come from "
+            f"--random-init {result.loaded['random_init_seed']}; masks of this bundle mean nothing"
+        )
+    click.echo(f"bundle: {result.bundle}")
+    click.echo(f"bundle id: {result.bundle_id}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(command, "export", "refsam-export")

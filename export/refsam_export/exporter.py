@@ -1,0 +1,205 @@
+"""Checkpoint -> bundle: graphs, proof, manifest, and nothing at all when the proof fails."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from refsam_trt.bundle_writer import write_bundle
+
+from refsam_export.checkpoint import LoadedModel, load_model, save_source
+from refsam_export.graphs import build_graphs
+from refsam_export.onnx_export import OPSET, export_graph
+from refsam_export.parity.reference import write_reference
+from refsam_trt.errors import InternalError, OutputError, ParityError
+from refsam_trt.families import refsam
+from refsam_trt.manifest import (
+    SCHEMA_VERSION,
+    GraphEntry,
+    Limits,
+    Manifest,
+    Preprocess,
+    StateEntry,
+    Tokenizer,
+    Variant,
+)
+
+PAD_ID = 0
+_TOOLS = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "transformers",
+    "segment-anything",
+    "tokenizers",
+    "numpy",
+)
+_LIMITS = {"M": refsam.MAX_FRAMES, "B": refsam.MAX_EXPRESSIONS, "N": refsam.MAX_WORDS}
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `refsam-export` was asked for; see its `--help` for every field."""
+
+    backbone: str
+    output: Path
+    sam_checkpoint: Path | None = None
+    checkpoint: Path | None = None
+    text_encoder: Path | None = None
+    random_init: int | None = None
+    split: refsam.Split = "optimised"
+    attention: str = "augmented"
+    parity_frames: int = 5
+    include_source: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written: folder, bundle id, parity figures, and where the weights are from."""
+
+    bundle: Path
+    bundle_id: str
+    parity: dict[str, Any]
+    loaded: dict[str, Any]
+
+
+def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
+    """Export a model and prove it.
+
+    Args:
+        request: what to export and where to.
+        report: called with one line per stage.
+
+    Raises:
+        ParityError: graphs or chain differ from the reference by more than allowed.
+        CheckpointError: weights that cannot be used.
+        OutputError: the output exists already, or cannot be written.
+    """
+    if request.output.exists() and not request.overwrite:
+        raise OutputError(
+            f"{request.output}: exists already; choose another --output or --overwrite"
+        )
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
+        folder = Path(scratch)
+        report(f"loading weights for {request.backbone}")
+        loaded = load_model(
+            request.backbone,
+            sam_checkpoint=request.sam_checkpoint,
+            checkpoint=request.checkpoint,
+            text_encoder=request.text_encoder,
+            random_init=request.random_init,
+        )
+        summary = _summary(loaded)
+        files, manifest = _write_graphs(loaded, request, folder, report)
+        report(f"running the PyTorch reference over {request.parity_frames} frames")
+        reference = folder / "reference"
+        reference.mkdir()
+        write_reference(
+            loaded.model, loaded.tokenizer, request.split, request.parity_frames, reference
+        )
+        del loaded
+        gc.collect()
+        report("comparing the graphs with the reference in a process of their own")
+        staged = write_bundle(folder / "staged", manifest=manifest, files=files)
+        figures = _compare(staged.folder, reference)
+        report(_verdict(figures))
+        if not figures["passed"]:
+            raise ParityError(f"{_verdict(figures)}; no bundle was written")
+        manifest = _with_parity(manifest, figures)
+        files = {name: staged.folder / name for name in files}
+        bundle = write_bundle(
+            request.output, manifest=manifest, files=files, overwrite=request.overwrite
+        )
+    return ExportResult(bundle.folder, bundle.bundle_id, figures, summary)
+
+
+def _write_graphs(
+    loaded: LoadedModel, request: ExportRequest, folder: Path, report: Report
+) -> tuple[dict[str, Path], Manifest]:
+    config = loaded.model.config
+    spec = refsam.contract(config.image_size, config.grid_size, request.split)
+    variant = f"fp32-{request.attention}-{request.split}"
+    files: dict[str, Path] = {}
+    entries: dict[str, GraphEntry] = {}
+    for name, module in build_graphs(loaded.model, request.split, request.attention).items():
+        report(f"exporting {name}")
+        path = folder / f"{name}.onnx"
+        counts = export_graph(module, spec[name], path, _LIMITS)
+        file = f"graphs/{variant}/{path.name}"
+        entries[name] = GraphEntry(file, spec[name], counts)
+        files[file] = path
+        files[f"{file}.data"] = path.with_name(f"{path.name}.data")
+    files["tokenizer.json"] = folder / "tokenizer.json"
+    loaded.tokenizer.save(str(files["tokenizer.json"]))
+    source = "source.safetensors" if request.include_source else None
+    if source:
+        files[source] = folder / source
+        save_source(files[source], loaded)
+    graphs = Variant("fp32", request.attention, request.split, OPSET, entries)
+    return files, _manifest(loaded, {variant: graphs}, source)
+
+
+def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | None) -> Manifest:
+    config = loaded.model.config
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        family=refsam.FAMILY,
+        preset=config.preset,
+        configuration={"model": config.to_json(), "text_encoder": loaded.text_config},
+        weights=loaded.weights,
+        tools={name: importlib.metadata.version(name) for name in ("refsam-trt", *_TOOLS)},
+        preprocess=Preprocess(config.image_size, config.downscale_short_side),
+        tokenizer=Tokenizer("tokenizer.json", config.lowercase, PAD_ID),
+        variants=variants,
+        state=(StateEntry("track_token", "next_track_token", "has_track"),),
+        limits=Limits(refsam.MAX_FRAMES, refsam.MAX_EXPRESSIONS, refsam.MAX_WORDS),
+        parity={},
+        files={},
+        source=source,
+    )
+
+
+def _compare(bundle: Path, reference: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "refsam_export.parity.compare", str(bundle), str(reference)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InternalError(f"the comparison itself failed:\n{done.stderr}")
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def _verdict(figures: dict[str, Any]) -> str:
+    state = "passed" if figures["passed"] else "FAILED"
+    return (
+        f"parity {state}: worst relative error {figures['max_graph_error']:.1e} per graph, "
+        f"{figures['max_chain_error']:.1e} over the chain; "
+        f"mask IoU at least {figures['min_mask_iou']:.6f}"
+    )
+
+
+def _with_parity(manifest: Manifest, figures: dict[str, Any]) -> Manifest:
+    import msgspec
+
+    return msgspec.structs.replace(manifest, parity={figures["variant"]: figures})
+
+
+def _summary(loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "files": [asdict(report) for report in loaded.reports],
+        "num_missing": len(loaded.missing),
+        "missing": list(loaded.missing),
+        "random_init_seed": loaded.weights.random_init_seed,
+    }

@@ -1,0 +1,162 @@
+"""Runs a bundle on the inputs of a written reference and states the differences.
+
+Imports neither torch nor onnx, so the figures are those of the runtime that people embed.
+As a program, `python -m refsam_export.parity.compare BUNDLE REFERENCE_FOLDER` prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.postprocess import Postprocessor
+from safetensors.numpy import load_file
+
+import refsam_trt
+from refsam_trt.backends.select import open_backend
+from refsam_trt.errors import UsageError
+from refsam_trt.preprocess import geometry
+
+TENSORS = "reference.safetensors"
+RECORD = "reference.json"
+MAX_RELATIVE_ERROR = 1e-4
+MIN_MASK_IOU = 0.999
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Figures of one variant against the PyTorch reference.
+
+    `graphs` holds the relative error of every output of every graph run alone; the chain's figures
+    are the worst over frames and expressions, `chain` lists each.
+    """
+
+    variant: str
+    backend: str
+    num_frames: int
+    num_tokens: list[int]
+    graphs: dict[str, dict[str, float]]
+    chain: list[dict[str, Any]]
+    max_graph_error: float
+    max_chain_error: float
+    min_mask_iou: float
+    mean_mask_iou: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether graphs and masks are within the stated bounds."""
+        return self.max_graph_error <= MAX_RELATIVE_ERROR and self.min_mask_iou >= MIN_MASK_IOU
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference over the largest absolute expected value."""
+    scale = float(np.abs(expected).max()) or 1.0
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    return difference / scale if np.isfinite(difference) else float("inf")
+
+
+def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return intersection over union of two bool masks; 1 when both are empty."""
+    union = int(np.logical_or(found, expected).sum())
+    return int(np.logical_and(found, expected).sum()) / union if union else 1.0
+
+
+def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity:
+    """Measure a bundle against a reference written by `parity.reference`.
+
+    Args:
+        folder: the bundle.
+        reference: folder with the reference's tensors and record.
+        variant: which variant; None takes the bundle's default.
+
+    Raises:
+        UsageError: the reference is of another split than the variant.
+    """
+    tensors = load_file(reference / TENSORS)
+    record = json.loads((reference / RECORD).read_text(encoding="utf-8"))
+    with refsam_trt.load(folder, variant=variant) as engine:
+        backend, variant = engine.backend, engine.variant
+        chain = _run_chain(engine, tensors, record)
+    graphs = _run_graphs(open_bundle(folder, verify="deferred"), variant, tensors)
+    return Parity(
+        variant=variant,
+        backend=backend,
+        num_frames=record["num_frames"],
+        num_tokens=record["num_tokens"],
+        graphs=graphs,
+        chain=chain,
+        max_graph_error=max(max(errors.values()) for errors in graphs.values()),
+        max_chain_error=max(row["logits_error"] for row in chain),
+        min_mask_iou=min(row["mask_iou"] for row in chain),
+        mean_mask_iou=float(np.mean([row["mask_iou"] for row in chain])),
+    )
+
+
+def _run_graphs(
+    bundle: Bundle, variant: str, tensors: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    backend = open_backend("ort-cpu")
+    errors: dict[str, dict[str, float]] = {}
+    for name, entry in bundle.manifest.variants[variant].graphs.items():
+        missing = [t.name for t in entry.spec.outputs if f"{name}.out.{t.name}" not in tensors]
+        if missing:
+            raise UsageError(
+                f"the reference lacks {missing} of graph {name}: it was written for another split"
+            )
+        inputs = {t.name: backend.upload(tensors[f"{name}.in.{t.name}"]) for t in entry.spec.inputs}
+        outputs = {
+            t.name: backend.empty(tensors[f"{name}.out.{t.name}"].shape, t.dtype)
+            for t in entry.spec.outputs
+        }
+        backend.load(bundle.path(entry.file), entry.spec).context().run(inputs, outputs)
+        errors[name] = {
+            key: relative_error(backend.download(buffer), tensors[f"{name}.out.{key}"])
+            for key, buffer in outputs.items()
+        }
+    backend.close()
+    return errors
+
+
+def _run_chain(
+    engine: refsam_trt.Engine, tensors: dict[str, np.ndarray], record: dict[str, Any]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    order: dict[int, int] = {}
+    low_res_hw = tensors["chain.0.0.low_res_logits"].shape[1:]
+    frame_geometry = geometry(tensors["frames"].shape[1:3], engine.manifest.preprocess)
+    postprocessor = Postprocessor(frame_geometry, low_res_hw)
+    with engine.open_video() as video:
+        for index, frame in enumerate(tensors["frames"]):
+            for expression, first in enumerate(record["first_frames"]):
+                if first == index:
+                    order[video.add_expression(record["expressions"][expression])] = expression
+            for result in video.step(frame):
+                expression = order[result.expression_id]
+                expected = tensors[f"chain.{expression}.{index}.low_res_logits"][0]
+                expected_mask = postprocessor.logits(expected) > 0
+                rows.append(
+                    {
+                        "frame": index,
+                        "expression": expression,
+                        "logits_error": relative_error(result.low_res_logits, expected),
+                        "mask_iou": mask_iou(result.mask, expected_mask),
+                        "coverage": float(expected_mask.mean()),
+                    }
+                )
+    return rows
+
+
+def main(arguments: list[str]) -> None:
+    """Print the figures of BUNDLE against REFERENCE_FOLDER as one JSON object."""
+    folder, reference, *variant = arguments
+    found = compare(Path(folder), Path(reference), *variant)
+    print(json.dumps({**asdict(found), "passed": found.passed}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""What parity is measured on: a moving scene made from a seed, and expressions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FRAME_HW = (360, 640)
+EXPRESSIONS = (
+    "the red disc on the left",
+    "the largest striped ball that is moving slowly to the right behind the others",
+    "blue square",
+)
+# The last expression joins here: one without a track token meets two that have one.
+LATE_FRAME = 2
+
+
+@dataclass(frozen=True)
+class _Disc:
+    centre: np.ndarray  # (x, y) as shares of the frame
+    velocity: np.ndarray  # shares per frame
+    radius: float  # share of the short side
+    colour: np.ndarray  # [3], 0..255
+
+
+def moving_frames(num_frames: int, seed: int, hw: tuple[int, int] = FRAME_HW) -> np.ndarray:
+    """Draw coloured discs over a drifting gradient.
+
+    Returns:
+        uint8 [num_frames, H, W, 3], RGB, the same for the same arguments.
+    """
+    rng = np.random.default_rng(seed)
+    discs = [
+        _Disc(rng.uniform(0.2, 0.8, 2), rng.uniform(-0.04, 0.04, 2), radius, rng.uniform(0, 255, 3))
+        for radius in (0.10, 0.16, 0.22, 0.13, 0.08)
+    ]
+    waves = rng.uniform(1.0, 5.0, (3, 2, 2))
+    grain = rng.normal(0.0, 6.0, (*hw, 3))
+    return (
+        np.stack([_draw(index, hw, discs, waves) + grain for index in range(num_frames)])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def _draw(index: int, hw: tuple[int, int], discs: list[_Disc], waves: np.ndarray) -> np.ndarray:
+    height, width = hw
+    y, x = np.mgrid[0:height, 0:width]
+    u, v = x / width + 0.02 * index, y / height
+    frame = np.stack(
+        [110 + 50 * np.sin(2 * np.pi * (w[0, 0] * u + w[0, 1] * v)) + 30 * v for w in waves], -1
+    )
+    for disc in discs:
+        centre = (disc.centre + index * disc.velocity) * (width, height)
+        distance = np.hypot(x - centre[0], y - centre[1])
+        frame[distance < disc.radius * min(hw)] = disc.colour
+    return frame

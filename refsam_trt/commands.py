@@ -1,0 +1,63 @@
+"""How every command ends: one clear message, and the exit code that says what kind of end it was."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from refsam_trt.errors import MissingExtraError, RefsamError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where it arrives so that files are closed and temporaries removed."""
+
+
+def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
+    """Run a click command and exit the process.
+
+    0 done; 1 a check that was asked for failed; 2 usage, missing extra or unusable input; 130 and 143
+    interrupted. Errors of ours become one line on standard error, without a traceback.
+
+    Args:
+        command: the click command.
+        extra: the extra of `refsam-trt` that its heavy imports belong to.
+        name: the console script's name.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.Abort:
+        _end(name, "interrupted", INTERRUPTED)
+    except KeyboardInterrupt:
+        _end(name, "interrupted", INTERRUPTED)
+    except Terminated:
+        _end(name, "terminated", TERMINATED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except RefsamError as error:
+        _end(name, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        _end(name, str(MissingExtraError(extra, name, str(error))), MissingExtraError.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _end(name, f"no space left: {error}; free some and try again", 2)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _end(name: str, message: str, code: int) -> NoReturn:
+    click.echo(f"{name}: {message}", err=True)
+    sys.exit(code)
