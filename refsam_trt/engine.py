@@ -1,0 +1,282 @@
+"""A bundle loaded on a backend: what sessions share, and the ways in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from refsam_trt.backends.base import Backend, TransferCounts
+from refsam_trt.backends.select import AUTO, open_backend
+from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.errors import BundleError, UsageError
+from refsam_trt.families import refsam
+from refsam_trt.families.adapter import FamilyAdapter, FamilyParts
+from refsam_trt.families.refsam_adapter import RefsamFamily
+from refsam_trt.frames import open_frames
+from refsam_trt.manifest import Manifest
+from refsam_trt.preprocess import PreprocessConfig
+from refsam_trt.result import Result
+from refsam_trt.session import Color, Session, SessionModel
+from refsam_trt.text import TextMode
+
+FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
+"""Model families this version runs, by the manifest's `family`."""
+
+_DEFAULT_PRECISION = "fp32"
+_LOG = logging.getLogger("refsam_trt")
+
+
+def load(
+    path: str | Path,
+    *,
+    backend: str = AUTO,
+    text: TextMode = "lazy",
+    variant: str | None = None,
+    num_threads: int | None = None,
+    expect_id: str | None = None,
+    verify: Literal["full", "deferred"] = "full",
+) -> Engine:
+    """Load a bundle.
+
+    Args:
+        path: the bundle's folder.
+        backend: a name, or `auto`: the first that works here. A named one never falls back.
+        text: `lazy` loads the text encoder at the first unknown expression and releases it at the
+            next step; `resident` loads it now and keeps it; `cache-only` never loads it.
+        variant: name of one set of graphs; None takes the only one, or the only fp32 one.
+        num_threads: CPU threads inside one graph run; None is the backend's default.
+        expect_id: refuse every bundle but this one.
+        verify: `full` hashes every file now; `deferred` hashes each when it is first used.
+
+    Raises:
+        BundleError: incomplete, altered, not the expected one, or of an unknown family.
+        BackendError: no such backend, or it cannot load the graphs.
+        MissingExtraError: the backend's library is not installed.
+        UsageError: an unknown variant or option.
+    """
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
+    bundle = open_bundle(Path(path), expect_id=expect_id, verify=verify)
+    name = _chosen_variant(bundle.manifest, variant)
+    opened = open_backend(backend, num_threads)
+    try:
+        engine = Engine(bundle, name, opened, text)
+    except BaseException:
+        opened.close()
+        raise
+    if engine.is_random_init:
+        seed = bundle.manifest.weights.random_init_seed
+        _LOG.warning("%s: weights are random (seed %s): masks mean nothing", path, seed)
+    return engine
+
+
+class Engine:
+    """A loaded bundle; `load` makes it. A context manager. May be shared by threads.
+
+    Args:
+        bundle: the opened bundle.
+        variant: name of the variant to run.
+        backend: an open backend, which the engine closes.
+        text: how the text encoder is kept (see `load`).
+    """
+
+    def __init__(self, bundle: Bundle, variant: str, backend: Backend, text: TextMode) -> None:
+        manifest = bundle.manifest
+        if manifest.family not in FAMILIES:
+            raise BundleError(
+                f"{bundle.folder}: model family {manifest.family!r}; this version runs "
+                f"{', '.join(FAMILIES)}; update refsam-trt"
+            )
+        self._bundle = bundle
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._is_closed = False
+        chosen = manifest.variants[variant]
+        parts = FamilyParts(manifest, chosen, backend, text, bundle.verify_file)
+        self._model = SessionModel(
+            family=FAMILIES[manifest.family](parts),
+            preprocess=PreprocessConfig(**msgspec.structs.asdict(manifest.preprocess)),
+            bundle_id=bundle.bundle_id,
+            variant=variant,
+            precision=chosen.precision,
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:  # a complaint about open sessions would hide the first error
+            for session in self._open_sessions():
+                session.close()
+        self.close()
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the graphs."""
+        return self._backend.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self._bundle.manifest
+
+    @property
+    def bundle_id(self) -> str:
+        """SHA-256 of the canonical manifest, hexadecimal."""
+        return self._bundle.bundle_id
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant that runs."""
+        return self._model.variant
+
+    @property
+    def is_random_init(self) -> bool:
+        """Whether weights were made up at export, so that masks mean nothing."""
+        return self.manifest.weights.random_init_seed is not None
+
+    @property
+    def family(self) -> FamilyAdapter:
+        """The model family's adapter."""
+        return self._model.family
+
+    @property
+    def transfers(self) -> TransferCounts:
+        """What crossed between host and device since the engine was loaded."""
+        return self._backend.transfers.counts()
+
+    def open_video(
+        self,
+        *,
+        color: Color = "rgb",
+        original_hw: tuple[int, int] | None = None,
+        threshold: float = 0.0,
+    ) -> Session:
+        """Open a session for one video.
+
+        Args:
+            color: channel order of the frames.
+            original_hw: size of the frames in pixels; None takes that of the first frame.
+            threshold: logits above it belong to a mask.
+
+        Raises:
+            UsageError: unknown colour order, or the engine is closed.
+            VideoError: frames of that size cannot be used.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise UsageError("the engine is closed; load the bundle again")
+            session = Session(
+                self._model,
+                color=color,
+                original_hw=original_hw,
+                threshold=threshold,
+                on_close=self._forget,
+            )
+            self._sessions.add(session)
+        return session
+
+    def track(
+        self,
+        source: str | Path | Iterable[np.ndarray],
+        expressions: Sequence[str],
+        *,
+        color: Color = "rgb",
+        threshold: float = 0.0,
+    ) -> Iterator[Result]:
+        """Yield one result per frame and expression of a whole video.
+
+        Args:
+            source: a video file, a folder of images (both give RGB), or frames as `step` takes.
+            expressions: what to look for, all from the first frame on.
+            color: channel order, for frames that are given.
+            threshold: logits above it belong to a mask.
+
+        Raises:
+            UsageError: no expression, or one string instead of a sequence of them.
+            VideoError: the video cannot be read.
+            ExpressionError: as `Session.add_expression`.
+        """
+        if isinstance(expressions, str) or not expressions:
+            raise UsageError(
+                f"expressions={expressions!r}: expected a sequence with at least one expression, "
+                'such as ["the dog on the left"]'
+            )
+        if isinstance(source, str | Path):
+            if color != "rgb":
+                raise UsageError(f"color={color!r}: frames read from {source} are always RGB")
+            return self._track_file(Path(source), expressions, threshold)
+        return self._track(source, expressions, color, threshold)
+
+    def close(self) -> None:
+        """Give graphs and device back; closing twice is allowed.
+
+        Raises:
+            UsageError: sessions are still open.
+        """
+        with self._lock:
+            if num_open := len(self._sessions):
+                raise UsageError(
+                    f"{num_open} session(s) of this engine are still open; close them first"
+                )
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._model.family.close()
+        self._backend.close()
+
+    def _track_file(
+        self, path: Path, expressions: Sequence[str], threshold: float
+    ) -> Iterator[Result]:
+        with open_frames(path) as frames:
+            yield from self._track(frames, expressions, "rgb", threshold)
+
+    def _track(
+        self,
+        frames: Iterable[np.ndarray],
+        expressions: Sequence[str],
+        color: Color,
+        threshold: float,
+    ) -> Iterator[Result]:
+        with self.open_video(color=color, threshold=threshold) as video:
+            for text in expressions:
+                video.add_expression(text)
+            for results in video.run(frames):
+                yield from results
+            for results in video.finish():
+                yield from results
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.discard(session)
+
+    def _open_sessions(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions)
+
+
+def _chosen_variant(manifest: Manifest, name: str | None) -> str:
+    names = sorted(manifest.variants)
+    if name is not None:
+        if name not in manifest.variants:
+            raise UsageError(f"the bundle has no variant {name!r}; it has: {', '.join(names)}")
+        return name
+    fitting = [n for n in names if manifest.variants[n].precision == _DEFAULT_PRECISION]
+    for candidates in (names, fitting):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise UsageError(f"the bundle has several variants, name one of them: {', '.join(names)}")

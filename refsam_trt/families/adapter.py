@@ -1,0 +1,113 @@
+"""What a model family does with its graphs between frames, behind one set of calls.
+
+A session knows no family: it gives frames and expressions, and gets raw results, possibly late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from refsam_trt.backends.base import Backend, Graph
+from refsam_trt.errors import BundleError
+from refsam_trt.manifest import Manifest, Variant
+from refsam_trt.text import TextMode
+
+
+@dataclass(frozen=True)
+class RawFrame:
+    """Results of one frame; host arrays that nobody else holds.
+
+    Attributes:
+        frame_index: frame the results belong to, counted from 0.
+        expression_ids: B ids.
+        texts: B cleaned-up expressions.
+        low_res_logits: float32 [B, 4h, 4w], of the square network input.
+        predicted_iou: float32 [B], raw.
+    """
+
+    frame_index: int
+    expression_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    low_res_logits: np.ndarray
+    predicted_iou: np.ndarray
+
+
+@dataclass(frozen=True)
+class FamilyParts:
+    """What an engine hands to a family; all of it stays the engine's."""
+
+    manifest: Manifest
+    variant: Variant
+    backend: Backend
+    text_mode: TextMode
+    file: Callable[[str], Path]
+    """Verified path of a file of the bundle, by its manifest name."""
+
+    def load_graph(self, name: str) -> Graph:
+        """Load the variant's graph of that name."""
+        if name not in self.variant.graphs:
+            raise BundleError(
+                f"the bundle has no graph {name!r}, only {', '.join(sorted(self.variant.graphs))}; "
+                "export it again"
+            )
+        entry = self.variant.graphs[name]
+        return self.backend.load(self.file(entry.file), entry.spec)
+
+
+class VideoAdapter(Protocol):
+    """One video of one session; used by one thread at a time. Ids are the session's."""
+
+    def add_expression(self, expression_id: int, text: str) -> None:
+        """Decode this expression from the next frame on, as one that has not been tracked yet.
+
+        Raises:
+            ExpressionError: unusable text; nothing has changed then.
+        """
+
+    def remove_expression(self, expression_id: int) -> None:
+        """Forget an expression that was added."""
+
+    @property
+    def expressions(self) -> dict[int, str]:
+        """Cleaned-up text per id, in the order they were added."""
+
+    def reset(self) -> None:
+        """Forget the video; the expressions stay."""
+
+    def reset_track(self, expression_id: int) -> None:
+        """Forget what was tracked of one expression."""
+
+    def step(self, image: np.ndarray, frame_index: int) -> RawFrame | None:
+        """Take one frame, float32 [1, 3, S, S]; return the results of one frame if any are due."""
+
+    def finish(self) -> list[RawFrame]:
+        """Return the results of every frame that `step` still owed, in order."""
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Return what must be kept to go on later; the expressions are the session's to keep.
+
+        Raises:
+            StateError: this family cannot be interrupted.
+        """
+
+    def restore(self, tensors: dict[str, np.ndarray]) -> None:
+        """Go on from what `save` returned, the same expressions having been added.
+
+        Raises:
+            StateError: tensors that `save` cannot have returned.
+        """
+
+
+class FamilyAdapter(Protocol):
+    """One family's graphs, loaded once per engine and shared by its sessions and their threads."""
+
+    def open_video(self) -> VideoAdapter:
+        """Return a new, empty video with execution contexts of its own."""
+
+    def close(self) -> None:
+        """Give up the graphs; videos must not be used afterwards."""
