@@ -1,0 +1,125 @@
+"""Masks as PNG files: strict reading of label maps and binary masks, atomic writing of both."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from refsam_bench.accuracy.atomic_file import atomic_file
+from refsam_bench.accuracy.metrics import LabelMap, Mask
+from refsam_trt.errors import DatasetError, UsageError
+
+# What Pillow calls 8-bit palette, 8-bit grey and 1-bit grey.
+_LABEL_MODES = ("P", "L", "1")
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """Read a palette or grey PNG as object ids: uint8 [H, W], 0 background, 255 void.
+
+    Raises:
+        DatasetError: the file is missing, broken, or no palette or grey PNG of at most 8 bits.
+    """
+    return _read(path, _LABEL_MODES, "a palette or grey PNG of at most 8 bits")
+
+
+def read_mask(path: Path) -> LabelMap:
+    """Read a binary mask from a palette or grey PNG: uint8 [H, W], 0 background, 1 object.
+
+    Raises:
+        DatasetError: as `read_label_map`, or the file holds several objects.
+    """
+    values = read_label_map(path)
+    ids = np.unique(values[values > 0])
+    if ids.size > 1:
+        raise DatasetError(
+            f"{path}: found {ids.size} object ids ({_listed(ids)}), expected one mask: 0 and one "
+            "other value; score label maps with davis-semi or davis-unsup"
+        )
+    return (values > 0).astype(np.uint8)
+
+
+def read_grey_mask(path: Path) -> LabelMap:
+    """Read a submission mask: an 8-bit grey PNG that holds 0 and 255 only, uint8 [H, W].
+
+    Raises:
+        DatasetError: the file is missing, broken or anything else.
+    """
+    values = _read(path, ("L",), "an 8-bit grey PNG of 0 and 255")
+    others = np.unique(values[(values > 0) & (values < 255)])
+    if others.size:
+        raise DatasetError(
+            f"{path}: found the values {_listed(others)}, expected 0 and 255 only; "
+            "write masks with write_mask"
+        )
+    return values
+
+
+def write_label_map(path: Path, label_map: LabelMap) -> None:
+    """Write object ids, uint8 [H, W], as a palette PNG in the DAVIS colours, atomically.
+
+    Raises:
+        UsageError: not a uint8 array of two dimensions.
+        OutputError: the file cannot be written.
+    """
+    if label_map.dtype != np.uint8 or label_map.ndim != 2:
+        raise UsageError(
+            f"{path}: a label map is uint8 [height, width], not {label_map.dtype} "
+            f"{list(label_map.shape)}"
+        )
+    image = Image.fromarray(label_map)
+    image.putpalette(davis_palette().tobytes())
+    _write(path, image)
+
+
+def write_mask(path: Path, mask: Mask) -> None:
+    """Write a mask, bool [H, W], as an 8-bit grey PNG of 0 and 255, atomically.
+
+    Raises:
+        UsageError: not a bool array of two dimensions.
+        OutputError: the file cannot be written.
+    """
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise UsageError(
+            f"{path}: a mask is bool [height, width], not {mask.dtype} {list(mask.shape)}"
+        )
+    _write(path, Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def davis_palette() -> LabelMap:
+    """Return the colours of DAVIS and Pascal VOC: uint8 [256, 3], red, green, blue of each id.
+
+    Bits 0, 3, 6 of an id are the highest bits of red, from high to low; 1, 4, 7 of green; 2, 5 of
+    blue.
+    """
+    ids = np.arange(256, dtype=np.uint8)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((ids >> bit) & 1) << (7 - bit // 3)
+    return palette
+
+
+def _read(path: Path, modes: tuple[str, ...], expected: str) -> LabelMap:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; expected {expected}")
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in modes:
+                raise DatasetError(
+                    f"{path}: found a PNG of mode {image.mode}, expected {expected}; "
+                    "convert it or point to the folder of masks"
+                )
+            return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"{path}: cannot be read ({error}); expected {expected}; write the file again"
+        ) from error
+
+
+def _write(path: Path, image: Image.Image) -> None:
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _listed(ids: LabelMap) -> str:
+    shown = ", ".join(str(value) for value in ids[:5])
+    return shown if ids.size <= 5 else f"{shown}, ..."

@@ -1,0 +1,226 @@
+"""Ref-DAVIS17: reading and checking the data set, merging objects, scoring four annotators.
+
+Every object has four expressions, one per annotator. For each annotator the masks of all objects
+are merged into one label map per frame and scored like a DAVIS result; the four results are
+averaged (refsam-model.md section 10.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refsam_bench.accuracy.davis_folders import frame_names
+from refsam_bench.accuracy.mask_png import read_label_map
+from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
+from refsam_bench.accuracy.metrics import LabelMap
+from refsam_bench.accuracy.protocols import Progress, pair_results, score_paired
+from refsam_bench.accuracy.scores import Figures, Scores, mean_figures
+from refsam_trt.errors import DatasetError, UsageError
+
+NUM_ANNOTATORS = 4
+MERGE_THRESHOLD = np.float32(0.1)
+
+
+@dataclass(frozen=True)
+class RefDavisVideo:
+    """One video of Ref-DAVIS17 whose files have been checked.
+
+    `expressions[k][o]` is what annotator k said about the object of id o + 1. Images are
+    `<image_folder>/<frame>.jpg`, annotations `<annotation_folder>/<frame>.png`, both of `size_hw`.
+    """
+
+    name: str
+    frames: tuple[str, ...]
+    size_hw: tuple[int, int]
+    expressions: tuple[tuple[str, ...], ...]
+    image_folder: Path
+    annotation_folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefDavisScores(Figures):
+    """Mean figures of the four annotators, and the scores of each."""
+
+    annotators: tuple[Scores, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return means over all and per sequence, and the annotators, ready for `json.dumps`."""
+        first = self.annotators[0]
+        by_sequence = zip(*(scores.sequences for scores in self.annotators), strict=True)
+        return {
+            "protocol": f"ref-davis ({first.protocol})",
+            **self.figures_json(),
+            "sequences": {s[0].name: mean_figures(s).figures_json() for s in by_sequence},
+            "annotators": [scores.to_json() for scores in self.annotators],
+            "unscored_sequences": list(first.unscored_sequences),
+        }
+
+
+def load_ref_davis(
+    root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
+) -> tuple[RefDavisVideo, ...]:
+    """Read the videos of a data set in the layout of Ref-DAVIS17 and check every file of them.
+
+    Args:
+        root: holds `<split>/JPEGImages`, `<split>/Annotations` and
+            `meta_expressions/<split>/meta_expressions.json`.
+        split: `valid` or `train`.
+        videos: what to read; None means every video of the expression file.
+
+    Raises:
+        DatasetError: the expression file names no video or an unknown object, does not hold four
+            expressions per object, or a frame is missing, unreadable or of another size.
+        UsageError: `videos` is empty or names one that the expression file does not.
+    """
+    path = root / "meta_expressions" / split / "meta_expressions.json"
+    entries = load_meta_expressions(path)
+    wanted = list(entries) if videos is None else list(videos)
+    unknown = [name for name in wanted if name not in entries]
+    if unknown or not wanted:
+        raise UsageError(
+            f"videos: found {unknown or wanted}, expected names from {path}: {', '.join(entries)}"
+        )
+    return tuple(_video(root / split, name, entries[name], path) for name in wanted)
+
+
+def merge_objects(logits: NDArray[np.float32]) -> LabelMap:
+    """Merge the objects of one frame into one label map, uint8 [H, W]: 0 background, 1..K objects.
+
+    A pixel belongs to the object of the greatest logit, the first of equals, if that exceeds 0.1
+    (refsam-model.md section 2.3, multi-object rule).
+
+    Args:
+        logits: float32 [K, H, W], K in 1..254, in the order of the object ids.
+
+    Raises:
+        UsageError: any other shape.
+    """
+    if logits.ndim != 3 or not 1 <= logits.shape[0] <= 254:
+        raise UsageError(
+            f"merge_objects: found logits of shape {list(logits.shape)}, expected "
+            "[objects, height, width] with 1 to 254 objects"
+        )
+    nearest = (logits.argmax(axis=0) + 1).astype(np.uint8)
+    return np.where(logits.max(axis=0) > MERGE_THRESHOLD, nearest, np.uint8(0))
+
+
+def score_ref_davis(
+    results: Path,
+    annotations: Path,
+    *,
+    sequences: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> RefDavisScores:
+    """Score the label maps of four annotators with `davis-unsup` and average them.
+
+    Args:
+        results: `<annotator 0..3>/<video>/<frame>.png`.
+        annotations: `<video>/<frame>.png`.
+        sequences: what to score; None means every video that any annotator has.
+        progress: as for `score_results`.
+
+    Raises:
+        DatasetError: an annotator, a video or a frame is missing or cannot be used.
+        UsageError, MissingExtraError: as for `score_results`.
+    """
+    folders = [results / str(annotator) for annotator in range(NUM_ANNOTATORS)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise DatasetError(
+                f"{folder}: no such folder; expected the folders 0 to {NUM_ANNOTATORS - 1} in "
+                f"{results}, one per annotator"
+            )
+    if sequences is None:
+        sequences = sorted({p.name for f in folders for p in f.iterdir() if p.is_dir()})
+    paired = [pair_results(folder, annotations, "davis-unsup", sequences) for folder in folders]
+    scores = score_paired(paired, progress)
+    return RefDavisScores(annotators=tuple(scores), **vars(mean_figures(scores)))
+
+
+def _video(split: Path, name: str, entry: VideoExpressions, path: Path) -> RefDavisVideo:
+    images, annotations = split / "JPEGImages" / name, split / "Annotations" / name
+    _refuse_other_frames(annotations, entry.frames, path)
+    expressions = _by_annotator(name, entry, path)
+    size_hw = _checked_size(images, annotations, entry.frames, len(expressions[0]), path)
+    return RefDavisVideo(name, entry.frames, size_hw, expressions, images, annotations)
+
+
+def _refuse_other_frames(annotations: Path, frames: Sequence[str], path: Path) -> None:
+    annotated = set(frame_names(annotations))
+    for frame in frames:
+        if frame not in annotated:
+            raise DatasetError(
+                f"{annotations / frame}.png: no such file, though {path} lists the frame; "
+                "restore the annotation"
+            )
+    extra = sorted(annotated - set(frames))
+    if extra:
+        raise DatasetError(
+            f"{annotations / extra[0]}.png: {path} does not list this frame; list every frame "
+            "that is annotated, or remove the file"
+        )
+
+
+def _by_annotator(name: str, entry: VideoExpressions, path: Path) -> tuple[tuple[str, ...], ...]:
+    """Return expressions[annotator][object] from the stored order: object by object."""
+    count = len(entry.expressions)
+    expected = [str(index) for index in range(count)]
+    if count % NUM_ANNOTATORS or sorted(entry.expressions) != sorted(expected):
+        raise DatasetError(
+            f"{path}: video {name} has the expressions {', '.join(entry.expressions)}, expected 0, "
+            f"1, 2, ... with {NUM_ANNOTATORS} per object"
+        )
+    for index in expected:
+        object_id = str(int(index) // NUM_ANNOTATORS + 1)
+        found = entry.expressions[index].object_ids
+        if found not in ((), (object_id,)):
+            raise DatasetError(
+                f"{path}: video {name}, expression {index} names object {', '.join(found)}, "
+                f"expected {object_id}: expressions are stored object by object, "
+                f"{NUM_ANNOTATORS} each"
+            )
+    texts = [entry.expressions[index].text for index in expected]
+    return tuple(tuple(texts[k::NUM_ANNOTATORS]) for k in range(NUM_ANNOTATORS))
+
+
+def _checked_size(
+    images: Path, annotations: Path, frames: Sequence[str], num_objects: int, path: Path
+) -> tuple[int, int]:
+    """Return the size of a video after comparing all its files and finding all its objects."""
+    seen: set[int] = set()
+    size_hw = _image_size_hw(images / f"{frames[0]}.jpg")
+    for frame in frames:
+        label_map = read_label_map(annotations / f"{frame}.png")
+        seen.update(np.unique(label_map).tolist())
+        sizes = {
+            images / f"{frame}.jpg": _image_size_hw(images / f"{frame}.jpg"),
+            annotations / f"{frame}.png": label_map.shape,
+        }
+        for file, found in sizes.items():
+            if found != size_hw:
+                raise DatasetError(
+                    f"{file}: found {found[1]}x{found[0]}, expected {size_hw[1]}x{size_hw[0]} as "
+                    "in the first image; restore the original file"
+                )
+    for object_id in range(1, num_objects + 1):
+        if object_id not in seen:
+            raise DatasetError(
+                f"{path}: names object {object_id} of video {images.name}, but no mask in "
+                f"{annotations} has that id; correct the expressions or the annotations"
+            )
+    return size_hw
+
+
+def _image_size_hw(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError) as error:
+        raise DatasetError(
+            f"{path}: cannot be read as a JPEG ({error}); restore the frame"
+        ) from error
