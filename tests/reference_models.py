@@ -1,11 +1,17 @@
-"""Models with realistic weights for the export tests."""
+"""Models with realistic weights, and their graphs run as PyTorch modules, for the export tests."""
 
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from refsam_export.checkpoint import LoadedModel, load_model
+from refsam_export.graphs import build_graphs
 from refsam_export.model.refsam import RefSam
+from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_trt.families.refsam import contract
+from refsam_trt.manifest import Preprocess
+from refsam_trt.preprocess import Preprocessor
 
 
 @cache
@@ -18,6 +24,63 @@ def model(preset: str, seed: int = 0) -> RefSam:
     return loaded(preset, seed).model
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest absolute expected value."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def image_of(of: RefSam, index: int = 0) -> Tensor:
+    frame = moving_frames(index + 1, seed=11)[index]
+    config = of.config
+    preprocess = Preprocess(config.image_size, config.downscale_short_side)
+    return torch.from_numpy(Preprocessor(frame.shape[:2], preprocess)(frame))
+
+
+def tokens(preset: str, *texts: str, extra_pads: int = 0) -> tuple[Tensor, Tensor]:
+    rows = [loaded(preset).tokenizer.encode(text).ids for text in texts]
+    longest = max(map(len, rows)) + extra_pads
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask
+
+
+def run_graphs(
+    of: RefSam,
+    split: str,
+    form: str,
+    ids: Tensor,
+    mask: Tensor,
+    token: Tensor,
+    has_track: Tensor,
+) -> dict[str, Tensor]:
+    """Run the three graphs one after another and return all their outputs by name."""
+    spec = contract(of.config.image_size, of.config.grid_size, split)
+    graphs = build_graphs(of, split, form)
+    with torch.no_grad():
+        frame = graphs["image_encoder"](image_of(of))
+        text = graphs["text_encoder"](ids, mask)
+        step = graphs["decoder_step"](*frame, *text, mask > 0, token, has_track)
+    names = [t.name for name in graphs for t in spec[name].outputs]
+    return dict(zip(names, (*frame, *text, *step), strict=True))
+
+
+def reference(of: RefSam, text: str, token: Tensor | None, preset: str) -> dict[str, Tensor]:
+    """One expression alone, unpadded, SAM's own attention: the slow, obvious way."""
+    ids, mask = tokens(preset, text)
+    with torch.no_grad():
+        embedding, features = of.encode_image(image_of(of))
+        words, sentence = of.encode_text(ids, mask)
+        has_track = torch.tensor([token is not None])
+        given = torch.zeros(1, 256) if token is None else token[None]
+        out = of.step(embedding, features, words, mask > 0, sentence, given, has_track)
+    return {
+        "image_embedding": embedding,
+        "hda_features": features,
+        "words": words,
+        "sentence": sentence,
+        **out._asdict(),
+    }
+
+
+def track_token(of: RefSam, preset: str) -> Tensor:
+    return reference(of, EXPRESSIONS[0], None, preset)["next_track_token"][0]
