@@ -8,6 +8,8 @@ attention average.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +34,7 @@ class _Shared(nn.Module):
         self.model, self.split = model, split
         self.register_buffer("pe", position_encoding(model.pe.gaussian, model.config.grid_size))
         # F_1..F_3 use `dense_conv2`, F_4 `dense_conv`: the order of `hda_features`, then F_4.
-        self.dense_convs = nn.ModuleList([*model.dense_conv2, model.dense_conv])
+        self.dense_convs: Any = nn.ModuleList([*model.dense_conv2, model.dense_conv])
         layer = model.mask_decoder.transformer.layers[0]
         self.to_image = layer.cross_attn_token_to_image
         self.to_token = layer.cross_attn_image_to_token
@@ -132,7 +134,7 @@ class DecoderStepGraph(_Shared):
         language = self._language(
             torch.cat([hda_features[0], image_embedding]), words, word_mask, sentence, text_values
         )
-        parts = language.split([EMBED_DIM, *[image_k0.shape[-1]] * 3], dim=-1)
+        parts = torch.split(language, [EMBED_DIM, *[image_k0.shape[-1]] * 3], dim=-1)
         src = image_base + parts[0].transpose(1, 2).unflatten(-1, image_base.shape[-2:])
         projections = ImageProjections(
             image_k0 + parts[1], image_v0 + parts[2], image_q0 + parts[3]

@@ -87,7 +87,7 @@ def build_text_encoder(config: Mapping[str, Any]) -> Any:
     """Return a `transformers.T5EncoderModel` of that configuration, weights not yet set."""
     from transformers import T5Config, T5EncoderModel
 
-    model = T5EncoderModel(T5Config(**{**config, "dropout_rate": 0.0}))
+    model: Any = T5EncoderModel(T5Config(**{**config, "dropout_rate": 0.0}))
     return model.eval().requires_grad_(False)
 
 
@@ -126,8 +126,8 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
             raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
     path = folder / "spiece.model"
     if path.is_file():
-        from transformers import T5TokenizerFast
+        from transformers import T5Tokenizer
 
-        fast = T5TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        fast: Any = T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
         return fast.backend_tokenizer, path
     raise CheckpointError(f"{folder}: no tokenizer; expected tokenizer.json or spiece.model")

@@ -58,10 +58,7 @@ def write_reference(
     ids = [tokenizer.encode(" ".join(text.lower().split())).ids for text in EXPRESSIONS]
     tensors: dict[str, np.ndarray] = {"frames": frames}
     with torch.no_grad():
-        encoded = [
-            tuple(x.clone() for x in model.encode_image(torch.from_numpy(preprocessor(frame))))
-            for frame in frames
-        ]
+        encoded = [model.encode_image(torch.from_numpy(preprocessor(frame))) for frame in frames]
         tensors.update(_chain(model, encoded, ids))
         images = np.concatenate([preprocessor(frame) for frame in frames[:2]])
         tokens = [tensors[f"chain.{i}.0.track_token"] for i in (0, 1)]
@@ -83,7 +80,7 @@ def _first_frames() -> list[int]:
 
 
 def _chain(
-    model: RefSam, encoded: Sequence[tuple[Tensor, ...]], ids: Sequence[Sequence[int]]
+    model: RefSam, encoded: Sequence[tuple[Tensor, Tensor]], ids: Sequence[Sequence[int]]
 ) -> dict[str, np.ndarray]:
     results: dict[str, np.ndarray] = {}
     for expression, (row, first) in enumerate(zip(ids, _first_frames(), strict=True)):
@@ -92,7 +89,8 @@ def _chain(
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         token, has_track = torch.zeros(1, words.shape[-1]), torch.tensor([False])
         for index in range(first, len(encoded)):
-            out = model.step(*encoded[index], words, mask, sentence, token, has_track)
+            embedding, features = encoded[index]
+            out = model.step(embedding, features, words, mask, sentence, token, has_track)
             token, has_track = out.next_track_token, torch.tensor([True])
             results[f"chain.{expression}.{index}.low_res_logits"] = out.low_res_logits[0].numpy()
             results[f"chain.{expression}.{index}.track_token"] = token[0].numpy()
@@ -126,8 +124,15 @@ def _graph_tensors(
         "track_token": track_token,
         "has_track": has_track,
     }
-    names = ("image_embedding", "hda_features", "words", "word_mask", "sentence")
-    step_out = model.step(*(step_in[name] for name in names), track_token, has_track)
+    step_out = model.step(
+        step_in["image_embedding"],
+        step_in["hda_features"],
+        step_in["words"],
+        step_in["word_mask"],
+        step_in["sentence"],
+        track_token,
+        has_track,
+    )
     values = {
         f"{IMAGE_ENCODER}.in": {"image": images},
         f"{IMAGE_ENCODER}.out": image_out,
