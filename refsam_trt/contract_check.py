@@ -5,15 +5,17 @@ What is refused here is well-formed, but no session could run it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import get_args
 
+import msgspec
+
 from refsam_trt import limits
-from refsam_trt.errors import BundleError
+from refsam_trt.errors import BundleError, UsageError
 from refsam_trt.families import refsam
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.manifest import Manifest, Variant
+from refsam_trt.preprocess import PreprocessConfig
 
 _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 _SPLITS: dict[str, refsam.Split] = {split: split for split in get_args(refsam.Split)}
@@ -40,25 +42,15 @@ def check_contract(manifest: Manifest) -> None:
 
 
 def _check_values(manifest: Manifest) -> None:
-    preprocess, largest = manifest.preprocess, manifest.limits
-    short_side = preprocess.downscale_short_side
-    ranges = {
-        "preprocess.image_size": (preprocess.image_size, limits.MAX_SIDE_PX),
-        "preprocess.downscale_short_side": (
-            1 if short_side is None else short_side,
-            limits.MAX_SIDE_PX,
-        ),
-        "limits.max_frames": (largest.max_frames, limits.MAX_BATCH),
-        "limits.max_expressions": (largest.max_expressions, limits.MAX_BATCH),
-        "limits.max_words": (largest.max_words, limits.MAX_BATCH),
-    }
-    for name, (value, highest) in ranges.items():
-        if not 1 <= value <= highest:
-            raise BundleError(f"{name} is {value}, 1 to {highest} expected; {_EXPORT_AGAIN}")
-    if not all(value > 0 and math.isfinite(1 / value) for value in preprocess.std):
-        raise BundleError(
-            f"preprocess.std is {list(preprocess.std)}, values above 0 expected; {_EXPORT_AGAIN}"
-        )
+    try:
+        PreprocessConfig(**msgspec.structs.asdict(manifest.preprocess))
+    except UsageError as error:
+        raise BundleError(f"preprocess.{error}; {_EXPORT_AGAIN}") from error
+    for name, value in msgspec.structs.asdict(manifest.limits).items():
+        if not 1 <= value <= limits.MAX_BATCH:
+            raise BundleError(
+                f"limits.{name} is {value}, 1 to {limits.MAX_BATCH} expected; {_EXPORT_AGAIN}"
+            )
 
 
 def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:

@@ -28,7 +28,5 @@ MAX_ONNX_OPERATORS = 1024
 MAX_EXTERNAL_TENSORS = 100_000
 """Tensors of one .onnx file that lie in external data files."""
 
-MAX_SIDE_PX = 8192
-"""Side of a network input, and short side that frames are scaled to."""
 MAX_BATCH = 4096
 """Frames, expressions and words that a graph may claim to take at once."""
