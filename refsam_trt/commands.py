@@ -1,4 +1,4 @@
-"""How every command ends: one clear message, and the exit code that says what kind of end it was."""
+"""How every command ends: one clear message and a telling exit code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Terminated(BaseException):
 def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
     """Run a click command and exit the process.
 
-    0 done; 1 a check that was asked for failed; 2 usage, missing extra or unusable input; 130 and 143
-    interrupted. Errors of ours become one line on standard error, without a traceback.
+    0 done; 1 a check that was asked for failed; 2 usage, missing extra or unusable input; 130 and
+    143 interrupted. Errors of ours become one line on standard error, without a traceback.
 
     Args:
         command: the click command.

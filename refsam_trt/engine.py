@@ -16,7 +16,7 @@ import numpy as np
 from refsam_trt.backends.base import Backend, TransferCounts
 from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.errors import BundleError, UsageError
+from refsam_trt.errors import UsageError
 from refsam_trt.families import refsam
 from refsam_trt.families.adapter import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam_adapter import RefsamFamily
@@ -28,7 +28,7 @@ from refsam_trt.session import Color, Session, SessionModel
 from refsam_trt.text import TextMode
 
 FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
-"""Model families this version runs, by the manifest's `family`."""
+"""By the manifest's `family`; `open_bundle` refuses all others."""
 
 _DEFAULT_PRECISION = "fp32"
 _LOG = logging.getLogger("refsam_trt")
@@ -65,7 +65,7 @@ def load(
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
     bundle = open_bundle(Path(path), expect_id=expect_id, verify=verify)
-    name = _chosen_variant(bundle.manifest, variant)
+    name = choose_variant(bundle.manifest, variant)
     opened = open_backend(backend, num_threads)
     try:
         engine = Engine(bundle, name, opened, text)
@@ -90,11 +90,6 @@ class Engine:
 
     def __init__(self, bundle: Bundle, variant: str, backend: Backend, text: TextMode) -> None:
         manifest = bundle.manifest
-        if manifest.family not in FAMILIES:
-            raise BundleError(
-                f"{bundle.folder}: model family {manifest.family!r}; this version runs "
-                f"{', '.join(FAMILIES)}; update refsam-trt"
-            )
         self._bundle = bundle
         self._backend = backend
         self._lock = threading.Lock()
@@ -269,7 +264,12 @@ class Engine:
             return list(self._sessions)
 
 
-def _chosen_variant(manifest: Manifest, name: str | None) -> str:
+def choose_variant(manifest: Manifest, name: str | None) -> str:
+    """Return the variant of that name, or for None the only one, or the only fp32 one.
+
+    Raises:
+        UsageError: unknown name, or None and a choice to make.
+    """
     names = sorted(manifest.variants)
     if name is not None:
         if name not in manifest.variants:

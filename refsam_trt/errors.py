@@ -7,13 +7,13 @@ its own root, so that `except RefsamError` never hides a bug.
 
 
 class RefsamError(Exception):
-    """Anything that a user, a file or a machine can cause. `exit_code` is what a command ends with."""
+    """Anything that a user, a file or a machine can cause; commands end with its `exit_code`."""
 
     exit_code = 2
 
 
 class UsageError(RefsamError):
-    """A request that cannot be met as it stands: wrong option, wrong argument, wrong order of calls."""
+    """A request that cannot be met: wrong option, wrong argument, wrong order of calls."""
 
 
 class MissingExtraError(RefsamError):

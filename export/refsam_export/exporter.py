@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.bundle_writer import write_bundle
+import msgspec
 
 from refsam_export.checkpoint import LoadedModel, load_model, save_source
 from refsam_export.graphs import build_graphs
 from refsam_export.onnx_export import OPSET, export_graph
+from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
-from refsam_trt.errors import InternalError, OutputError, ParityError
+from refsam_trt.bundle_writer import write_bundle
+from refsam_trt.errors import OutputError, ParityError
 from refsam_trt.families import refsam
 from refsam_trt.manifest import (
     SCHEMA_VERSION,
@@ -115,11 +114,11 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         gc.collect()
         report("comparing the graphs with the reference in a process of their own")
         staged = write_bundle(folder / "staged", manifest=manifest, files=files)
-        figures = _compare(staged.folder, reference)
-        report(_verdict(figures))
+        figures = compare_in_process(staged.folder, reference)
+        report(verdict(figures))
         if not figures["passed"]:
-            raise ParityError(f"{_verdict(figures)}; no bundle was written")
-        manifest = _with_parity(manifest, figures)
+            raise ParityError(f"{verdict(figures)}; no bundle was written")
+        manifest = msgspec.structs.replace(manifest, parity={figures["variant"]: figures})
         files = {name: staged.folder / name for name in files}
         bundle = write_bundle(
             request.output, manifest=manifest, files=files, overwrite=request.overwrite
@@ -171,29 +170,6 @@ def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | N
         files={},
         source=source,
     )
-
-
-def _compare(bundle: Path, reference: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "refsam_export.parity.compare", str(bundle), str(reference)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InternalError(f"the comparison itself failed:\n{done.stderr}")
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-
-def _verdict(figures: dict[str, Any]) -> str:
-    state = "passed" if figures["passed"] else "FAILED"
-    return (
-        f"parity {state}: worst relative error {figures['max_graph_error']:.1e} per graph, "
-        f"{figures['max_chain_error']:.1e} over the chain; "
-        f"mask IoU at least {figures['min_mask_iou']:.6f}"
-    )
-
-
-def _with_parity(manifest: Manifest, figures: dict[str, Any]) -> Manifest:
-    import msgspec
-
-    return msgspec.structs.replace(manifest, parity={figures["variant"]: figures})
 
 
 def _summary(loaded: LoadedModel) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""`refsam-bench`: speed and parity of a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refsam_trt.commands import run_command
+from refsam_trt.progress import Progress
+
+_FOLDER = click.Path(path_type=Path)
+_SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked by hash."
+
+
+@click.group(context_settings={"show_default": True})
+@click.version_option(package_name="refsam-trt")
+def command() -> None:
+    """Measure a bundle: does it equal the PyTorch reference, and how fast is it?"""
+
+
+@command.command()
+@click.argument("bundle", type=_FOLDER)
+@click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
+@click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
+@click.option("--frames", "num_frames", type=click.IntRange(min=3), default=5, help="Chain length.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def parity(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Compare each graph, and a chain of frames, with the PyTorch reference.
+
+    Exit codes: 0 equal within the bounds, 1 not, 2 unusable input.
+    """
+    from refsam_bench.parity import measure_parity
+    from refsam_export.parity.process import verdict
+
+    figures = measure_parity(
+        bundle, report=lambda line: click.echo(f"refsam-bench: {line}", err=True), **options
+    )
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        for graph, errors in figures["graphs"].items():
+            for name, error in errors.items():
+                click.echo(f"{graph:14} {name:18} relative error {error:.1e}")
+        for row in figures["chain"]:
+            click.echo(
+                f"frame {row['frame']} expression {row['expression']}: logits "
+                f"{row['logits_error']:.1e}, mask IoU {row['mask_iou']:.6f}"
+            )
+        click.echo(verdict(figures))
+    if not figures["passed"]:
+        raise click.exceptions.Exit(1)
+
+
+@command.command()
+@click.argument("bundle", type=_FOLDER)
+@click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
+@click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
+@click.option("--backend", default="auto", help="Backend, or auto.")
+@click.option("--frames", "num_frames", type=click.IntRange(min=2), default=20)
+@click.option("--warmup", "num_warmup", type=click.IntRange(min=0), default=2)
+@click.option("--expressions", "num_expressions", type=click.IntRange(min=1), default=2)
+@click.option("--frame-size", "frame_hw", nargs=2, type=int, default=(480, 854), help="H W.")
+@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="Of both sides.")
+@click.option(
+    "--reference/--no-reference", "with_reference", default=True, help="Time PyTorch beside it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def speed(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Time a session stage by stage, against the loop of the released scripts.
+
+    That loop encodes text and image again for each expression of each frame. Both sides run in
+    turn, frame by frame, in one process.
+    """
+    from refsam_bench.speed import SpeedRequest, measure_speed
+
+    request = SpeedRequest(bundle=bundle, **options)
+    total = request.num_warmup + request.num_frames
+    with Progress("refsam-bench speed", total) as progress:
+        figures = measure_speed(request, progress.update)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    click.echo(f"{'stage':14} {'p50':>9} {'p90':>9} {'p95':>9} {'p99':>9}  ms")
+    rows = {**figures["stages"], "engine": figures["engine"], "reference": figures["reference"]}
+    for name, row in rows.items():
+        if row is not None:
+            values = " ".join(f"{row[f'p{p}_ms']:9.2f}" for p in (50, 90, 95, 99))
+            fps = f"  {row['fps']:.2f} frames/s" if "fps" in row else ""
+            click.echo(f"{name:14} {values}{fps}")
+    if figures["speedup"] is not None:
+        ratio = figures["speedup"]
+        click.echo(
+            f"engine over reference: {ratio['p50']:.1f}x (p10 {ratio['p10']:.1f}, "
+            f"p90 {ratio['p90']:.1f}), {figures['num_expressions']} expression(s)"
+        )
+    peaks = ", ".join(f"{k} {v:.0f}" for k, v in figures["peak_memory_mib"].items() if v)
+    click.echo(f"peak resident memory, MiB: {peaks}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(command, "export,bench", "refsam-bench")

@@ -1,0 +1,36 @@
+"""Runs `compare` in a process of its own: no PyTorch beside the engines, nothing shared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from refsam_trt.errors import InternalError
+
+
+def compare_in_process(bundle: Path, reference: Path, variant: str | None = None) -> dict[str, Any]:
+    """Return `compare.Parity` as a JSON object, with `passed`.
+
+    Raises:
+        InternalError: the comparison itself failed; the text holds its last words.
+    """
+    command = [sys.executable, "-m", "refsam_export.parity.compare", str(bundle), str(reference)]
+    done = subprocess.run(
+        [*command, *([variant] if variant else [])], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise InternalError(f"the comparison itself failed:\n{done.stderr}")
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """Return the figures in one line."""
+    state = "passed" if figures["passed"] else "FAILED"
+    return (
+        f"parity {state}: worst relative error {figures['max_graph_error']:.1e} per graph, "
+        f"{figures['max_chain_error']:.1e} over the chain; "
+        f"mask IoU at least {figures['min_mask_iou']:.6f}"
+    )
