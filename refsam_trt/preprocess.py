@@ -1,0 +1,233 @@
+"""Frame -> network input: two integer resizes, normalisation, padding (refsam-model 2.2).
+
+The resize is our own (`resize`) and does not depend on the installed Pillow, so a frame gives the
+same bytes everywhere. Reading frames is `frames`' job; the way back from logits is `postprocess`'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refsam_trt.errors import BundleError, UsageError, VideoError
+from refsam_trt.frames import MAX_FRAME_PIXELS
+from refsam_trt.resize import AxisTable, axis_table, resize_columns, resize_rows
+
+_MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 8192
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """What a bundle asks to be done to a frame.
+
+    `image_size`: side of the square network input, pixels. `downscale_short_side`: the short side
+    is first brought to this many pixels, None: no such step. `mean` and `std`: R, G, B, in 0..255
+    units.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range.
+    """
+
+    image_size: int
+    downscale_short_side: int | None = 360
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        _check_side("image_size", self.image_size)
+        if self.downscale_short_side is not None:
+            _check_side("downscale_short_side", self.downscale_short_side)
+        _check_channels("mean", self.mean, -math.inf)
+        _check_channels("std", self.std, 0.0)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as `json` writes them: tuples become lists."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> PreprocessConfig:
+        """Return the configuration that `to_json` wrote.
+
+        Raises:
+            BundleError: not an object, a key missing or unknown, a value that cannot be used.
+        """
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != expected:
+            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise BundleError(
+                f"preprocessing configuration: found {found}, expected an object with exactly "
+                f"{sorted(expected)}; export the bundle again with this version"
+            )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise BundleError(f"preprocessing configuration: {error}") from error
+
+
+def _check_side(name: str, value: object) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or not _MIN_IMAGE_SIZE <= value <= _MAX_IMAGE_SIZE:  # type: ignore[operator]
+        raise UsageError(
+            f"{name}: found {value!r}, expected a whole number of pixels from {_MIN_IMAGE_SIZE} "
+            f"to {_MAX_IMAGE_SIZE}"
+        )
+
+
+def _check_channels(name: str, values: object, above: float) -> None:
+    ok = isinstance(values, tuple) and len(values) == 3
+    for value in values if isinstance(values, tuple) else ():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        ok = ok and is_number and math.isfinite(value) and value > above
+    if not ok:
+        raise UsageError(
+            f"{name}: found {values!r}, expected three finite numbers (R, G, B) above {above}"
+        )
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """The sizes a frame passes through, (height, width) in pixels.
+
+    `original_hw` -> `downscaled_hw` -> `resized_hw`, which lies in the top left corner of the
+    `image_size` x `image_size` network input.
+    """
+
+    original_hw: tuple[int, int]
+    downscaled_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    image_size: int
+
+
+def geometry(original_hw: tuple[int, int], config: PreprocessConfig) -> FrameGeometry:
+    """Return the sizes that `config` gives to frames of `original_hw` (refsam-model 2.2).
+
+    Raises:
+        VideoError: a side of 0, more than `MAX_FRAME_PIXELS` pixels before or after the first
+            resize, or so narrow a frame that nothing of it would be left.
+    """
+    if min(original_hw) < 1:
+        raise VideoError(f"frame: found {_size(original_hw)} pixels, expected at least 1 x 1")
+    downscaled_hw = _short_side_to(original_hw, config.downscale_short_side)
+    for height, width in (original_hw, downscaled_hw):
+        if height * width > MAX_FRAME_PIXELS:
+            raise VideoError(
+                f"frame: found {_size(original_hw)} pixels, which need {_size((height, width))}; "
+                f"expected at most {MAX_FRAME_PIXELS:,} pixels; crop or shrink the frames first"
+            )
+    scale = config.image_size / max(downscaled_hw)
+    height, width = (int(side * scale + 0.5) for side in downscaled_hw)
+    if min(height, width) < 1:
+        raise VideoError(
+            f"frame: found {_size(original_hw)} pixels, too narrow for a network input of "
+            f"{config.image_size} pixels; crop the frames first"
+        )
+    return FrameGeometry(original_hw, downscaled_hw, (height, width), config.image_size)
+
+
+def _short_side_to(hw: tuple[int, int], side: int | None) -> tuple[int, int]:
+    if side is None:
+        return hw
+    height, width = hw
+    if height <= width:
+        return side, side * width // height
+    return side * height // width, side
+
+
+def _size(hw: tuple[int, ...]) -> str:
+    return " x ".join(map(str, hw))
+
+
+@dataclass(frozen=True)
+class _Resize:
+    """One two-dimensional resize; an axis that keeps its size has no table."""
+
+    rows: AxisTable | None
+    columns: AxisTable | None
+
+    @classmethod
+    def between(cls, before_hw: tuple[int, int], after_hw: tuple[int, int]) -> _Resize:
+        return cls(*(axis_table(n, m) for n, m in zip(before_hw, after_hw, strict=True)))
+
+
+class Preprocessor:
+    """Turn frames of one size into network inputs; what depends on the size is done once, here.
+
+    Not changed by a call, so one object may serve several threads. `geometry` holds the sizes.
+
+    Raises:
+        VideoError: as `geometry`.
+    """
+
+    def __init__(self, original_hw: tuple[int, int], config: PreprocessConfig) -> None:
+        self.config = config
+        self.geometry = geometry(original_hw, config)
+        sizes = (original_hw, self.geometry.downscaled_hw, self.geometry.resized_hw)
+        self._resizes = [_Resize.between(before, after) for before, after in pairwise(sizes)]
+        self._mean = np.array(config.mean, np.float32)[:, None, None]
+        self._std = np.array(config.std, np.float32)[:, None, None]
+
+    def __call__(
+        self, frame: NDArray[np.uint8], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the network input of one frame.
+
+        `frame`: uint8 [H, W, 3], RGB, of `original_hw`, any strides, only read. Returns float32
+        [1, 3, S, S], C-contiguous, (x - mean) / std in the top left `resized_hw` and 0.0 in the
+        rest; it is `out`, wholly overwritten, or a new array of the caller's (`out` None).
+
+        Raises:
+            VideoError: the frame is not uint8 [H, W, 3] of `original_hw`.
+            UsageError: `out` is not a writable C-contiguous float32 [1, 3, S, S].
+        """
+        self._check_frame(frame)
+        batch = self._checked_out(out)
+        image = batch[0]
+        # [H, W, 3] -> [H, 3, W]: rows and columns of all channels are then plain matrices.
+        lines = np.ascontiguousarray(frame.transpose(0, 2, 1))
+        for resize in self._resizes:
+            lines = resize_rows(resize_columns(lines, resize.columns), resize.rows)
+        height, width = self.geometry.resized_hw
+        image[:, height:] = 0.0
+        image[:, :height, width:] = 0.0
+        filled = image[:, :height, :width]
+        filled[...] = lines.transpose(1, 0, 2)
+        filled -= self._mean
+        filled /= self._std
+        return batch
+
+    def _check_frame(self, frame: object) -> None:
+        expected = (*self.geometry.original_hw, 3)
+        if not isinstance(frame, np.ndarray):
+            raise VideoError(
+                f"frame: found {type(frame).__name__}, expected a numpy array, uint8 "
+                f"[{_size(expected)}], RGB"
+            )
+        if frame.dtype != np.uint8 or frame.shape != expected:
+            raise VideoError(
+                f"frame: found {frame.dtype} [{_size(frame.shape)}], expected uint8 "
+                f"[{_size(expected)}], RGB; all frames of a video have the size of its first"
+            )
+
+    def _checked_out(self, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        shape = (1, 3, self.geometry.image_size, self.geometry.image_size)
+        if out is None:
+            return np.empty(shape, np.float32)
+        usable = out.flags.c_contiguous and out.flags.writeable
+        if out.dtype != np.float32 or out.shape != shape or not usable:
+            raise UsageError(
+                f"out: found {out.dtype} [{_size(out.shape)}], expected a writable, C-contiguous "
+                f"float32 [{_size(shape)}]"
+            )
+        return out
