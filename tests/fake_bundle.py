@@ -38,6 +38,7 @@ def make_bundle(
     split: refsam.Split = "baseline",
     image_size: int = 32,
     grid_size: int = 2,
+    downscale_short_side: int | None = None,
     external_data: bool = False,
     text_encoder: bool = True,
     **changes: Any,
@@ -60,7 +61,7 @@ def make_bundle(
         tools={"fake_bundle": "1"},
         preprocess=Preprocess(
             image_size=image_size,
-            downscale_short_side=None,
+            downscale_short_side=downscale_short_side,
             mean=(123.675, 116.28, 103.53),
             std=(58.395, 57.12, 57.375),
         ),
