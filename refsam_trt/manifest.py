@@ -20,14 +20,14 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class FileEntry(_Record):
+class FileEntry(_Record, frozen=True):
     """Size in bytes and SHA-256 of one file of the bundle."""
 
     size_bytes: int
     sha256: str
 
 
-class Source(_Record):
+class Source(_Record, frozen=True):
     """A file the weights came from: its role, its name (no folder) and its SHA-256."""
 
     role: str
@@ -36,7 +36,7 @@ class Source(_Record):
     sha256: str
 
 
-class Weights(_Record):
+class Weights(_Record, frozen=True):
     """Where the weights came from.
 
     `random_init_seed` is None for weights that all come from files; otherwise `num_random_tensors`
@@ -48,7 +48,7 @@ class Weights(_Record):
     num_random_tensors: int = 0
 
 
-class Preprocess(_Record):
+class Preprocess(_Record, frozen=True):
     """Frame -> network input (refsam-model 2.2); sizes in pixels, RGB mean and std in 0..255."""
 
     image_size: int
@@ -57,7 +57,7 @@ class Preprocess(_Record):
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
-class Tokenizer(_Record):
+class Tokenizer(_Record, frozen=True):
     """Expression -> token ids; `file` is in the format of the `tokenizers` library."""
 
     file: str
@@ -65,7 +65,7 @@ class Tokenizer(_Record):
     pad_id: int
 
 
-class GraphEntry(_Record):
+class GraphEntry(_Record, frozen=True):
     """One ONNX graph: its file, tensors, and how many nodes of each operator type it has."""
 
     file: str
@@ -73,7 +73,7 @@ class GraphEntry(_Record):
     node_types: dict[str, int]
 
 
-class Variant(_Record):
+class Variant(_Record, frozen=True):
     """One set of graphs: a precision, an attention form and a split."""
 
     precision: str
@@ -83,7 +83,7 @@ class Variant(_Record):
     graphs: dict[str, GraphEntry]
 
 
-class StateEntry(_Record):
+class StateEntry(_Record, frozen=True):
     """A tensor kept per video and expression: step output `output` becomes step input `input`."""
 
     input: str
@@ -91,7 +91,7 @@ class StateEntry(_Record):
     is_present: str
 
 
-class Limits(_Record):
+class Limits(_Record, frozen=True):
     """Largest sizes a graph accepts: frames, expressions, and words with the end token."""
 
     max_frames: int
@@ -99,7 +99,7 @@ class Limits(_Record):
     max_words: int
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     """The whole manifest; `docs/bundle.md` explains every field.
 
     `configuration` is the exporter's model configuration and opaque to the runtime. `parity` holds

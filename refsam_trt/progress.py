@@ -42,7 +42,7 @@ class Progress:
         """Advance by `steps`; `note` is shown beside the bar."""
         self._done += steps
         if self._bar is not None:
-            self._bar.update(steps, note or self._rate())  # type: ignore[arg-type]
+            self._bar.update(steps, note or self._rate())
         elif self._enabled and time.monotonic() - self._printed >= _LINE_EVERY_S:
             self._line(note)
 

@@ -140,7 +140,7 @@ class ReferenceLoop:
             torch.tensor([token is not None]),
         )
         self._tokens[text] = out.next_track_token
-        return out.low_res_logits[0, 0].numpy()  # type: ignore[no-any-return]
+        return out.low_res_logits[0, 0].numpy()
 
 
 def environment(num_threads: int | None) -> dict[str, Any]:

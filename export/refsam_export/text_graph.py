@@ -53,7 +53,7 @@ class T5Graph(nn.Module):
 
     def _attend(self, module: Any, y: Tensor, bias: Tensor) -> Tensor:
         def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
 
         q, k, v = split(module.q(y)), split(module.k(y)), split(module.v(y))
         out = torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v

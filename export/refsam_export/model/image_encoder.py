@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         return self.D_fc2(self.act(self.D_fc1(x)))  # type: ignore[no-any-return]
 
 
-class AdapterBlock(Block):  # type: ignore[misc, valid-type]
+class AdapterBlock(Block):  # type: ignore[misc]
     """A ViT block with a serial adapter after attention and one beside the MLP (4.2)."""
 
     def __init__(self, config: ModelConfig, *, window_size: int) -> None:
@@ -54,7 +54,7 @@ class AdapterBlock(Block):  # type: ignore[misc, valid-type]
         return x + self.mlp(z) + self.adapter_scale * self.MLP_Adapter(z)  # type: ignore[no-any-return]
 
 
-class ImageEncoder(ImageEncoderViT):  # type: ignore[misc, valid-type]
+class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
     """SAM's image encoder whose latter half has adapters and which also returns three maps."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -110,4 +110,5 @@ def _block_arguments(config: ModelConfig, window_size: int) -> dict[str, object]
 
 def l2_normalise(x: Tensor, dim: int) -> Tensor:
     """Return x over its Euclidean norm along `dim`, the norm bounded below by 1e-12 (3.3)."""
-    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(1e-12)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / norm.clamp_min(1e-12)

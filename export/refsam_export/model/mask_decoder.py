@@ -55,7 +55,7 @@ def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = N
     heads = module.num_heads
 
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+        return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
     q, k, v = split(q), split(k), split(v)
     scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
