@@ -22,7 +22,6 @@ from refsam_trt.families.adapter import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam_adapter import RefsamFamily
 from refsam_trt.frames import open_frames
 from refsam_trt.manifest import Manifest
-from refsam_trt.preprocess import PreprocessConfig
 from refsam_trt.result import Result
 from refsam_trt.session import Color, Session, SessionModel
 from refsam_trt.text import TextMode
@@ -99,7 +98,7 @@ class Engine:
         parts = FamilyParts(manifest, chosen, backend, text, bundle.verify_file)
         self._model = SessionModel(
             family=FAMILIES[manifest.family](parts),
-            preprocess=PreprocessConfig(**msgspec.structs.asdict(manifest.preprocess)),
+            preprocess=manifest.preprocess,
             bundle_id=bundle.bundle_id,
             variant=variant,
             precision=chosen.precision,

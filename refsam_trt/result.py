@@ -86,7 +86,13 @@ class Result:
         return polygons_from_mask(self.mask)
 
     def plot(self, frame: np.ndarray) -> np.ndarray:
-        """Return a copy of `frame` (uint8 [H, W, 3], RGB) with this mask and its text drawn on."""
+        """Return a copy of `frame` (uint8 [H, W, 3], RGB) with mask and text drawn on.
+
+        An expression keeps its colour from frame to frame.
+
+        Raises:
+            UsageError: not a frame of the mask's size.
+        """
         return _drawn(frame, [self])
 
     def to_supervision(self) -> Any:
@@ -145,7 +151,11 @@ class FrameResults(Sequence[Result]):
         return label_map_from_logits(np.stack([result.logits for result in self._results]))
 
     def plot(self, frame: np.ndarray) -> np.ndarray:
-        """Return a copy of `frame` (uint8 [H, W, 3], RGB) with all masks and texts drawn on."""
+        """Return a copy of `frame` (uint8 [H, W, 3], RGB) with all masks and texts drawn on.
+
+        Raises:
+            UsageError: not a frame of the masks' size.
+        """
         return _drawn(frame, self._results)
 
     def to_supervision(self) -> Any:
@@ -176,9 +186,11 @@ def frame_results(
 
 
 def _drawn(frame: np.ndarray, results: Sequence[Result]) -> np.ndarray:
-    from refsam_trt.overlay import draw
+    from refsam_trt.overlay import PALETTE, draw
 
-    return draw(frame, [(result.mask, result.text) for result in results])
+    masks = [result.mask for result in results]
+    colors = [PALETTE[1 + result.expression_id % 255] for result in results]
+    return draw(frame, masks, [result.text for result in results], colors)
 
 
 def _detections(results: Sequence[Result]) -> Any:
