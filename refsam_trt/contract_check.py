@@ -11,11 +11,10 @@ from typing import get_args
 import msgspec
 
 from refsam_trt import limits
-from refsam_trt.errors import BundleError, UsageError
+from refsam_trt.errors import BundleError
 from refsam_trt.families import refsam
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.manifest import Manifest, Variant
-from refsam_trt.preprocess import PreprocessConfig
 
 _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 _SPLITS: dict[str, refsam.Split] = {split: split for split in get_args(refsam.Split)}
@@ -42,10 +41,6 @@ def check_contract(manifest: Manifest) -> None:
 
 
 def _check_values(manifest: Manifest) -> None:
-    try:
-        PreprocessConfig(**msgspec.structs.asdict(manifest.preprocess))
-    except UsageError as error:
-        raise BundleError(f"preprocess.{error}; {_EXPORT_AGAIN}") from error
     for name, value in msgspec.structs.asdict(manifest.limits).items():
         if not 1 <= value <= limits.MAX_BATCH:
             raise BundleError(

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-import msgspec
 import numpy as np
 
 from refsam_trt.backends.base import Backend, TransferCounts

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.preprocess import PreprocessConfig
 
 SCHEMA_VERSION = 1
 
@@ -46,15 +47,6 @@ class Weights(_Record, frozen=True):
     sources: tuple[Source, ...]
     random_init_seed: int | None = None
     num_random_tensors: int = 0
-
-
-class Preprocess(_Record, frozen=True):
-    """Frame -> network input (refsam-model 2.2); sizes in pixels, RGB mean and std in 0..255."""
-
-    image_size: int
-    downscale_short_side: int | None
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
 class Tokenizer(_Record, frozen=True):
@@ -112,7 +104,7 @@ class Manifest(_Record, frozen=True):
     configuration: dict[str, Any]
     weights: Weights
     tools: dict[str, str]
-    preprocess: Preprocess
+    preprocess: PreprocessConfig
     tokenizer: Tokenizer
     variants: dict[str, Variant]
     state: tuple[StateEntry, ...]
@@ -140,7 +132,7 @@ __all__ = [
     "GraphSpec",
     "Limits",
     "Manifest",
-    "Preprocess",
+    "PreprocessConfig",
     "Source",
     "StateEntry",
     "TensorSpec",

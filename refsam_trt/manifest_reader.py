@@ -88,7 +88,7 @@ def _decode(path: Path, raw: bytes) -> Manifest:
         version = msgspec.json.decode(raw, type=_Header).schema_version
         if version == SCHEMA_VERSION:
             manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UsageError) as error:
         raise BundleError(
             f"{path}: not a manifest of schema {SCHEMA_VERSION}: {error}; export the bundle anew"
         ) from error

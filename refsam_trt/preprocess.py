@@ -7,31 +7,29 @@ same bytes everywhere. Reading frames is `frames`' job; the way back from logits
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_trt.errors import BundleError, UsageError, VideoError
+from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.frames import MAX_FRAME_PIXELS
 from refsam_trt.resize import AxisTable, axis_table, resize_columns, resize_rows
 
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 8192
 
 
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """What a bundle asks to be done to a frame.
+class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle asks to be done to a frame: `preprocess` of its manifest.
 
     `image_size`: side of the square network input, pixels. `downscale_short_side`: the short side
     is first brought to this many pixels, None: no such step. `mean` and `std`: R, G, B, in 0..255
     units.
 
     Raises:
-        UsageError: a value of the wrong type or out of range.
+        UsageError: a value out of range.
     """
 
     image_size: int
@@ -46,51 +44,17 @@ class PreprocessConfig:
         _check_channels("mean", self.mean, -math.inf)
         _check_channels("std", self.std, 0.0)
 
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as `json` writes them: tuples become lists."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
 
-    @classmethod
-    def from_json(cls, data: object) -> PreprocessConfig:
-        """Return the configuration that `to_json` wrote.
-
-        Raises:
-            BundleError: not an object, a key missing or unknown, a value that cannot be used.
-        """
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != expected:
-            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise BundleError(
-                f"preprocessing configuration: found {found}, expected an object with exactly "
-                f"{sorted(expected)}; export the bundle again with this version"
-            )
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
-        try:
-            return cls(**values)
-        except UsageError as error:
-            raise BundleError(f"preprocessing configuration: {error}") from error
-
-
-def _check_side(name: str, value: object) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or not _MIN_IMAGE_SIZE <= value <= _MAX_IMAGE_SIZE:  # type: ignore[operator]
+def _check_side(name: str, value: int) -> None:
+    if not _MIN_IMAGE_SIZE <= value <= _MAX_IMAGE_SIZE:
         raise UsageError(
             f"{name}: found {value!r}, expected a whole number of pixels from {_MIN_IMAGE_SIZE} "
             f"to {_MAX_IMAGE_SIZE}"
         )
 
 
-def _check_channels(name: str, values: object, above: float) -> None:
-    ok = isinstance(values, tuple) and len(values) == 3
-    for value in values if isinstance(values, tuple) else ():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        ok = ok and is_number and math.isfinite(value) and value > above
-    if not ok:
+def _check_channels(name: str, values: tuple[float, ...], above: float) -> None:
+    if len(values) != 3 or not all(math.isfinite(v) and v > above for v in values):
         raise UsageError(
             f"{name}: found {values!r}, expected three finite numbers (R, G, B) above {above}"
         )

@@ -22,7 +22,7 @@ from refsam_trt.manifest import (
     GraphEntry,
     Limits,
     Manifest,
-    Preprocess,
+    PreprocessConfig,
     StateEntry,
     Variant,
     Weights,
@@ -59,7 +59,7 @@ def make_bundle(
         configuration={"hda_levels": 4},
         weights=Weights(sources=(), random_init_seed=0, num_random_tensors=1),
         tools={"fake_bundle": "1"},
-        preprocess=Preprocess(
+        preprocess=PreprocessConfig(
             image_size=image_size,
             downscale_short_side=downscale_short_side,
             mean=(123.675, 116.28, 103.53),

@@ -10,8 +10,7 @@ from refsam_export.graphs import build_graphs
 from refsam_export.model.refsam import RefSam
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_trt.families.refsam import contract
-from refsam_trt.manifest import Preprocess
-from refsam_trt.preprocess import Preprocessor
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 
 
 @cache
@@ -32,7 +31,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def image_of(of: RefSam, index: int = 0) -> Tensor:
     frame = moving_frames(index + 1, seed=11)[index]
     config = of.config
-    preprocess = Preprocess(config.image_size, config.downscale_short_side)
+    preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
     return torch.from_numpy(Preprocessor(frame.shape[:2], preprocess)(frame))
 
 

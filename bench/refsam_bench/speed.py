@@ -28,9 +28,8 @@ from refsam_export.source import load_source
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import Bundle, open_bundle
 from refsam_trt.engine import Engine, choose_variant
-from refsam_trt.manifest import Preprocess
 from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import Preprocessor
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 from refsam_trt.session import Session
 
 WORDS = ("red disc", "blue ball on the left", "striped square", "the large star at the top")
@@ -111,7 +110,7 @@ class ReferenceLoop:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._tokens: dict[str, torch.Tensor] = {}
         config = self._model.config
-        preprocess = Preprocess(config.image_size, config.downscale_short_side)
+        preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
         self._preprocessor = Preprocessor(frame_hw, preprocess)
         low_res_hw = (4 * config.grid_size,) * 2
         self._postprocessor = Postprocessor(self._preprocessor.geometry, low_res_hw)

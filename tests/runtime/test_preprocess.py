@@ -1,13 +1,12 @@
 """Frames into network inputs: the integer rule against slow twins and, where it agrees, Pillow."""
 
-import json
-
+import msgspec
 import numpy as np
 import pytest
 import shared_data
 from PIL import Image
 
-from refsam_trt.errors import BundleError, UsageError, VideoError
+from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor, geometry
 from refsam_trt.resize import axis_table, resize_columns, resize_rows
 
@@ -270,38 +269,21 @@ def test_a_frame_of_which_nothing_would_be_left_is_refused():
 
 def test_the_configuration_survives_json():
     config = PreprocessConfig(1024, None, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    assert PreprocessConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert msgspec.json.decode(msgspec.json.encode(config), type=PreprocessConfig) == config
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"gamma": 2.2}, "'gamma'"),
-        ({"image_size": "1024"}, "image_size: found '1024', expected a whole number"),
-        ({"image_size": True}, "image_size: found True"),
-        ({"image_size": 15}, "from 16 to 8192"),
+        ({"image_size": 15}, "image_size: found 15, expected a whole number of pixels from 16"),
+        ({"image_size": 9000}, "to 8192"),
         ({"downscale_short_side": 0}, "downscale_short_side: found 0"),
-        ({"mean": [1.0, 2.0]}, "mean: found (1.0, 2.0), expected three finite numbers"),
-        ({"mean": [1.0, 2.0, float("nan")]}, "mean: found"),
-        ({"std": [1.0, 0.0, 1.0]}, "above 0.0"),
-        ({"std": 1.0}, "std: found 1.0"),
+        ({"mean": (1.0, 2.0)}, "mean: found (1.0, 2.0), expected three finite numbers"),
+        ({"mean": (1.0, 2.0, float("nan"))}, "mean: found"),
+        ({"std": (1.0, 0.0, 1.0)}, "above 0.0"),
     ],
 )
 def test_other_configurations_are_refused(change, text):
-    with pytest.raises(BundleError) as error:
-        PreprocessConfig.from_json({**PreprocessConfig(64).to_json(), **change})
+    with pytest.raises(UsageError) as error:
+        PreprocessConfig(**{"image_size": 64, **change})
     assert text in str(error.value)
-
-
-def test_a_missing_key_and_a_list_are_refused():
-    data = PreprocessConfig(64).to_json()
-    del data["std"]
-    with pytest.raises(BundleError, match="exactly"):
-        PreprocessConfig.from_json(data)
-    with pytest.raises(BundleError, match="found list"):
-        PreprocessConfig.from_json([])
-
-
-def test_a_configuration_made_in_code_is_checked_too():
-    with pytest.raises(UsageError, match="image_size: found 0"):
-        PreprocessConfig(0)

@@ -26,8 +26,7 @@ from refsam_trt.families.refsam import (
     Split,
     contract,
 )
-from refsam_trt.manifest import Preprocess
-from refsam_trt.preprocess import Preprocessor
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
@@ -53,7 +52,7 @@ def write_reference(
     frames = moving_frames(num_frames, FRAME_SEED)
     preprocessor = Preprocessor(
         frames.shape[1:3],
-        Preprocess(config.image_size, config.downscale_short_side),
+        PreprocessConfig(config.image_size, config.downscale_short_side),
     )
     ids = [tokenizer.encode(" ".join(text.lower().split())).ids for text in EXPRESSIONS]
     tensors: dict[str, np.ndarray] = {"frames": frames}
