@@ -175,10 +175,14 @@ class TextEncoder:
         return cleaned, found
 
     def release(self) -> None:
-        """Drop the text graph in mode `lazy`; the next unknown expression loads it again."""
-        if self._graph is not None and self._mode == "lazy":
-            with self._graph_lock:
-                self._graph = None
+        """Drop the text graph in mode `lazy`; the next unknown expression loads it again.
+
+        Does nothing while another thread embeds: a frame must not wait for somebody's text.
+        """
+        is_due = self._graph is not None and self._mode == "lazy"
+        if is_due and self._graph_lock.acquire(blocking=False):
+            self._graph = None
+            self._graph_lock.release()
 
     def close(self) -> None:
         """Drop the text graph and every embedding."""

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from refsam_trt.families import refsam
 from refsam_trt.manifest import Manifest
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import Preprocessor
 from refsam_trt.result import FrameResults
 from refsam_trt.text import TextEmbedding
 
@@ -27,7 +27,7 @@ class Twin:
     def __init__(self, folder: Path) -> None:
         raw = (folder / "manifest.json").read_bytes()
         manifest = msgspec.json.decode(raw, type=Manifest)
-        self._preprocess = PreprocessConfig(**msgspec.structs.asdict(manifest.preprocess))
+        self._preprocess = manifest.preprocess
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         graphs = next(iter(manifest.variants.values())).graphs
         options = onnxruntime.SessionOptions()
@@ -82,6 +82,7 @@ def assert_same_results(found: FrameResults, expected: FrameResults) -> None:
     assert [result.text for result in found] == [result.text for result in expected]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a.low_res_logits, b.low_res_logits)
+        np.testing.assert_array_equal(a.mask, b.mask)
         assert a.predicted_iou == b.predicted_iou
 
 

@@ -1,12 +1,9 @@
 """Loading a bundle, what an engine tells of itself, whole videos, and closing."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import fake_bundle
-import msgspec
 import numpy as np
 import pytest
 from half_bundle import make_half_precision
@@ -273,30 +270,3 @@ def test_a_failed_load_closes_the_backend(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="text='eager'"):
         refsam_trt.load(folder, text="eager")  # type: ignore[arg-type]
     assert closed == [backend]
-
-
-def test_public_names_exist_and_are_documented() -> None:
-    assert sorted(refsam_trt.__all__) == refsam_trt.__all__
-    for name in refsam_trt.__all__:
-        assert getattr(refsam_trt, name).__doc__
-        assert name in dir(refsam_trt)
-    with pytest.raises(AttributeError, match="module 'refsam_trt' has no attribute 'nothing'"):
-        refsam_trt.nothing  # noqa: B018
-
-
-def test_importing_costs_next_to_nothing() -> None:
-    code = """
-import json, sys, time
-start = time.perf_counter()
-import numpy, refsam_trt
-seconds = time.perf_counter() - start
-refsam_trt.load, refsam_trt.Session, refsam_trt.RefsamError
-print(json.dumps({"seconds": seconds, "modules": list(sys.modules)}))
-"""
-    runs = []
-    for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        runs.append(msgspec.json.decode(out.stdout))
-    assert min(run["seconds"] for run in runs) < 0.5
-    heavy = {"torch", "onnx", "onnxruntime", "transformers", "av"}
-    assert not heavy & set(runs[0]["modules"])

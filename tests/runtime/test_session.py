@@ -86,7 +86,8 @@ def test_reset_forgets_the_video_but_not_the_expressions(video: Session) -> None
     for again, before in zip(video.run(frames), first, strict=True):
         assert_same_results(again, before)
     video.reset()
-    assert video.step(random_frames(1, (10, 30))[0]).frame_hw == (10, 30)
+    (other,) = video.step(random_frames(1, (10, 30))[0])
+    assert other.frame_hw == other.mask.shape == (10, 30)
 
 
 def test_one_text_twice_is_two_tracks(video: Session) -> None:

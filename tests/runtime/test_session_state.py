@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import refsam_trt
-from refsam_trt import ExpressionError, StateError
+from refsam_trt import ExpressionError, OutputError, StateError
 from refsam_trt.engine import Engine
 from refsam_trt.result import FrameResults
 from refsam_trt.session import Session
@@ -60,6 +60,15 @@ def test_a_state_before_the_first_frame_is_restored(engine: Engine, tmp_path: Pa
         video.load_state(tmp_path / "fresh")
         frame = random_frames(1)[0]
         assert_same_results(video.step(frame), empty.step(frame))
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing(video: Session, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"the folder .*absent does not exist; create it first"):
+        video.save_state(tmp_path / "absent" / "state")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=r"folder: found a folder .*expected a file"):
+        video.save_state(tmp_path / "folder")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_exchanged_tokens_exchange_the_memory(engine: Engine, tmp_path: Path) -> None:

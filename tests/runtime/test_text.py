@@ -184,6 +184,16 @@ def test_lazy_loads_at_need_and_releases(bundles: dict[Split, Path]) -> None:
     assert len(setting.loads) == 2
 
 
+def test_release_does_not_wait_for_a_thread_that_embeds(bundles: dict[Split, Path]) -> None:
+    encoder = Setting(bundles["baseline"]).encoder("lazy")
+    encoder.encode("a dog")
+    with encoder._graph_lock:
+        encoder.release()
+    assert encoder.is_loaded
+    encoder.release()
+    assert not encoder.is_loaded
+
+
 def test_resident_loads_at_once_and_keeps(bundles: dict[Split, Path]) -> None:
     setting = Setting(bundles["baseline"])
     encoder = setting.encoder("resident")
