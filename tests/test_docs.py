@@ -1,0 +1,92 @@
+"""What README and docs tell a user to do can be done."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import click
+import fake_bundle
+import pytest
+
+from refsam_bench.demo import write_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    "refsam-run": ("refsam_trt.cli", "command"),
+    "refsam-doctor": ("refsam_trt.doctor", "command"),
+    "refsam-export": ("refsam_export.cli", "command"),
+    "refsam-bench": ("refsam_bench.cli", "command"),
+    "refsam-train": ("refsam_train.cli", "command"),
+}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.M | re.S)
+    return [(page.name, body) for page in PAGES for body in pattern.findall(page.read_text())]
+
+
+def lines() -> list[tuple[str, str]]:
+    found = [
+        (page, line[2:])
+        for page, body in blocks("console")
+        for line in body.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert len(found) > 4
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), lines(), ids=lambda value: value[:40])
+def test_command_lines_are_understood(page: str, line: str):
+    name, *arguments = shlex.split(line)
+    if name == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{arguments[0]}:", makefile, re.M), line
+    elif name == "pip":
+        extras = re.findall(r"refsam-trt\[([a-z,-]+)\]", line)[0].split(",")
+        declared = (ROOT / "pyproject.toml").read_text()
+        assert not [extra for extra in extras if f"\n{extra} = [" not in declared]
+    else:
+        module, attribute = COMMANDS[name]
+        command = getattr(importlib.import_module(module), attribute)
+        parse(command, name, arguments)
+
+
+def parse(command: click.Command, name: str, arguments: list[str]) -> None:
+    """Parse as the command would, sub-command included, without running it."""
+    context = (
+        command.make_context(name, list(arguments), allow_interspersed_args=False)
+        if (isinstance(command, click.Group))
+        else command.make_context(name, list(arguments))
+    )
+    if isinstance(command, click.Group):
+        sub_name, sub, rest = command.resolve_command(context, arguments)
+        assert sub is not None
+        sub.make_context(sub_name, rest, parent=context)
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=lambda value: value[:20])
+def test_python_examples_run(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    fake_bundle.make_bundle(Path("demo/nano"))
+    write_clip(Path("demo/clip.mp4"))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, page, "exec"), {})
+    assert printed.getvalue()
+
+
+def test_every_console_script_stands_in_the_readme_and_the_other_way_round():
+    scripts = set(re.findall(r"^(refsam-\w+) = ", (ROOT / "pyproject.toml").read_text(), re.M))
+    table = set(re.findall(r"^\| `(refsam-\w+)", (ROOT / "README.md").read_text(), re.M))
+    assert scripts == table == set(COMMANDS)
+
+
+def test_pictures_of_the_readme_exist():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    assert not [picture for picture in pictures if not (ROOT / picture).is_file()]
