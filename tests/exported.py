@@ -1,0 +1,18 @@
+"""Exported bundles, one export per test run however many processes share it."""
+
+from pathlib import Path
+
+import pytest
+
+from refsam_export.exporter import ExportRequest, export_bundle
+
+
+def exported(factory: pytest.TempPathFactory, preset: str, split: str = "optimised") -> Path:
+    """Return a bundle of random weights (seed 0), exported now or by another worker."""
+    base = factory.getbasetemp()
+    shared = base.parent if base.name.startswith("popen-") else base
+    target = shared / f"bundle-{preset}-{split}"
+    if not target.exists():
+        request = ExportRequest(preset, target, random_init=0, split=split, include_source=True)
+        export_bundle(request, lambda line: None)
+    return target
