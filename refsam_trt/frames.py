@@ -69,7 +69,8 @@ def open_frames(path: str | Path, max_pixels: int = MAX_FRAME_PIXELS) -> FrameSo
 
     A folder's images are sorted naturally (frame2 before frame10); hidden files and other suffixes
     are passed over. Grey and palette images become RGB, transparency is dropped (the stored
-    colour counts). The first frame is read here, so an unusable source is refused at once.
+    colour counts). The first frame is read here, so an unusable source is refused at once. A cut
+    off .mkv or .ts, made to be readable anyway, may pass for a shorter video.
 
     Raises:
         VideoError: missing, empty or unreadable, an animation, more than 8 bits per channel in an
@@ -224,7 +225,11 @@ class _Video(_Source):
         num_done = 0
         try:
             with self._av.open(str(self._path)) as container:
-                for frame in self._whole_frames(container):
+                # Threads per slice, PyAV's default: with threads per frame ("AUTO") the error of
+                # a last, cut off packet is lost (PyAV 18.1) and the video just ends early.
+                for frame in container.decode(self._stream(container)):
+                    if frame.is_corrupt:
+                        raise self._av.InvalidDataError(errno.EIO, "data is missing or damaged")
                     image = self._upright(frame)
                     first_hw = first_hw or image.shape[:2]
                     _require_size(image, first_hw, f"{self._path}, frame {num_done}")
@@ -236,29 +241,18 @@ class _Video(_Source):
                 "is no video, damaged or cut off: get it again or re-encode what is left of it"
             ) from error
 
-    def _whole_frames(self, container: Any) -> Iterator[Any]:
-        """Yield decoded frames; one that misses data is an error, not a picture of grey blocks."""
-        for packet in container.demux(self._stream(container)):
-            frames = [] if packet.is_corrupt else packet.decode()
-            if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-                raise self._av.InvalidDataError(errno.EIO, "data is missing or damaged")
-            yield from frames
-
     def _stream(self, container: Any) -> Any:
         """Return the first video stream, its size checked before anything is decoded."""
         if not container.streams.video:
             raise VideoError(f"{self._path}: found no video stream; choose a video file")
         stream = container.streams.video[0]
         _require_pixels(stream.height, stream.width, self._max_pixels, self._path)
-        # PyAV's default; with "FRAME" or "AUTO" FFmpeg 8 swallows errors of damaged packets.
-        stream.thread_type = "SLICE"
         self.num_frames = stream.frames or None
         self.fps = float(stream.average_rate) if stream.average_rate else None
         return stream
 
     def _upright(self, frame: Any) -> NDArray[np.uint8]:
         """Return a decoded frame as [H, W, 3] RGB, turned as the file asks."""
-        _require_pixels(frame.height, frame.width, self._max_pixels, self._path)
         quarters = round(frame.rotation / 90)
         # The angle is computed from a matrix of fixed-point numbers and may be a little off.
         if abs(frame.rotation - 90 * quarters) > 1:

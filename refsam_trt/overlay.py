@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -151,11 +153,15 @@ def _fitted(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width_px: int,
 ) -> str:
+    """Return the text, or as much of its beginning as fits with an ellipsis behind it."""
     if canvas.textlength(text, font) <= width_px:
         return text
-    while text and canvas.textlength(text + "...", font) > width_px:
-        text = text[:-1]
-    return text.rstrip() + "..."
+
+    def width_of_first(count: int) -> int:
+        return math.ceil(canvas.textlength(text[:count] + "...", font))
+
+    count = bisect_right(range(len(text)), width_px, key=width_of_first) - 1
+    return text[: max(count, 0)].rstrip() + "..."
 
 
 def _free_place(

@@ -148,7 +148,8 @@ def label_map_from_logits(
     best = np.full(logits.shape[1:], background, logits.dtype)
     label_map = np.zeros(logits.shape[1:], np.uint8)
     for label, plane in enumerate(logits, start=1):
-        label_map[plane > best] = label
+        # Labels grow, so the largest is the last that was better; no branches, no indices.
+        np.maximum(label_map, (plane > best) * np.uint8(label), out=label_map)
         np.maximum(best, plane, out=best)
     return label_map
 

@@ -230,19 +230,28 @@ TURNS = {  # display matrices of MP4: (a, b, c, d), and the turn of the picture,
 }
 
 
+def turned_video(path, clip, a, b, c, d):
+    data = bytearray(clip.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # after version, times, id, duration, layer, volume
+    fixed_point = (round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0))
+    data[start : start + 36] = struct.pack(">9i", *fixed_point, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
 @pytest.mark.parametrize("turns", TURNS)
 def test_videos_are_turned_as_their_display_matrix_says(tmp_path, turns):
-    upright = list(open_frames(video(tmp_path / "clip.mp4", (48, 64), 3)))
-    data = bytearray((tmp_path / "clip.mp4").read_bytes())
-    a, b, c, d = (value << 16 for value in TURNS[turns])
-    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    start = data.index(b"tkhd") + 4 + 40  # after version, times, id, duration, layer, volume
-    data[start : start + 36] = matrix
-    (tmp_path / "turned.mp4").write_bytes(data)
-    with open_frames(tmp_path / "turned.mp4") as source:
+    clip = video(tmp_path / "clip.mp4", (48, 64), 3)
+    with open_frames(turned_video(tmp_path / "turned.mp4", clip, *TURNS[turns])) as source:
         assert source.original_hw == ((64, 48) if turns % 2 else (48, 64))
-        for found, frame in zip(source, upright, strict=True):
+        for found, frame in zip(source, open_frames(clip), strict=True):
             np.testing.assert_array_equal(found, np.rot90(frame, turns), strict=True)
+
+
+def test_videos_turned_by_other_angles_are_refused(tmp_path):
+    clip = video(tmp_path / "clip.mp4", (48, 64), 3)
+    path = turned_video(tmp_path / "turned.mp4", clip, 0.7071, 0.7071, -0.7071, 0.7071)
+    assert "found a rotation of -45 degrees, expected a multiple of 90" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
@@ -255,11 +264,17 @@ def test_truncated_videos_are_refused(tmp_path, share):
     assert "damaged or cut off: get it again or re-encode" in text
 
 
-def test_damaged_frames_are_refused_instead_of_concealed(tmp_path):
-    data = bytearray(video(tmp_path / "clip.mp4", (96, 128), 40).read_bytes())
+@pytest.mark.parametrize("damage", [b"\xff" * 4, b"\x00" * 80])
+@pytest.mark.parametrize("offset", [0, 40])
+def test_damaged_frames_are_refused_instead_of_concealed(tmp_path, damage, offset):
+    av = pytest.importorskip("av")
+    clip = video(tmp_path / "clip.mp4", (96, 128), 40)
+    with av.open(str(clip)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(clip.read_bytes())
+    start = positions[20] + offset
+    data[start : start + len(damage)] = damage
     path = tmp_path / "bad.mp4"
-    middle = len(data) * 2 // 3
-    data[middle : middle + 200] = bytes(200)
     path.write_bytes(data)
     assert "cannot be decoded beyond" in refusal(path)
 

@@ -1,5 +1,6 @@
 """Results on disk: read back, reproducible, and absent after an error."""
 
+import contextlib
 import errno
 import json
 import os
@@ -173,6 +174,10 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
                 writer.write(frame)
         contents.add(path.read_bytes())
     assert len(contents) == 1
+    # Other bytes are rare even with what causes them, so that this alone would not notice.
+    settings = contents.pop()
+    assert b" mbtree=0 " in settings
+    assert b" threads=4 " in settings
 
 
 @pytest.mark.parametrize("fps", [0, -1.0, float("nan"), float("inf"), 1001])
@@ -233,6 +238,40 @@ def test_an_interrupt_leaves_nothing(tmp_path, make, interrupt):
 def test_a_full_disk_is_an_output_error(tmp_path, make):
     with pytest.raises(OutputError, match=r"target: cannot be written \(No space left"):
         write_and_raise(make(tmp_path / "target"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def files_limited_to(num_bytes):
+    """Let no file grow beyond a size: the nearest to a full disk that needs no rights."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_often(writer, item):
+    """Write until a video encoder, which holds frames back, has to write too."""
+    writer.write(*item)
+    while isinstance(writer, OverlayVideoWriter):
+        writer.write(*item)
+
+
+@pytest.mark.parametrize("make", ["png", "json", "mp4"])
+def test_a_disk_that_fills_while_writing_is_an_output_error(tmp_path, make):
+    hw = (400, 500)
+    noise = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
+    writer, item = {
+        "png": (PalettePngWriter(tmp_path / "target"), ("00000", noise[..., 0])),
+        "json": (RleWriter(tmp_path / "target", "", hw, ["a"]), ("00000", [noise[..., 0] > 127])),
+        "mp4": (OverlayVideoWriter(tmp_path / "target", 25, hw), (noise,)),
+    }[make]
+    full = pytest.raises(OutputError, match=r"target: cannot be written \(File too large\)")
+    with files_limited_to(50_000), full, writer:
+        write_often(writer, item)
     assert list(tmp_path.iterdir()) == []
 
 
