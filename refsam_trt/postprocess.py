@@ -6,6 +6,8 @@ Decisions are taken on logits of the original size, never on small masks. Run-le
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -127,29 +129,34 @@ def mask_from_logits(logits: NDArray[np.float32], threshold: float = 0.0) -> NDA
 
 
 def label_map_from_logits(
-    logits: NDArray[np.float32], background: float = 0.1
+    logits: Iterable[NDArray[np.float32]], background: float = 0.1
 ) -> NDArray[np.uint8]:
     """Return the merge of several expressions into one map: the Ref-DAVIS17 rule.
 
-    `logits`: float [K, H, W], finite. Returns uint8 [H, W]: 0 where no logit is above
+    `logits`: one plane per expression, finite float [H, W]; an array [K, H, W] or an iterator,
+    whose planes are taken one at a time. Returns uint8 [H, W]: 0 where no logit is above
     `background`, else 1 + the index of the largest, the first of equals. That is the argmax over
     a constant background plane followed by the logits with negatives set to 0.
 
     Raises:
-        UsageError: not three dims, more than 255 expressions, or a negative `background`.
+        UsageError: no plane, planes of different shapes, more than 255, or a negative
+            `background`.
     """
-    if logits.ndim != 3 or len(logits) > MAX_LABELS:
-        raise UsageError(
-            f"logits: found shape {logits.shape}, expected [K, H, W] with at most {MAX_LABELS} "
-            "expressions"
-        )
     if background < 0.0:
         raise UsageError(f"background: found {background}, expected a logit of 0 or more")
-    best = np.full(logits.shape[1:], background, logits.dtype)
-    label_map = np.zeros(logits.shape[1:], np.uint8)
-    for label, plane in enumerate(logits, start=1):
-        # Labels grow, so the largest is the last that was better; no branches, no indices.
-        np.maximum(label_map, (plane > best) * np.uint8(label), out=label_map)
+    planes = iter(logits)
+    first = next(planes, None)
+    if first is None:
+        raise UsageError("logits: found no plane, expected one [H, W] per expression")
+    best = np.full(first.shape, background, first.dtype)
+    label_map = np.zeros(first.shape, np.uint8)
+    for label, plane in enumerate(chain((first,), planes), start=1):
+        if label > MAX_LABELS or plane.ndim != 2 or plane.shape != first.shape:
+            raise UsageError(
+                f"logits: plane {label} has shape {plane.shape}, expected at most {MAX_LABELS} "
+                "planes [H, W], all of one shape"
+            )
+        np.copyto(label_map, np.uint8(label), where=plane > best)
         np.maximum(best, plane, out=best)
     return label_map
 

@@ -148,7 +148,7 @@ class FrameResults(Sequence[Result]):
         """
         if not self._results:
             return np.zeros(self.frame_hw, np.uint8)
-        return label_map_from_logits(np.stack([result.logits for result in self._results]))
+        return label_map_from_logits(result.logits for result in self._results)
 
     def plot(self, frame: np.ndarray) -> np.ndarray:
         """Return a copy of `frame` (uint8 [H, W, 3], RGB) with all masks and texts drawn on.

@@ -1,5 +1,7 @@
 """Logits back to the frame: composed matrices against the chain taken step by step."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import shared_data
@@ -148,18 +150,38 @@ def test_label_maps_equal_the_argmax_ties_included(num_expressions, background):
     shape = (num_expressions, 40, 30)
     for logits in (rng.normal(0, 1, shape), rng.integers(-2, 4, shape) / 10):
         logits = logits.astype(np.float32)
-        found = label_map_from_logits(logits, background)
-        np.testing.assert_array_equal(found, argmax_label_map(logits, background), strict=True)
+        expected = argmax_label_map(logits, background)
+        for planes in (logits, iter(logits)):
+            found = label_map_from_logits(planes, background)
+            np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_label_maps_need_the_memory_of_a_few_planes_only():
+    shape = (90, 160)
+    planes = (random_low_res(shape, seed) for seed in range(64))
+    tracemalloc.start()
+    try:
+        found = label_map_from_logits(planes)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    stacked = np.stack([random_low_res(shape, seed) for seed in range(64)])
+    np.testing.assert_array_equal(found, label_map_from_logits(stacked))
+    # float64 random numbers are made on the way to float32: 2 planes more
+    assert peak_bytes < 8 * stacked[0].nbytes
 
 
 def test_label_maps_of_no_and_of_many_expressions():
-    assert not label_map_from_logits(np.zeros((0, 2, 3), np.float32)).any()
     logits = np.eye(255, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(label_map_from_logits(logits)[0], np.arange(1, 256))
-    with pytest.raises(UsageError, match=r"found shape \(256, 1, 1\).*at most 255"):
+    with pytest.raises(UsageError, match=r"plane 256 has shape \(1, 1\), expected at most 255"):
         label_map_from_logits(np.zeros((256, 1, 1), np.float32))
-    with pytest.raises(UsageError, match=r"found shape \(2, 3\)"):
+    with pytest.raises(UsageError, match=r"plane 1 has shape \(3,\), .* planes \[H, W\]"):
         label_map_from_logits(np.zeros((2, 3), np.float32))
+    with pytest.raises(UsageError, match=r"plane 2 has shape \(1, 3\), .* all of one shape"):
+        label_map_from_logits([np.zeros((2, 3), np.float32), np.zeros((1, 3), np.float32)])
+    with pytest.raises(UsageError, match="logits: found no plane, expected one"):
+        label_map_from_logits([])
     with pytest.raises(UsageError, match=r"background: found -0.1"):
         label_map_from_logits(np.zeros((1, 2, 3), np.float32), -0.1)
 

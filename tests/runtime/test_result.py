@@ -1,6 +1,7 @@
 """What a result says follows from its logits; polygons give the mask back."""
 
 import sys
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,6 +141,22 @@ def test_the_label_map_is_that_of_the_logits() -> None:
     assert not FrameResults(0, HW, ()).label_map().any()
     with pytest.raises(UsageError, match="at most 255"):
         make_results(*[EMPTY] * 256).label_map()
+
+
+def test_a_label_map_never_holds_the_logits_of_all_expressions() -> None:
+    hw = (300, 450)
+    low_res = np.stack([random_plane(seed) for seed in range(32)]).astype(np.float32)
+    raw = RawFrame(0, tuple(range(32)), ("thing",) * 32, low_res, np.zeros(32, np.float32))
+    postprocessor = Postprocessor(geometry(hw, PreprocessConfig(32, None)), (8, 8))
+    results = frame_results(raw, postprocessor, hw, 0.0)
+    tracemalloc.start()
+    try:
+        label_map = results.label_map()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(np.unique(label_map)) > 16
+    assert peak_bytes < 8 * 4 * label_map.size
 
 
 def test_plots_show_the_mask_and_leave_the_frame() -> None:
