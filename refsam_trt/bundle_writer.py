@@ -39,7 +39,7 @@ def write_bundle(
         InternalError: the request breaks the rules of docs/bundle.md, so that `open_bundle` would
             refuse the result.
     """
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     _check_request(target, manifest, files)
     with atomic_folder(target, overwrite) as folder:
         for name, source in files.items():
@@ -52,7 +52,16 @@ def write_bundle(
     return dataclasses.replace(bundle, folder=target)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a place for a bundle; for callers who have long work to do before they write.
+
+    Raises:
+        OutputError: as `write_bundle`.
+    """
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if target.is_symlink() or target.is_file():
+        raise OutputError(f"{target}: found a file or a link, expected a folder or nothing")
     if not target.is_dir():
         return
     if not overwrite:
@@ -114,4 +123,4 @@ def _checked(folder: Path, target: Path) -> Bundle:
         ) from error
 
 
-__all__ = ["write_bundle"]
+__all__ = ["check_target", "write_bundle"]

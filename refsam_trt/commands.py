@@ -35,9 +35,7 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)
-    except click.Abort:
-        _end(name, "interrupted", INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         _end(name, "interrupted", INTERRUPTED)
     except Terminated:
         _end(name, "terminated", TERMINATED)
@@ -47,9 +45,11 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
     except RefsamError as error:
         _end(name, str(error), error.exit_code)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("refsam_"):
+            raise
         _end(name, str(MissingExtraError(extra, name, str(error))), MissingExtraError.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _end(name, f"no space left: {error}; free some and try again", 2)
 

@@ -62,7 +62,14 @@ def parity(bundle: Path, as_json: bool, **options: Any) -> None:
 @click.option("--frames", "num_frames", type=click.IntRange(min=2), default=20)
 @click.option("--warmup", "num_warmup", type=click.IntRange(min=0), default=2)
 @click.option("--expressions", "num_expressions", type=click.IntRange(min=1), default=2)
-@click.option("--frame-size", "frame_hw", nargs=2, type=int, default=(480, 854), help="H W.")
+@click.option(
+    "--frame-size",
+    "frame_hw",
+    nargs=2,
+    type=click.IntRange(16, 8192),
+    default=(480, 854),
+    help="Height and width of the frames in pixels.",
+)
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="Of both sides.")
 @click.option(
     "--reference/--no-reference", "with_reference", default=True, help="Time PyTorch beside it."
@@ -94,10 +101,13 @@ def speed(bundle: Path, as_json: bool, **options: Any) -> None:
         ratio = figures["speedup"]
         click.echo(
             f"engine over reference: {ratio['p50']:.1f}x (p10 {ratio['p10']:.1f}, "
-            f"p90 {ratio['p90']:.1f}), {figures['num_expressions']} expression(s)"
+            f"p90 {ratio['p90']:.1f}), {figures['num_expressions']} expression(s); masks of both "
+            f"sides agree to an IoU of at least {figures['min_mask_iou']:.6f}"
         )
     peaks = ", ".join(f"{k} {v:.0f}" for k, v in figures["peak_memory_mib"].items() if v)
     click.echo(f"peak resident memory, MiB: {peaks}")
+    if figures["random_weights"]:
+        click.echo("RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Peak resident memory of one side over three frames, measured in a process that does only that.
 
-A program: `python -m refsam_bench.memory BUNDLE engine|reference VARIANT NUM_EXPRESSIONS [SOURCE]`
+A program: `python -m refsam_bench.memory engine|reference REQUEST`, the request as JSON.
 """
 
 from __future__ import annotations
@@ -9,31 +9,17 @@ import json
 import sys
 from pathlib import Path
 
-FRAME_HW = (480, 854)
+from refsam_bench.speed import SpeedRequest, expressions, reference_loop
+from refsam_export.parity.inputs import moving_frames
+
 NUM_FRAMES = 3
 
 
-def main(bundle: str, side: str, variant: str, num_expressions: str, *source: str) -> None:
+def main(side: str, request_json: str) -> None:
     """Run one side and print its peak in MiB as JSON."""
-    from refsam_export.parity.inputs import moving_frames
-
-    frames = moving_frames(NUM_FRAMES, 0, FRAME_HW)
-    texts = [f"object number {index}" for index in range(int(num_expressions))]
-    if side == "engine":
-        import refsam_trt
-
-        with refsam_trt.load(bundle, variant=variant or None) as engine:
-            for result in engine.track(frames, texts):
-                _ = result.mask
-    else:
-        from refsam_bench.speed import ReferenceLoop
-        from refsam_export.source import load_source
-        from refsam_trt.bundle import open_bundle
-
-        folder = Path(source[0]) if source else None
-        loop = ReferenceLoop(load_source(open_bundle(Path(bundle)), folder), FRAME_HW)
-        for frame in frames:
-            loop.step(frame, texts)
+    request = SpeedRequest.from_json(request_json)
+    run = _run_engine if side == "engine" else _run_reference
+    run(request)
     print(json.dumps({"peak_mib": peak_rss_mib()}))
 
 
@@ -42,6 +28,28 @@ def peak_rss_mib() -> float:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak_kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak_kib) / 1024
+
+
+def _run_engine(request: SpeedRequest) -> None:
+    import refsam_trt
+
+    frames = moving_frames(NUM_FRAMES, 0, request.frame_hw)
+    with refsam_trt.load(
+        request.bundle,
+        backend=request.backend,
+        variant=request.variant,
+        num_threads=request.num_threads,
+    ) as engine:
+        for result in engine.track(frames, expressions(request.num_expressions)):
+            _ = result.mask
+
+
+def _run_reference(request: SpeedRequest) -> None:
+    from refsam_trt.bundle import open_bundle
+
+    loop = reference_loop(open_bundle(request.bundle), request)
+    for frame in moving_frames(NUM_FRAMES, 0, request.frame_hw):
+        loop.step(frame, expressions(request.num_expressions))
 
 
 if __name__ == "__main__":

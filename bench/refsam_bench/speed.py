@@ -2,7 +2,8 @@
 
 The reference loop is what the released scripts do: for every expression of every frame it encodes
 the text and the image again, then decodes. Both sides are timed from the frame in host memory to
-the masks in host memory at the frame's size.
+the masks in host memory at the frame's size. PyTorch is imported for the loop alone: the process
+that measures the engine's memory must not hold it.
 """
 
 from __future__ import annotations
@@ -16,24 +17,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from refsam_bench.timing import Stopwatch, Summary, TimedBackend
-from refsam_export.checkpoint import LoadedModel
+from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
-from refsam_export.source import load_source
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import Bundle, open_bundle
 from refsam_trt.engine import Engine, choose_variant
-from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.errors import InternalError
 from refsam_trt.session import Session
+
+if TYPE_CHECKING:
+    from refsam_bench.reference_loop import ReferenceLoop
 
 WORDS = ("red disc", "blue ball on the left", "striped square", "the large star at the top")
 FRAME_SEED = 21
+_INSIDE = ("upload", "image_encoder", "decoder_step", "download")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,18 @@ class SpeedRequest:
     num_threads: int | None = None
     with_reference: bool = True
 
+    def to_json(self) -> str:
+        """Return the text from which `from_json` makes an equal request."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> SpeedRequest:
+        """Make a request from the text of `to_json`."""
+        values = json.loads(text)
+        source = values["source"] and Path(values["source"])
+        paths = {"bundle": Path(values["bundle"]), "source": source}
+        return cls(**{**values, **paths, "frame_hw": tuple(values["frame_hw"])})
+
 
 def expressions(count: int) -> list[str]:
     """Return that many different expressions."""
@@ -66,22 +80,25 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> dict[s
     """
     bundle = open_bundle(request.bundle)
     variant = choose_variant(bundle.manifest, request.variant)
+    loop = reference_loop(bundle, request) if request.with_reference else None
     stopwatch, slow = Stopwatch(), Stopwatch()
     backend = TimedBackend(open_backend(request.backend, request.num_threads), stopwatch)
-    frames = moving_frames(request.num_warmup + request.num_frames, FRAME_SEED, request.frame_hw)
-    if request.num_threads:
-        torch.set_num_threads(request.num_threads)
-    loop = _reference_loop(bundle, request) if request.with_reference else None
-    with Engine(bundle, variant, backend, "lazy") as engine, engine.open_video() as video:
-        texts = expressions(request.num_expressions)
+    texts = expressions(request.num_expressions)
+    agreement: list[float] = []
+    with (
+        Engine(bundle, variant, backend, "lazy") as engine,
+        engine.open_video(original_hw=request.frame_hw) as video,
+    ):
         for text in texts:
             video.add_expression(text)
         stopwatch.discard()
-        for index, frame in enumerate(frames):
-            _engine_frame(video, frame, stopwatch)
+        num_frames = request.num_warmup + request.num_frames
+        for index, frame in enumerate(moving_frames(num_frames, FRAME_SEED, request.frame_hw)):
+            masks = _engine_frame(video, frame, stopwatch)
             if loop:
                 with slow.stage("frame"):
-                    loop.step(frame, texts)
+                    expected = loop.step(frame, texts)
+                agreement.extend(map(mask_iou, masks, expected))
             for watch in (stopwatch, slow):
                 (watch.discard if index < request.num_warmup else watch.lap)()
             progress()
@@ -95,51 +112,13 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> dict[s
         "num_expressions": request.num_expressions,
         "frame_hw": list(request.frame_hw),
         "stages": _stages(stopwatch),
-        "engine": _side(stopwatch.laps["frame"]),
-        "reference": _side(slow.laps["frame"]) if loop else None,
-        "speedup": _ratio(slow.laps["frame"], stopwatch.laps["frame"]) if loop else None,
+        "engine": _side(stopwatch.seconds("frame")),
+        "reference": _side(slow.seconds("frame")) if loop else None,
+        "speedup": _ratio(slow.seconds("frame"), stopwatch.seconds("frame")) if loop else None,
+        "min_mask_iou": min(agreement) if loop else None,
         "peak_memory_mib": _peak_memory(request),
         "environment": environment(request.num_threads),
     }
-
-
-class ReferenceLoop:
-    """PyTorch, text and image encoded again for every expression of every frame."""
-
-    def __init__(self, loaded: LoadedModel, frame_hw: tuple[int, int]) -> None:
-        self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._tokens: dict[str, torch.Tensor] = {}
-        config = self._model.config
-        preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
-        self._preprocessor = Preprocessor(frame_hw, preprocess)
-        low_res_hw = (4 * config.grid_size,) * 2
-        self._postprocessor = Postprocessor(self._preprocessor.geometry, low_res_hw)
-
-    def step(self, frame: np.ndarray[Any, Any], texts: list[str]) -> list[np.ndarray[Any, Any]]:
-        """Return one bool mask [H, W] per expression."""
-        masks = []
-        for text in texts:
-            with torch.no_grad():
-                logits = self._expression(self._preprocessor(frame), text)
-            masks.append(self._postprocessor.logits(logits) > 0)
-        return masks
-
-    def _expression(self, image: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
-        ids = torch.tensor([self._tokenizer.encode(text).ids])
-        words, sentence = self._model.encode_text(ids, torch.ones_like(ids))
-        embedding, features = self._model.encode_image(torch.from_numpy(image))
-        token = self._tokens.get(text)
-        out = self._model.step(
-            embedding,
-            features,
-            words,
-            torch.ones_like(ids, dtype=torch.bool),
-            sentence,
-            torch.zeros(1, words.shape[-1]) if token is None else token,
-            torch.tensor([token is not None]),
-        )
-        self._tokens[text] = out.next_track_token
-        return out.low_res_logits[0, 0].numpy()
 
 
 def environment(num_threads: int | None) -> dict[str, Any]:
@@ -155,26 +134,34 @@ def environment(num_threads: int | None) -> dict[str, Any]:
     }
 
 
-def _reference_loop(bundle: Bundle, request: SpeedRequest) -> ReferenceLoop:
+def reference_loop(bundle: Bundle, request: SpeedRequest) -> ReferenceLoop:
+    """Return the reference loop with the weights that the bundle was made from."""
+    import torch
+
+    from refsam_bench.reference_loop import ReferenceLoop
+    from refsam_export.source import load_source
+
+    if request.num_threads:
+        torch.set_num_threads(request.num_threads)
     return ReferenceLoop(load_source(bundle, request.source), request.frame_hw)
 
 
-def _engine_frame(video: Session, frame: np.ndarray[Any, Any], stopwatch: Stopwatch) -> None:
+def _engine_frame(
+    video: Session, frame: np.ndarray[Any, Any], stopwatch: Stopwatch
+) -> list[np.ndarray[Any, Any]]:
     with stopwatch.stage("frame"):
         with stopwatch.stage("step"):
             results = video.step(frame)
         with stopwatch.stage("postprocess"):
-            for result in results:
-                _ = result.mask
+            return [result.mask for result in results]
 
 
 def _stages(stopwatch: Stopwatch) -> dict[str, dict[str, float]]:
-    laps = dict(stopwatch.laps)
-    inside = ("upload", "image_encoder", "decoder_step", "download")
-    counted = [laps.get(name, [0.0] * len(laps["step"])) for name in inside]
-    laps["preprocess"] = [s - sum(parts) for s, *parts in zip(laps["step"], *counted, strict=True)]
-    order = ("preprocess", *inside, "postprocess")
-    return {name: asdict(Summary.of(laps[name])) for name in order if name in laps}
+    """Summarise the stages of the step; `preprocess` is what the others leave of it."""
+    inside = {name: stopwatch.seconds(name) for name in _INSIDE if name in stopwatch.stages}
+    rest = np.asarray(stopwatch.seconds("step")) - np.sum(list(inside.values()), axis=0)
+    stages = {"preprocess": rest, **inside, "postprocess": stopwatch.seconds("postprocess")}
+    return {name: asdict(Summary.of(seconds)) for name, seconds in stages.items()}
 
 
 def _side(seconds: list[float]) -> dict[str, float]:
@@ -190,17 +177,21 @@ def _ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
 
 def _peak_memory(request: SpeedRequest) -> dict[str, float | None]:
     """Peak resident memory of the engine, and of the reference, each in a process of its own."""
-    command = [sys.executable, "-m", "refsam_bench.memory", str(request.bundle)]
-    arguments = [request.variant or "", str(request.num_expressions)]
-    sides: dict[str, float | None] = {"engine": None, "reference": None}
-    wanted = ("engine", "reference") if request.with_reference else ("engine",)
-    for side in wanted:
-        extra = [str(request.source)] if request.source else []
-        done = subprocess.run(
-            [*command, side, *arguments, *extra], capture_output=True, text=True, check=True
+    return {
+        "engine": _peak_mib("engine", request),
+        "reference": _peak_mib("reference", request) if request.with_reference else None,
+    }
+
+
+def _peak_mib(side: str, request: SpeedRequest) -> float:
+    command = [sys.executable, "-m", "refsam_bench.memory", side, request.to_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InternalError(
+            f"measuring the memory of the {side} failed with exit code {done.returncode}:\n"
+            f"{done.stderr}"
         )
-        sides[side] = json.loads(done.stdout)["peak_mib"]
-    return sides
+    return float(json.loads(done.stdout)["peak_mib"])
 
 
 def _processor() -> str:

@@ -40,11 +40,20 @@ class Summary:
 
 
 class Stopwatch:
-    """Seconds per stage, summed within a lap (a frame); `laps[stage]` lists them."""
+    """Seconds per stage, summed within a lap (a frame)."""
 
     def __init__(self) -> None:
-        self.laps: dict[str, list[float]] = defaultdict(list)
+        self._laps: list[dict[str, float]] = []
         self._current: dict[str, float] = defaultdict(float)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of any lap, in the order in which they first ended."""
+        return tuple(dict.fromkeys(name for lap in self._laps for name in lap))
+
+    def seconds(self, name: str) -> list[float]:
+        """Return the time of a stage in each lap, 0 in a lap without it."""
+        return [lap.get(name, 0.0) for lap in self._laps]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -57,8 +66,7 @@ class Stopwatch:
 
     def lap(self) -> None:
         """End the lap."""
-        for name, seconds in self._current.items():
-            self.laps[name].append(seconds)
+        self._laps.append(dict(self._current))
         self._current.clear()
 
     def discard(self) -> None:

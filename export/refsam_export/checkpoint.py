@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -20,20 +19,22 @@ from torch import Tensor
 from refsam_export.model.config import ModelConfig, preset
 from refsam_export.model.refsam import RefSam
 from refsam_export.realistic_init import realistic_init
-from refsam_export.tensor_files import describe, read_metadata, read_tensors
+from refsam_export.tensor_files import describe, read_metadata, read_tensors, write_tensors
 from refsam_export.text_encoders import (
     TEXT_PREFIX,
     TextSource,
     build_text_encoder,
     read_text_folder,
     small_text_source,
+    stored_text_source,
 )
-from refsam_trt.errors import CheckpointError
+from refsam_trt.errors import CheckpointError, UsageError
 from refsam_trt.manifest import Source, Weights
 
 METADATA_KEY = "refsam"
 SOURCE_SCHEMA = 1
 _GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SHOWN = 6
 
 
@@ -103,7 +104,8 @@ def load_model(
     wanted = canonical_tensors(model)
     for name, kind, tensors in parts:
         reports.append(_report(name, kind, tensors, wanted))
-        _check_shapes(name, config.preset, tensors, wanted)
+        for key in sorted(tensors.keys() & wanted.keys()):
+            _check_tensor(f"{name}: {key}", config.preset, tensors[key], wanted[key])
         found.update({key: value for key, value in tensors.items() if key in wanted})
     for key, value in found.items():
         wanted[key].data.copy_(value)
@@ -134,7 +136,6 @@ def canonical_tensors(model: RefSam) -> dict[str, Tensor]:
 
 def save_source(path: Path, loaded: LoadedModel) -> None:
     """Write our safetensors file: RefSAM, text encoder, both configurations, the tokenizer."""
-    tensors = {k: v.detach().contiguous() for k, v in canonical_tensors(loaded.model).items()}
     record = {
         "schema": SOURCE_SCHEMA,
         "configuration": loaded.model.config.to_json(),
@@ -142,7 +143,7 @@ def save_source(path: Path, loaded: LoadedModel) -> None:
         "tokenizer": loaded.tokenizer.to_str(),
     }
     metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    write_tensors(path, canonical_tensors(loaded.model), metadata)
 
 
 def _own_configuration(path: Path, config: ModelConfig) -> tuple[ModelConfig, TextSource | None]:
@@ -153,7 +154,10 @@ def _own_configuration(path: Path, config: ModelConfig) -> tuple[ModelConfig, Te
             "SAM's weights go to --sam-checkpoint"
         )
     record = _parse_record(raw, path)
-    stored = ModelConfig.from_json(record["configuration"])
+    try:
+        stored = ModelConfig.from_json(record["configuration"])
+    except UsageError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if stored.preset != config.preset:
         raise CheckpointError(
             f"{path}: holds preset {stored.preset!r}, asked for {config.preset!r}; "
@@ -161,8 +165,7 @@ def _own_configuration(path: Path, config: ModelConfig) -> tuple[ModelConfig, Te
         )
     if "text_encoder" not in record:
         return stored, None
-    tokenizer = Tokenizer.from_str(record["tokenizer"])
-    return stored, TextSource(record["text_encoder"], tokenizer, None, ())
+    return stored, stored_text_source(record["text_encoder"], record.get("tokenizer"), str(path))
 
 
 def _parse_record(raw: str, path: Path) -> dict[str, Any]:
@@ -184,7 +187,7 @@ def _sam_tensors(path: Path) -> dict[str, Tensor]:
     if not any(key.startswith("image_encoder.") for key in tensors) or _GAUSSIAN not in tensors:
         raise CheckpointError(
             f"{path}: not a SAM checkpoint; expected keys image_encoder.*, mask_decoder.* and "
-            f"{_GAUSSIAN}, found {_shown(sorted(tensors))}"
+            f"{_GAUSSIAN}, found {_shown(sorted(tensors))}; weights of RefSAM go to --checkpoint"
         )
     tensors["pe.gaussian"] = tensors.pop(_GAUSSIAN)
     return {k: v for k, v in tensors.items() if not k.startswith("prompt_encoder.")}
@@ -197,17 +200,20 @@ def _report(
     return FileReport(name, kind, len(tensors) - len(unexpected), unexpected)
 
 
-def _check_shapes(
-    name: str, backbone: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    for key, value in tensors.items():
-        if key in wanted and value.shape != wanted[key].shape:
-            raise CheckpointError(
-                f"{name}: {key} has shape {list(value.shape)}, preset {backbone} expects "
-                f"{list(wanted[key].shape)}: a checkpoint of another preset? See --backbone"
-            )
-        if key in wanted and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{name}: {key} holds values that are not finite")
+def _check_tensor(name: str, backbone: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape:
+        raise CheckpointError(
+            f"{name} has shape {list(found.shape)}, preset {backbone} expects "
+            f"{list(wanted.shape)}: a checkpoint of another preset, or another text encoder? See "
+            "--backbone and --text-encoder"
+        )
+    if found.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{name} is {str(found.dtype).removeprefix('torch.')}; expected floating-point numbers "
+            "of 16, 32 or 64 bits, not a quantised checkpoint"
+        )
+    if not bool(torch.isfinite(found.to(wanted.dtype)).all()):
+        raise CheckpointError(f"{name} holds values that are not finite in float32")
 
 
 def _gap_message(missing: Iterable[str]) -> str:

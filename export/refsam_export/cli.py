@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from refsam_trt.commands import run_command
 
 _FILE = click.Path(path_type=Path)
+_SHOWN = 3
 
 
 @click.command(context_settings={"show_default": True})
@@ -21,7 +23,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--text-encoder", type=_FILE, help="Hugging Face folder of a T5 encoder.")
 @click.option(
     "--random-init",
-    type=int,
+    type=click.IntRange(0, 2**32 - 1),
     metavar="SEED",
     help="Fill whatever no file gives with random weights made to behave like trained ones. "
     "For speed and parity only: the masks mean nothing, and the bundle says so.",
@@ -59,9 +61,10 @@ def command(as_json: bool, include_source: bool | None, **options: Any) -> None:
     Exit codes: 0 done, 1 parity failed (no bundle is written), 2 unusable input.
     """
     from refsam_export.exporter import ExportRequest, export_bundle
+    from refsam_export.model.config import preset
 
     if include_source is None:
-        include_source = options["backbone"] in ("nano", "tiny")
+        include_source = preset(options["backbone"]).preset in ("nano", "tiny")
     result = export_bundle(
         ExportRequest(include_source=include_source, **options),
         lambda line: click.echo(f"refsam-export: {line}", err=True),
@@ -76,15 +79,21 @@ def _print(result: Any) -> None:
     for file in result.loaded["files"]:
         click.echo(
             f"{file['name']}: {file['kind']} weights, {file['num_loaded']} tensors loaded, "
-            f"{len(file['unexpected'])} unexpected {file['unexpected'][:3] or ''}"
+            f"{_listed(file['unexpected'])} unexpected"
         )
     if result.loaded["random_init_seed"] is not None:
         click.echo(
-            f"RANDOM WEIGHTS: {result.loaded['num_missing']} tensors were in no file and come from "
-            f"--random-init {result.loaded['random_init_seed']}; masks of this bundle mean nothing"
+            f"RANDOM WEIGHTS: in no file were {_listed(result.loaded['missing'])} tensors; they "
+            f"come from --random-init {result.loaded['random_init_seed']}, so masks of this bundle "
+            "mean nothing"
         )
     click.echo(f"bundle: {result.bundle}")
     click.echo(f"bundle id: {result.bundle_id}")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+    return f"{len(keys)} ({shown})" if keys else "0"
 
 
 def main() -> None:

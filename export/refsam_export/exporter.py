@@ -17,8 +17,8 @@ from refsam_export.graphs import build_graphs
 from refsam_export.onnx_export import OPSET, export_graph
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
-from refsam_trt.bundle_writer import write_bundle
-from refsam_trt.errors import OutputError, ParityError
+from refsam_trt.bundle_writer import check_target, write_bundle
+from refsam_trt.errors import ParityError
 from refsam_trt.families import refsam
 from refsam_trt.manifest import (
     SCHEMA_VERSION,
@@ -86,12 +86,9 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         ParityError: graphs or chain differ from the reference by more than allowed.
         CheckpointError: weights that cannot be used.
         OutputError: the output exists already, or cannot be written.
+        OSError: no space left beside the output.
     """
-    if request.output.exists() and not request.overwrite:
-        raise OutputError(
-            f"{request.output}: exists already; choose another --output or --overwrite"
-        )
-    request.output.parent.mkdir(parents=True, exist_ok=True)
+    check_target(request.output, overwrite=request.overwrite)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
         report(f"loading weights for {request.backbone}")
@@ -143,7 +140,9 @@ def _write_graphs(
         files[file] = path
         files[f"{file}.data"] = path.with_name(f"{path.name}.data")
     files["tokenizer.json"] = folder / "tokenizer.json"
-    loaded.tokenizer.save(str(files["tokenizer.json"]))
+    # Not `Tokenizer.save`, which raises a bare Exception when the disk is full.
+    text = loaded.tokenizer.to_str(pretty=True)
+    files["tokenizer.json"].write_text(text, encoding="utf-8")
     source = "source.safetensors" if request.include_source else None
     if source:
         files[source] = folder / source

@@ -11,6 +11,8 @@ from refsam_trt.bundle import Bundle
 from refsam_trt.errors import CheckpointError
 from refsam_trt.manifest import Source
 
+_ROLES = ("sam_checkpoint", "checkpoint", "text_encoder")
+
 
 def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
     """Load the model that the bundle's graphs were exported from.
@@ -25,49 +27,56 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
             not the one the bundle was made from.
     """
     manifest = bundle.manifest
-    if folder is None:
-        if manifest.source is None:
-            if manifest.weights.sources:
-                raise CheckpointError(_no_source_message(bundle))
-            return load_model(manifest.preset, random_init=manifest.weights.random_init_seed)
+    if folder is None and manifest.source is not None:
         return load_model(manifest.preset, checkpoint=bundle.path(manifest.source))
-    found = {role: _find(folder, _of_role(manifest.weights.sources, role)) for role in _ROLES}
-    text = found["text_encoder"]
-    return load_model(
+    wanted = manifest.weights
+    if folder is None and wanted.sources:
+        raise CheckpointError(_no_source_message(bundle))
+    files = {role: _find(folder, role, wanted.sources) for role in _ROLES}
+    text = files["text_encoder"]
+    loaded = load_model(
         manifest.preset,
-        sam_checkpoint=next(iter(found["sam_checkpoint"]), None),
-        checkpoint=next(iter(found["checkpoint"]), None),
+        sam_checkpoint=next(iter(files["sam_checkpoint"]), None),
+        checkpoint=next(iter(files["checkpoint"]), None),
         text_encoder=text[0].parent if text else None,
-        random_init=manifest.weights.random_init_seed,
+        random_init=wanted.random_init_seed,
     )
+    if loaded.weights != wanted:
+        raise CheckpointError(
+            f"{folder}: beside the files that the bundle was made from lie others that take their "
+            f"place; found {_names(loaded.weights.sources)}, expected {_names(wanted.sources)}"
+        )
+    return loaded
 
 
-_ROLES = ("sam_checkpoint", "checkpoint", "text_encoder")
-
-
-def _of_role(sources: Iterable[Source], role: str) -> list[Source]:
-    return [source for source in sources if source.role == role]
-
-
-def _find(folder: Path, sources: list[Source]) -> list[Path]:
-    return [_match(folder, source) for source in sources]
-
-
-def _match(folder: Path, source: Source) -> Path:
-    candidates = sorted(folder.rglob(source.name))
-    for path in candidates:
-        if path.is_file() and describe(source.role, path) == source:
-            return path
-    seen = f"{len(candidates)} of that name differ" if candidates else "none of that name"
+def _find(folder: Path | None, role: str, sources: Iterable[Source]) -> list[Path]:
+    """Return the files of one role, which lie in one folder; [] if there are none."""
+    wanted = [source for source in sources if source.role == role]
+    if folder is None or not wanted:
+        return []
+    places = sorted({path.parent for path in folder.rglob("*") if path.name == wanted[0].name})
+    for place in places:
+        if all(_is(place / source.name, source) for source in wanted):
+            return [place / source.name for source in wanted]
+    seen = f"{len(places)} of that name differ" if places else "none of that name"
+    listed = ", ".join(f"{source.name} ({source.sha256[:16]}...)" for source in wanted)
     raise CheckpointError(
-        f"{folder}: {source.role} {source.name} with SHA-256 {source.sha256[:16]}... not found "
-        f"({seen}); the bundle was made from other files"
+        f"{folder}: {role} {listed} not found by SHA-256 ({seen}); the bundle was made from other "
+        "files"
     )
+
+
+def _is(path: Path, source: Source) -> bool:
+    is_same_size = path.is_file() and path.stat().st_size == source.size_bytes
+    return is_same_size and describe(source.role, path) == source
 
 
 def _no_source_message(bundle: Bundle) -> str:
-    names = ", ".join(source.name for source in bundle.manifest.weights.sources)
     return (
-        f"{bundle.folder}: holds no PyTorch weights; give --source FOLDER with {names}, or export "
-        "with --include-source"
+        f"{bundle.folder}: holds no PyTorch weights; give --source FOLDER with "
+        f"{_names(bundle.manifest.weights.sources)}, or export with --include-source"
     )
+
+
+def _names(sources: Iterable[Source]) -> str:
+    return ", ".join(source.name for source in sources)

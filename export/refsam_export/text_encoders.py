@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from refsam_export.nano_tokenizer import ASSET, VOCAB_SIZE
-from refsam_export.tensor_files import describe, read_json, read_tensors
+from refsam_export.tensor_files import describe, read_json_object, read_tensors
 from refsam_trt.errors import CheckpointError
 from refsam_trt.manifest import Source
 
@@ -29,6 +28,8 @@ _SMALL = {
     "nano": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 3, "num_heads": 4},
     "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
 }
+_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+_END_ID = 1
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,40 @@ def read_text_folder(folder: Path) -> TextSource:
         raise CheckpointError(
             f"{folder}: no such folder; --text-encoder takes a Hugging Face folder"
         )
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "t5":
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {config.get('model_type')!r}; expected 't5'"
-        )
+    config = read_json_object(folder / "config.json")
+    _check_config(config, str(folder / "config.json"))
     files = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_tensors(file))
     tokenizer, tokenizer_file = _read_tokenizer(folder)
+    _check_tokenizer(tokenizer, config, str(tokenizer_file))
     used = [folder / "config.json", tokenizer_file, *files]
     return TextSource(
         config, tokenizer, _encoder_part(tensors), tuple(describe("text_encoder", f) for f in used)
     )
+
+
+def stored_text_source(config: Any, tokenizer: Any, where: str) -> TextSource:
+    """Return the text encoder that our own weights file describes, without weights.
+
+    Args:
+        config: configuration as in a Hugging Face `config.json`.
+        tokenizer: content of a `tokenizer.json`.
+        where: the file, for the error's text.
+
+    Raises:
+        CheckpointError: another architecture, or no readable tokenizer.
+    """
+    if not isinstance(config, dict) or not isinstance(tokenizer, str):
+        raise CheckpointError(f"{where}: damaged description of the text encoder")
+    _check_config(config, where)
+    try:
+        found = Tokenizer.from_str(tokenizer)
+    except Exception as error:  # `tokenizers` raises a bare Exception
+        raise CheckpointError(f"{where}: not a readable tokenizer: {error}") from error
+    _check_tokenizer(found, config, where)
+    return TextSource(config, found, None, ())
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
@@ -91,12 +112,45 @@ def build_text_encoder(config: Mapping[str, Any]) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what is not the original T5, whose feed-forward is not gated (refsam-model 3.2)."""
+    if config.get("model_type") != "t5":
+        raise CheckpointError(f"{where}: model_type {config.get('model_type')!r}; expected 't5'")
+    form = config.get("feed_forward_proj", "relu")
+    if form != "relu":
+        raise CheckpointError(
+            f"{where}: feed_forward_proj {form!r}; expected 'relu': RefSAM uses the original T5 "
+            "(t5-small to t5-11b), not T5 v1.1 or Flan-T5"
+        )
+    for key in _SIZES:
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where}: {key} is {value!r}; expected a positive whole number")
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], where: str) -> None:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= config["vocab_size"]:
+        raise CheckpointError(
+            f"{where}: has a token of id {largest}, the text encoder knows {config['vocab_size']}; "
+            "it belongs to another model"
+        )
+    ids = tokenizer.encode("a").ids
+    if len(ids) < 2 or ids[-1] != _END_ID:
+        raise CheckpointError(
+            f"{where}: makes {ids} of the word 'a'; expected tokens and, last, the end token "
+            f"{_END_ID}, as T5's tokenizer does"
+        )
+
+
 def _encoder_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept = {key: value for key, value in tensors.items() if not _NOT_ENCODER.match(key)}
-    if "shared.weight" not in kept and _TIED in kept:
-        kept["shared.weight"] = kept[_TIED]
-    kept.pop(_TIED, None)
-    return {key: value.to(torch.float32) for key, value in kept.items()}
+    tied = kept.pop(_TIED, None)
+    if tied is not None:
+        kept.setdefault("shared.weight", tied)
+    return kept
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -105,16 +159,23 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if any(Path(shard).name != shard for shard in names):
-                raise CheckpointError(f"{index}: names a shard outside of the folder")
-            if missing := [shard for shard in names if not (folder / shard).is_file()]:
-                raise CheckpointError(f"{index}: shards missing from the folder: {missing}")
-            return [folder / shard for shard in names]
+            return _shards(index)
     raise CheckpointError(
         f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, whole or sharded "
         "with an index"
     )
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index}: no weight_map from tensors to files; fetch it again")
+    if outside := sorted(name for name in names if Path(name).name != name):
+        raise CheckpointError(f"{index}: names files outside of its folder: {outside}")
+    if missing := sorted(name for name in names if not (index.parent / name).is_file()):
+        raise CheckpointError(f"{index}: shards missing from the folder: {missing}")
+    return [index.parent / name for name in sorted(names)]
 
 
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
@@ -126,8 +187,17 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
             raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
     path = folder / "spiece.model"
     if path.is_file():
-        from transformers import T5Tokenizer
-
-        fast: Any = T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
-        return fast.backend_tokenizer, path
+        return _sentencepiece_tokenizer(path), path
     raise CheckpointError(f"{folder}: no tokenizer; expected tokenizer.json or spiece.model")
+
+
+def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
+    import transformers
+
+    library: Any = transformers  # its names are made at run time
+    try:
+        fast = library.T5TokenizerFast.from_pretrained(str(path.parent), local_files_only=True)
+    except Exception as error:  # whatever the conversion stumbles over
+        raise CheckpointError(f"{path}: not a readable SentencePiece model: {error}") from error
+    tokenizer: Tokenizer = fast.backend_tokenizer
+    return tokenizer

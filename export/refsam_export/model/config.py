@@ -10,11 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from refsam_trt.errors import UsageError
 
 EMBED_DIM = 256
 NUM_MASK_TOKENS = 4
 TEXT_SCALE = 1.0 / 16.0
+_SIZES = (
+    "image_size",
+    "width",
+    "depth",
+    "num_heads",
+    "window_size",
+    "patch_size",
+    "decoder_mlp_dim",
+    "itm_dim",
+    "max_words",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     decoder_mlp_dim: int = 2048
     itm_dim: int = 1024
-    hda_levels: int = 4
+    hda_levels: Literal[4] = 4
     itm: Literal["ffn"] = "ffn"
     adapter_act: Literal["relu", "gelu"] = "relu"
     adapter_ratio: float = 0.25
@@ -50,6 +63,9 @@ class ModelConfig:
     max_words: int = 64
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise UsageError(f"preset {self.preset}: {name} {getattr(self, name)} is no size")
         if self.width % self.num_heads or self.image_size % self.patch_size:
             raise UsageError(
                 f"preset {self.preset}: width {self.width} must be a multiple of num_heads "
@@ -84,7 +100,7 @@ class ModelConfig:
     @property
     def intermediate_blocks(self) -> tuple[int, ...]:
         """Blocks whose outputs feed HDA levels 1 to 3: the first three global blocks."""
-        return self.global_blocks[:3] if self.hda_levels == 4 else ()
+        return self.global_blocks[:3]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal configuration."""
@@ -95,14 +111,14 @@ class ModelConfig:
         """Make a configuration from `to_json`'s object.
 
         Raises:
-            UsageError: on an unknown or missing key.
+            UsageError: an unknown or missing key, or a value of the wrong type.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - names):
             raise UsageError(f"model configuration: unknown keys {unknown}; known: {sorted(names)}")
         try:
-            return cls(**{**values, "global_blocks": tuple(values["global_blocks"])})
-        except (KeyError, TypeError) as error:
+            return msgspec.convert(dict(values), cls)
+        except msgspec.ValidationError as error:
             raise UsageError(f"model configuration: {error}") from error
 
 

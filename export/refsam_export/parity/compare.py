@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.postprocess import Postprocessor
 from safetensors.numpy import load_file
 
 import refsam_trt
 from refsam_trt.backends.select import open_backend
+from refsam_trt.bundle import Bundle, open_bundle
 from refsam_trt.errors import UsageError
+from refsam_trt.postprocess import Postprocessor
 from refsam_trt.preprocess import geometry
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
 MAX_RELATIVE_ERROR = 1e-4
 MIN_MASK_IOU = 0.999
+# The error of anything that is not finite: JSON has no infinity.
+NOT_FINITE = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,14 @@ class Parity:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest absolute difference over the largest absolute expected value."""
+    """Return the largest absolute difference over the largest absolute expected value.
+
+    `NOT_FINITE` if either holds a value that is not finite.
+    """
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return NOT_FINITE
     scale = float(np.abs(expected).max()) or 1.0
-    difference = float(np.abs(found.astype(np.float64) - expected).max())
-    return difference / scale if np.isfinite(difference) else float("inf")
+    return float(np.abs(found.astype(np.float64) - expected).max()) / scale
 
 
 def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
@@ -82,7 +88,7 @@ def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity
     with refsam_trt.load(folder, variant=variant) as engine:
         backend, variant = engine.backend, engine.variant
         chain = _run_chain(engine, tensors, record)
-    graphs = _run_graphs(open_bundle(folder, verify="deferred"), variant, tensors)
+    graphs = _run_graphs(open_bundle(folder, verify="deferred"), variant, backend, tensors)
     return Parity(
         variant=variant,
         backend=backend,
@@ -98,9 +104,9 @@ def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity
 
 
 def _run_graphs(
-    bundle: Bundle, variant: str, tensors: dict[str, np.ndarray]
+    bundle: Bundle, variant: str, backend_name: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
-    backend = open_backend("ort-cpu")
+    backend = open_backend(backend_name)
     errors: dict[str, dict[str, float]] = {}
     for name, entry in bundle.manifest.variants[variant].graphs.items():
         missing = [t.name for t in entry.spec.outputs if f"{name}.out.{t.name}" not in tensors]

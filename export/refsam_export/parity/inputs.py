@@ -37,11 +37,8 @@ def moving_frames(num_frames: int, seed: int, hw: tuple[int, int] = FRAME_HW) ->
     ]
     waves = rng.uniform(1.0, 5.0, (3, 2, 2))
     grain = rng.normal(0.0, 6.0, (*hw, 3))
-    return (
-        np.stack([_draw(index, hw, discs, waves) + grain for index in range(num_frames)])
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    frames = (_draw(index, hw, discs, waves) + grain for index in range(num_frames))
+    return np.stack([frame.clip(0, 255).astype(np.uint8) for frame in frames])
 
 
 def _draw(index: int, hw: tuple[int, int], discs: list[_Disc], waves: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def compare_in_process(bundle: Path, reference: Path, variant: str | None = None
         [*command, *([variant] if variant else [])], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise InternalError(f"the comparison itself failed:\n{done.stderr}")
+        raise InternalError(
+            f"the comparison itself failed with exit code {done.returncode}:\n{done.stderr}"
+        )
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 

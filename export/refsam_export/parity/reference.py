@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from refsam_export.graphs import build_graphs
 from refsam_export.model.refsam import RefSam
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
+from refsam_export.tensor_files import write_tensors
 from refsam_trt.families.base import TensorSpec
 from refsam_trt.families.refsam import (
     DECODER_STEP,
@@ -62,9 +62,8 @@ def write_reference(
         images = np.concatenate([preprocessor(frame) for frame in frames[:2]])
         tokens = [tensors[f"chain.{i}.0.track_token"] for i in (0, 1)]
         tensors.update(_graph_tensors(model, split, torch.from_numpy(images), ids, tokens))
-    save_file(
-        {key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / TENSORS
-    )
+    # Copies: a safetensors file shares no memory between tensors, step inputs and outputs do.
+    write_tensors(folder / TENSORS, {k: torch.tensor(v) for k, v in tensors.items()}, {})
     record = {
         "expressions": list(EXPRESSIONS),
         "first_frames": _first_frames(),
