@@ -24,6 +24,7 @@ from refsam_trt.errors import MissingExtraError, VideoError
 MAX_FRAME_PIXELS = 64_000_000
 """Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""
 
+_MIN_AV = 17
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -91,13 +92,22 @@ def import_av(needed_for: str) -> ModuleType:
     """Return PyAV.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or too old.
     """
     try:
         import av
     except ImportError as error:
         raise MissingExtraError("video", needed_for, str(error)) from error
+    # Older ones decode BT.709, the colours of most HD videos, as BT.601: up to 26 levels off.
+    if int(av.__version__.split(".")[0]) < _MIN_AV:
+        cause = f"found PyAV {av.__version__}, expected {_MIN_AV} or later"
+        raise MissingExtraError("video", needed_for, cause)
     return av
+
+
+def file_address(path: Path) -> str:
+    """Return the address of a local file: in `take:1.mp4` FFmpeg would see a protocol."""
+    return f"file:{path}"
 
 
 class _Source:
@@ -224,7 +234,7 @@ class _Video(_Source):
         first_hw = None
         num_done = 0
         try:
-            with self._av.open(str(self._path)) as container:
+            with self._av.open(file_address(self._path)) as container:
                 # Threads per slice, PyAV's default: with threads per frame ("AUTO") the error of
                 # a last, cut off packet is lost (PyAV 18.1) and the video just ends early.
                 for frame in container.decode(self._stream(container)):

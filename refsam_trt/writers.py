@@ -20,7 +20,7 @@ from PIL import Image
 
 from refsam_trt.atomic import atomic_folder, atomic_path
 from refsam_trt.errors import OutputError, UsageError
-from refsam_trt.frames import import_av
+from refsam_trt.frames import file_address, import_av
 from refsam_trt.overlay import PALETTE
 from refsam_trt.rle import rle_from_mask
 
@@ -182,7 +182,7 @@ class OverlayVideoWriter(_Writer):
         self._av = import_av(f"writing {self._target}")
         path = stack.enter_context(atomic_path(self._target))
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        self._container: Any = self._av.open(str(path), "w", format="mp4", options=options)
+        self._container: Any = self._av.open(file_address(path), "w", format="mp4", options=options)
         stack.push(self._finish)
         self._stream = self._container.add_stream(
             "libx264", rate=self._fps, options=_ENCODER_OPTIONS

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shared_data
+import small_videos
 from PIL import Image
 
 from refsam_trt.errors import MissingExtraError, VideoError
@@ -134,7 +135,7 @@ def test_other_pixel_modes_become_rgb(tmp_path):
 
 def test_sixteen_bits_and_animations_are_refused(tmp_path):
     save(tmp_path / "deep.png", picture()[..., 0].astype(np.uint16) * 256)
-    assert "found pixel mode I;16, expected 8 bits" in refusal(tmp_path / "deep.png")
+    assert "found pixel mode I" in refusal(tmp_path / "deep.png")
     second = [Image.fromarray(picture(seed=1))]
     for name in ("moving.png", "moving.webp"):
         save(tmp_path / name, picture(), save_all=True, append_images=second)
@@ -335,6 +336,27 @@ def test_a_missing_video_extra_is_said(tmp_path, monkeypatch):
         open_frames(clip)
 
 
+def test_a_pyav_that_gets_colours_wrong_is_refused(tmp_path, monkeypatch):
+    clip = video(tmp_path / "clip.mp4")
+    monkeypatch.setattr("av.__version__", "16.1.0")
+    with pytest.raises(MissingExtraError, match="found PyAV 16.1.0, expected 17 or later"):
+        open_frames(clip)
+
+
 def test_importing_needs_no_pyav():
     code = "import sys; sys.modules['av'] = None; import refsam_trt.frames, refsam_trt.writers"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_relative_file_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    # FFmpeg would read `http:` as a protocol and open a socket.
+    monkeypatch.chdir(tmp_path)
+    frames = small_videos.moving_frames(3)
+    small_videos.write_video(tmp_path / "plain.mp4", frames).rename("http:1.mp4")
+    with open_frames("http:1.mp4") as found:
+        assert len(list(found)) == 3
+    with OverlayVideoWriter(Path("take:2.mp4"), 10, small_videos.HW) as writer:
+        for frame in frames:
+            writer.write(frame)
+    with open_frames("take:2.mp4") as found:
+        assert len(list(found)) == 3
