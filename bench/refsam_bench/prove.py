@@ -1,0 +1,158 @@
+"""`make prove`: measures every figure that README states and writes it to `bench/results/`.
+
+Each step writes one JSON file with the commit it was measured at. A step whose file is of the
+present commit is skipped, so an interrupted run goes on where it stopped. As a program:
+`python -m refsam_bench.prove [STEP ...]` (all of them without an argument).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from refsam_bench.speed import SpeedRequest, environment, measure_speed
+from refsam_export.checkpoint import load_model
+from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_export.realism import measure_realism
+from refsam_trt.atomic import atomic_path
+from refsam_trt.errors import UsageError
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+SEED = 0
+IMPORT_RUNS = 5
+
+Step = Callable[[], dict[str, Any]]
+
+
+def main(names: list[str]) -> None:
+    """Run the named steps, or all."""
+    if unknown := sorted(set(names) - set(STEPS)):
+        raise UsageError(f"no step named {unknown}; steps: {', '.join(STEPS)}")
+    commit = _git("rev-parse", "HEAD")
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        click.echo("note: uncommitted changes; results are marked as such", err=True)
+        commit += "-dirty"
+    for name in names or STEPS:
+        path = RESULTS / f"{name}.json"
+        if path.is_file() and json.loads(path.read_text())["commit"] == commit:
+            click.echo(f"{name}: measured at this commit already")
+            continue
+        start = time.monotonic()
+        figures = STEPS[name]()
+        record = {"step": name, "commit": commit, "environment": environment(None), **figures}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"{name}: {time.monotonic() - start:.0f} s -> {path.relative_to(ROOT)}")
+
+
+def import_time() -> dict[str, Any]:
+    """Seconds that `import refsam_trt` and the use of `load` take, median of fresh processes."""
+    code = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+    figures = {}
+    for name, statement in (
+        ("import_s", "import refsam_trt"),
+        ("import_and_load_name_s", "import refsam_trt; refsam_trt.load"),
+    ):
+        runs = [
+            float(subprocess.check_output([sys.executable, "-c", code.format(statement)]))
+            for _ in range(IMPORT_RUNS)
+        ]
+        figures[name] = statistics.median(runs)
+    return {"num_runs": IMPORT_RUNS, **figures}
+
+
+def parity(preset: str, num_frames: int) -> Step:
+    """Export with random weights in both splits; the figures of the manifest."""
+
+    def step() -> dict[str, Any]:
+        found = {}
+        for split in ("optimised", "baseline"):
+            with tempfile.TemporaryDirectory() as scratch:
+                request = ExportRequest(
+                    preset,
+                    Path(scratch) / "bundle",
+                    random_init=SEED,
+                    split=split,
+                    parity_frames=num_frames,
+                )
+                found[split] = export_bundle(request, lambda line: click.echo(f"  {line}")).parity
+        return {"preset": preset, "splits": found}
+
+    return step
+
+
+def realism(preset: str, num_frames: int) -> Step:
+    """How trained the random weights look (architecture section 9)."""
+
+    def step() -> dict[str, Any]:
+        loaded = load_model(preset, random_init=SEED)
+        config = loaded.model.config
+        frames = moving_frames(num_frames, SEED)
+        preprocessor = Preprocessor(
+            frames.shape[1:3], PreprocessConfig(config.image_size, config.downscale_short_side)
+        )
+        images = torch.from_numpy(np.concatenate([preprocessor(frame) for frame in frames]))
+        ids = [loaded.tokenizer.encode(text).ids for text in EXPRESSIONS]
+        found = measure_realism(loaded.model, images, ids)
+        return {
+            "preset": preset,
+            "seed": SEED,
+            "sharp_heads": found.sharp_heads,
+            "realism": dataclasses.asdict(found),
+        }
+
+    return step
+
+
+def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
+    """Engine against the reference loop, interleaved."""
+
+    def step() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle = Path(scratch) / "bundle"
+            request = ExportRequest(preset, bundle, random_init=SEED, parity_frames=3)
+            export_bundle(request, lambda line: click.echo(f"  {line}"))
+            return {
+                "preset": preset,
+                "speed": measure_speed(
+                    SpeedRequest(
+                        bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
+                    ),
+                    lambda: None,
+                ),
+            }
+
+    return step
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
+
+
+STEPS: dict[str, Step] = {
+    "import": import_time,
+    "realism-nano": realism("nano", 4),
+    "realism-vitb": realism("vitb", 3),
+    "parity-nano": parity("nano", 5),
+    "parity-vitb": parity("vitb", 5),
+    "speed-nano": speed("nano", 20, 2),
+    "speed-vitb": speed("vitb", 4, 2),
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
