@@ -7,8 +7,8 @@ an error, or an interrupt, nothing is left behind.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -180,9 +180,11 @@ class OverlayVideoWriter(_Writer):
 
     def _open(self, stack: ExitStack) -> None:
         self._av = import_av(f"writing {self._target}")
-        path = stack.enter_context(atomic_path(self._target))
+        self._path = stack.enter_context(atomic_path(self._target))
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        self._container: Any = self._av.open(file_address(path), "w", format="mp4", options=options)
+        self._container: Any = self._av.open(
+            file_address(self._path), "w", format="mp4", options=options
+        )
         stack.push(self._finish)
         self._stream = self._container.add_stream(
             "libx264", rate=self._fps, options=_ENCODER_OPTIONS
@@ -217,13 +219,9 @@ class OverlayVideoWriter(_Writer):
 
     def _encode(self, image: Any) -> None:
         """Encode one image, or, given None, what the encoder still holds."""
-        try:
+        with self._file_errors():
             for packet in self._stream.encode(image):
                 self._container.mux(packet)
-        except self._av.FFmpegError as error:
-            if isinstance(error, OSError):  # about the file: atomic_path says it better
-                raise
-            raise OutputError(f"{self._target}: the H.264 encoder failed ({error})") from error
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
@@ -235,4 +233,15 @@ class OverlayVideoWriter(_Writer):
                 raise UsageError(f"{self._target}: no frame was written, expected at least one")
             self._encode(None)
         finally:
-            self._container.close()
+            with self._file_errors():
+                self._container.close()
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        """Name the file in PyAV's errors, which do not, so that `atomic_path` can tell them."""
+        try:
+            yield
+        except self._av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            raise OutputError(f"{self._target}: the H.264 encoder failed ({error})") from error

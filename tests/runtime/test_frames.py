@@ -339,7 +339,7 @@ def test_a_missing_video_extra_is_said(tmp_path, monkeypatch):
 def test_a_pyav_that_gets_colours_wrong_is_refused(tmp_path, monkeypatch):
     clip = video(tmp_path / "clip.mp4")
     monkeypatch.setattr("av.__version__", "16.1.0")
-    with pytest.raises(MissingExtraError, match="found PyAV 16.1.0, expected 17 or later"):
+    with pytest.raises(MissingExtraError, match=r"found PyAV 16\.1\.0, expected 17 or later"):
         open_frames(clip)
 
 

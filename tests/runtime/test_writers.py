@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import sys
 from fractions import Fraction
 
@@ -273,6 +274,19 @@ def test_a_disk_that_fills_while_writing_is_an_output_error(tmp_path, make):
     with files_limited_to(50_000), full, writer:
         write_often(writer, item)
     assert list(tmp_path.iterdir()) == []
+
+
+def remove_and_write(folder, writer):
+    with writer:
+        shutil.rmtree(folder)
+        write_often(writer, (np.zeros((20, 30, 3), np.uint8),))
+
+
+def test_a_folder_that_goes_away_under_a_video_is_an_output_error(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OutputError, match=r"target: cannot be written \(No such file"):
+        remove_and_write(folder, OverlayVideoWriter(folder / "target", 25, (20, 30)))
 
 
 @pytest.mark.parametrize("make", WRITERS)
