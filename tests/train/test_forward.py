@@ -1,0 +1,186 @@
+"""The shared step against RefSam.step, gradients through the track token, losses at image size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import batch_of, fresh_model, read_tiny
+from torch import Tensor
+
+from refsam_export.model.config import ModelConfig
+from refsam_export.model.refsam import RefSam
+from refsam_train.activation_checkpoints import ForgetfulEncoder
+from refsam_train.clips import Batch, Clip, Collator, MaskGroup
+from refsam_train.forward import (
+    ClipTraining,
+    clip_logits,
+    encode_frames,
+    image_logits,
+    low_res_masks,
+)
+from refsam_train.groups import trained_parameters
+from refsam_train.losses import dice_loss
+from refsam_train.recipe import Loss
+
+
+@torch.no_grad()
+def test_shared_step_equals_the_reference_expression_by_expression(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, num_frames="3", single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    model = loaded.model.double()
+    # Large texts: otherwise attention is uniform and its errors are invisible (refsam-model 5.1).
+    model.config = _without_text_norm(model)
+    batch = _doubled(batch_of(recipe, loaded))
+    found = clip_logits(model, batch, encode_frames(model, batch)).double()
+    assert float(found.std()) > 1e-3
+    for row in range(len(batch.clip_of)):
+        expected = _slow_logits(model, batch, row)
+        # clip_logits gives float32: half a unit of its last place.
+        torch.testing.assert_close(found[:, row], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_flows_back_through_the_track_token(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    model = loaded.model.requires_grad_(True)
+    batch = batch_of(recipe, loaded)
+    clip_logits(model, batch, encode_frames(model, batch))[1].sum().backward()
+    grad = model.track_token_mlp.linear1.weight.grad
+    assert grad is not None
+    assert float(grad.abs().max()) > 0.0
+
+
+def test_one_frame_leaves_the_tracking_module_alone(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, num_frames="1")
+    loaded = fresh_model(recipe)
+    model = loaded.model.requires_grad_(True)
+    batch = batch_of(recipe, loaded)
+    clip_logits(model, batch, encode_frames(model, batch)).sum().backward()
+    assert model.track_token_mlp.linear1.weight.grad is None
+
+
+def test_forgetting_activations_changes_no_gradient(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    loaded = fresh_model(recipe)
+    plain = ClipTraining(loaded.model, Loss(), bf16=False)
+    trained = trained_parameters(plain, recipe)
+    batch = batch_of(recipe, loaded)
+    encoder = ForgetfulEncoder(loaded.model.image_encoder, loaded.model.config.adapter_blocks)
+    gradients = []
+    for image_encoder in (None, encoder):
+        training = ClipTraining(loaded.model, Loss(), bf16=False, image_encoder=image_encoder)
+        training(batch).loss.backward()
+        gradients.append({n: p.grad.clone() for n, (p, _) in trained.items() if p.grad is not None})
+        loaded.model.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_loss_is_the_mean_over_frames_and_expressions_of_every_group(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    loaded = fresh_model(recipe)
+    collator = Collator(loaded.model.config, loaded.tokenizer)
+    clips = [_striped_clip((64, 96)), _striped_clip((80, 80)), _striped_clip((64, 96))]
+    training = ClipTraining(loaded.model, Loss(focal=0.0), bf16=False)
+    with torch.no_grad():
+        together = training(collator(clips)).loss.item()
+        alone = [training(collator([clip])).loss.item() for clip in clips]
+    assert together == pytest.approx(sum(alone) / 3, rel=1e-5)
+
+
+def test_image_logits_cut_off_the_padding() -> None:
+    logits = torch.zeros(1, 1, 8, 8)
+    logits[..., :4, :] = 1.0
+    group = MaskGroup(torch.tensor([0]), torch.zeros(1, 1, 20, 40, dtype=torch.uint8), (16, 32))
+    found = image_logits(logits, 32, group)
+    assert found.shape == (1, 1, 20, 40)
+    assert float(found[..., :15, :].min()) == pytest.approx(1.0)
+
+
+def test_low_resolution_masks_are_shares_of_pixels() -> None:
+    masks = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    masks[..., :3, :] = 1
+    found = low_res_masks(MaskGroup(torch.tensor([0]), masks, (8, 8)), 8, 4)
+    assert found[0, 0, :, 0].tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_bf16_gives_nearly_the_same_loss(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    loaded = fresh_model(recipe)
+    batch = batch_of(recipe, loaded)
+    with torch.no_grad():
+        losses = [
+            ClipTraining(loaded.model, Loss(), bf16=bf16)(batch).loss.item()
+            for bf16 in (False, True)
+        ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_few_steps_on_one_batch_lower_its_loss(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    loaded = fresh_model(recipe)
+    training = ClipTraining(loaded.model, Loss(resolution="low-res"), bf16=False)
+    parameters = [p for p, _ in trained_parameters(training, recipe).values()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    batch, losses = batch_of(recipe, loaded), []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = training(batch).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_dice_at_image_size_is_that_of_the_enlarged_logits(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, num_frames="1")
+    loaded = fresh_model(recipe)
+    batch = batch_of(recipe, loaded)
+    with torch.no_grad():
+        logits = clip_logits(loaded.model, batch, encode_frames(loaded.model, batch))
+        result = ClipTraining(loaded.model, Loss(focal=0.0), bf16=False)(batch)
+    (group,) = batch.groups
+    enlarged = torch.nn.functional.interpolate(logits, (128, 128), mode="bilinear")
+    enlarged = torch.nn.functional.interpolate(enlarged, (256, 256), mode="bilinear")
+    expected = dice_loss(enlarged, group.masks.float()).mean()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def _slow_logits(model: RefSam, batch: Batch, row: int) -> Tensor:
+    mask = batch.attention_mask[row].bool()
+    words, sentence = model.encode_text(
+        batch.input_ids[row : row + 1, mask], batch.attention_mask[row : row + 1, mask]
+    )
+    track, has_track, logits = words.new_zeros(1, 256), torch.tensor([False]), []
+    for image in batch.images[:, batch.clip_of[row]]:
+        embedding, features = model.encode_image(image[None])
+        word_mask = torch.ones_like(words[..., 0], dtype=torch.bool)
+        out = model.step(embedding, features, words, word_mask, sentence, track, has_track)
+        logits.append(out.low_res_logits[0, 0])
+        track, has_track = out.next_track_token, torch.tensor([True])
+    return torch.stack(logits)
+
+
+def _without_text_norm(model: RefSam) -> ModelConfig:
+    model.resizer[2].weight.mul_(30.0)
+    return replace(model.config, l2norm_text=False)
+
+
+def _doubled(batch: Batch) -> Batch:
+    return Batch(
+        batch.images.double(), batch.input_ids, batch.attention_mask, batch.clip_of, batch.groups
+    )
+
+
+def _striped_clip(size_hw: tuple[int, int]) -> Clip:
+    frames = np.zeros((2, *size_hw, 3), np.uint8)
+    frames[:, ::4] = 200
+    masks = np.zeros((1, 2, *size_hw), np.bool_)
+    masks[..., : size_hw[1] // 3] = True
+    return Clip(frames, masks, ("red circle",), "striped")

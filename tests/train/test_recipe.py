@@ -1,0 +1,83 @@
+"""Recipes: the shipped ones are read, faulty ones are refused by file, key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_training import TINY, read_tiny, write_recipe
+
+from refsam_train.recipe import read_recipe
+from refsam_trt.errors import UsageError
+
+RECIPES = Path(__file__).parents[2] / "train" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_read_and_named_like_their_file(path: Path) -> None:
+    assert read_recipe(path).name == path.stem
+
+
+def test_paper_recipe_has_the_rates_of_the_paper() -> None:
+    recipe = read_recipe(RECIPES / "paper-finetune.toml")
+    assert recipe.optimiser.rates == {
+        "resizer": 1e-4,
+        "hda": 1e-4,
+        "decoder": 1e-6,
+        "adapters": 1e-5,
+        "itm": 1e-4,
+    }
+    assert (recipe.optimiser.betas, recipe.optimiser.weight_decay) == ((0.9, 0.999), 0.01)
+    assert (recipe.precision, recipe.optimiser.clip_norm, recipe.data.num_frames) == ("fp32", 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": "0"}, "steps 0: expected 1 or more"),
+        ({"schema": "2"}, "schema 2: this version reads 1"),
+        ({"mode": '"half"'}, "Invalid enum value 'half'"),
+        ({"average": "1.0"}, "average 1.0: expected 0 to below 1"),
+        ({"learning_rate": "0.0"}, "`full` training needs learning_rate above 0"),
+        ({"mode": '"parameter-efficient"'}, "expected rates above 0 of resizer, hda"),
+        ({"warmup_steps": "5"}, "warmup_steps and decay_steps do not fit into steps"),
+        ({"kind": '"refcoco"'}, "data.slices: needed for synthetic videos and for them only"),
+        (
+            {"clips_per_batch": '"many"'},
+            r"got `str` - at `\$.data.clips_per_batch`",
+        ),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read_tiny(tmp_path, **changes)
+    assert str(tmp_path / "recipe.toml") in str(caught.value)
+
+
+def test_unknown_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no preset named 'huge'; choose one of vitb"):
+        read_tiny(tmp_path, preset='"huge"')
+
+
+def test_unknown_key_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(TINY.replace("max", "min").replace("clip_norm", "clip_nrm"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"unknown field `clip_nrm` - at `\$.optimiser`"):
+        read_recipe(path)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no readable recipe"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_digest_depends_on_content_and_not_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = read_tiny(tmp_path / "a")
+    path = write_recipe(tmp_path / "b")
+    path.write_text("# a comment\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert read_recipe(path).digest() == first.digest()
+    assert read_tiny(tmp_path / "b", seed="4").digest() != first.digest()

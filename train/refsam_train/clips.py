@@ -1,0 +1,168 @@
+"""What training samples are, and how they become batches of network inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from refsam_export.model.config import ModelConfig
+from refsam_trt.errors import DatasetError
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sample, wholly in memory.
+
+    frames: uint8 [T, H, W, 3], RGB. masks: bool [E, T, H, W]. texts: one per expression. name:
+    where it came from, for messages.
+    attributes: uint8 [T, 3, H, W], see `attribute_maps`; None where nobody knows.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.bool_]
+    texts: tuple[str, ...]
+    name: str
+    attributes: npt.NDArray[np.uint8] | None = None
+
+
+class ClipSource(Protocol):
+    """Makes samples; the same key always gives the same sample, in every process."""
+
+    def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
+        """Return the sample that belongs to this key of non-negative numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskGroup:
+    """Expressions whose images have one size.
+
+    rows: int64 [e], which expressions of the batch. masks: uint8 [T, e, H, W], 0 or 1. resized_hw:
+    the part of the network input that the image fills, from the top left corner.
+    """
+
+    rows: Tensor
+    masks: Tensor
+    resized_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of equal length, ready for the model.
+
+    images: float32 [T, C, 3, S, S], normalised and padded. input_ids, attention_mask: int64 [E, N].
+    clip_of: int64 [E], which clip an expression speaks of. groups: the masks. attributes: uint8 [T,
+    C, 3, H, W] if every clip has them, else None.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    clip_of: Tensor
+    groups: tuple[MaskGroup, ...]
+    attributes: Tensor | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """Number of masks: frames times expressions."""
+        return self.images.shape[0] * len(self.clip_of)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on that device."""
+        groups = tuple(
+            MaskGroup(g.rows.to(device), g.masks.to(device), g.resized_hw) for g in self.groups
+        )
+        return Batch(
+            self.images.to(device),
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.clip_of.to(device),
+            groups,
+            None if self.attributes is None else self.attributes.to(device),
+        )
+
+
+class Collator:
+    """Turns clips into batches for one model.
+
+    Args:
+        config: the model's configuration. Frames are not brought to `downscale_short_side`:
+        training
+            skips that step (refsam-model 9.4).
+        tokenizer: of the model's text encoder.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+
+    def __call__(self, clips: Sequence[Clip]) -> Batch:
+        """Return the batch of these clips, which have equally many frames.
+
+        Raises:
+            DatasetError: an expression has more tokens than the model accepts.
+        """
+        frames = [self._network_input(clip) for clip in clips]
+        images = np.stack(frames, axis=1)
+        input_ids, attention_mask = self._tokens(clips)
+        counts = torch.tensor([len(clip.texts) for clip in clips])
+        clip_of = torch.repeat_interleave(torch.arange(len(clips)), counts)
+        attributes = [clip.attributes for clip in clips if clip.attributes is not None]
+        return Batch(
+            torch.from_numpy(images),
+            input_ids,
+            attention_mask,
+            clip_of,
+            self._groups(clips, clip_of),
+            torch.from_numpy(np.stack(attributes, axis=1)) if attributes else None,
+        )
+
+    def _network_input(self, clip: Clip) -> npt.NDArray[np.float32]:
+        preprocessor = _preprocessor(clip.frames.shape[1:3], self._config.image_size)
+        return np.concatenate([preprocessor(frame) for frame in clip.frames])
+
+    def _tokens(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        rows = []
+        for clip in clips:
+            for text in clip.texts:
+                cleaned = " ".join((text.lower() if self._config.lowercase else text).split())
+                rows.append(self._tokenizer.encode(cleaned).ids)
+                if len(rows[-1]) > self._config.max_words:
+                    raise DatasetError(
+                        f"{clip.name}: expression {text!r} has {len(rows[-1])} tokens, at most "
+                        f"{self._config.max_words} are accepted; shorten it or leave it out"
+                    )
+        length = max(map(len, rows))
+        ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    def _groups(self, clips: Sequence[Clip], clip_of: Tensor) -> tuple[MaskGroup, ...]:
+        sizes = [clip.frames.shape[1:3] for clip in clips]
+        groups = []
+        for size_hw in dict.fromkeys(sizes):
+            members = [index for index, size in enumerate(sizes) if size == size_hw]
+            rows = torch.nonzero(torch.isin(clip_of, torch.tensor(members))).flatten()
+            masks = np.concatenate([clips[index].masks for index in members]).astype(np.uint8)
+            geometry = _preprocessor(size_hw, self._config.image_size).geometry
+            groups.append(
+                MaskGroup(rows, torch.from_numpy(masks).transpose(0, 1), geometry.resized_hw)
+            )
+        return tuple(groups)
+
+
+@lru_cache(maxsize=64)
+def _preprocessor(size_hw: tuple[int, int], image_size: int) -> Preprocessor:
+    return Preprocessor(size_hw, PreprocessConfig(image_size, downscale_short_side=None))

@@ -1,0 +1,124 @@
+"""A batch of clips through the model, every frame with the track token of the one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refsam_export.model.config import EMBED_DIM
+from refsam_export.model.refsam import RefSam
+from refsam_train.attributes import AttributeHeads
+from refsam_train.clips import Batch, MaskGroup
+from refsam_train.losses import dice_loss, focal_loss, mask_iou
+from refsam_train.recipe import Loss
+from refsam_train.shared_step import FrameSide, frame_side, shared_step, text_side
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What a batch gave. loss: scalar with gradient. The others: means, without gradient."""
+
+    loss: Tensor
+    dice: Tensor
+    focal: Tensor
+    iou: Tensor
+    attributes: Tensor
+
+
+def encode_frames(model: RefSam, batch: Batch, image_encoder: nn.Module | None = None) -> FrameSide:
+    """Return the frame side of all frames, frame by frame: T * C of them."""
+    return frame_side(model, *model.encode_image(batch.images.flatten(0, 1), image_encoder))
+
+
+def clip_logits(model: RefSam, batch: Batch, frames: FrameSide) -> Tensor:
+    """Return the low-resolution logits of all frames and expressions, float32 [T, E, 4h, 4w].
+
+    Gradient flows from every frame back through the track tokens to the frames before it.
+
+    Args:
+        model: the reference.
+        batch: clips.
+        frames: from `encode_frames`.
+    """
+    num_frames, num_clips = batch.images.shape[:2]
+    words, sentence = model.encode_text(batch.input_ids, batch.attention_mask)
+    text = text_side(model, words, batch.attention_mask.bool(), sentence)
+    track = words.new_zeros(len(words), EMBED_DIM)
+    has_track = torch.zeros(len(words), dtype=torch.bool, device=words.device)
+    logits = []
+    for frame in range(num_frames):
+        frame_of = frame * num_clips + batch.clip_of
+        low_res, main_mask_token = shared_step(model, frames, frame_of, text, track, has_track)
+        logits.append(low_res.float())
+        if frame + 1 < num_frames:
+            track, has_track = model.track_token_mlp(main_mask_token), torch.ones_like(has_track)
+    return torch.stack(logits)
+
+
+def image_logits(logits: Tensor, image_size: int, group: MaskGroup) -> Tensor:
+    """Return logits [T, e, 4h, 4w] at the size of the masks (refsam-model 2.3, steps 1 to 3)."""
+    logits = functional.interpolate(
+        logits, (image_size, image_size), mode="bilinear", align_corners=False
+    )
+    height, width = group.resized_hw
+    size_hw = group.masks.shape[-2:]
+    if size_hw == (height, width) == (image_size, image_size):
+        return logits
+    return functional.interpolate(
+        logits[..., :height, :width], size_hw, mode="bilinear", align_corners=False
+    )
+
+
+def low_res_masks(group: MaskGroup, image_size: int, side: int) -> Tensor:
+    """Return the group's masks as the decoder sees them: resized, padded, averaged to `side`."""
+    height, width = group.resized_hw
+    masks = group.masks.float()
+    if masks.shape[-2:] != (height, width):
+        masks = functional.interpolate(masks, (height, width), mode="bilinear", antialias=True)
+    masks = functional.pad(masks, (0, image_size - width, 0, image_size - height))
+    return functional.avg_pool2d(masks, image_size // side)
+
+
+class ClipTraining(nn.Module):
+    """Model and loss as one module, which is what the distributed wrapper needs."""
+
+    def __init__(
+        self, model: RefSam, loss: Loss, *, bf16: bool, image_encoder: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.attribute_heads = AttributeHeads(model.config.hda_levels) if loss.attributes else None
+        self._loss = loss
+        self._bf16 = bf16
+        self._image_encoder = image_encoder
+
+    def forward(self, batch: Batch) -> ClipResult:
+        """Return the loss averaged over all frames and expressions."""
+        device = batch.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
+            frames = encode_frames(self.model, batch, self._image_encoder)
+            logits = clip_logits(self.model, batch, frames)
+            attributes = self._attribute_loss(frames, batch)
+        terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
+        dice, focal, iou = terms / batch.num_targets
+        loss = self._loss.dice * dice + self._loss.focal * focal
+        loss = loss + self._loss.attributes * attributes
+        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, attributes)))
+
+    def _attribute_loss(self, frames: FrameSide, batch: Batch) -> Tensor:
+        if self.attribute_heads is None or batch.attributes is None:
+            return torch.zeros((), device=batch.images.device)
+        return self.attribute_heads(frames.levels, batch.attributes.flatten(0, 1))  # type: ignore[no-any-return]
+
+    def _terms(self, logits: Tensor, group: MaskGroup) -> Tensor:
+        image_size = self.model.config.image_size
+        if self._loss.resolution == "image":
+            target = group.masks.to(logits.dtype)
+            logits = image_logits(logits, image_size, group)
+        else:
+            target = low_res_masks(group, image_size, logits.shape[-1])
+        terms = (dice_loss(logits, target), focal_loss(logits, target), mask_iou(logits, target))
+        return torch.stack([term.sum() for term in terms])

@@ -1,0 +1,74 @@
+"""Which parameters are trained and at which rate (refsam-model 9.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from refsam_export.model.refsam import RefSam
+from refsam_train.forward import ClipTraining
+from refsam_train.recipe import GROUPS, Group, Recipe
+
+# Read by nobody when only the main mask is trained (refsam-model 6.6): they would get no gradient.
+_UNUSED = (
+    "mask_decoder.iou_prediction_head.",
+    "mask_decoder.output_hypernetworks_mlps.1.",
+    "mask_decoder.output_hypernetworks_mlps.2.",
+    "mask_decoder.output_hypernetworks_mlps.3.",
+)
+AUXILIARY = "auxiliary."
+"""Prefix of what is trained but no part of the model."""
+_PREFIXES: tuple[tuple[str, Group], ...] = (
+    ("resizer.", "resizer"),
+    ("dense_conv", "hda"),
+    ("fpn_conv.", "hda"),
+    ("mask_decoder.", "decoder"),
+    ("track_token_mlp.", "itm"),
+)
+
+
+def group_of(name: str) -> Group | None:
+    """Return the group of the paper that a parameter belongs to, None for frozen ones."""
+    if name.startswith("image_encoder."):
+        return "adapters" if "_Adapter." in name else None
+    return next((group for prefix, group in _PREFIXES if name.startswith(prefix)), None)
+
+
+def count_parameters(model: RefSam) -> Mapping[Group, int]:
+    """Return how many parameters each group of the paper has."""
+    counts = dict.fromkeys(GROUPS, 0)
+    for name, parameter in model.named_parameters():
+        if group := group_of(name):
+            counts[group] += parameter.numel()
+    return counts
+
+
+def trained_parameters(
+    training: ClipTraining, recipe: Recipe
+) -> dict[str, tuple[nn.Parameter, float]]:
+    """Mark what the recipe trains and return it: name -> parameter and its learning rate.
+
+    Names are those of the model; heads of auxiliary tasks follow with names of their own.
+    Everything else is frozen.
+    """
+    chosen: dict[str, tuple[nn.Parameter, float]] = {}
+    for name, parameter in training.model.named_parameters():
+        rate = _rate(name, recipe)
+        parameter.requires_grad_(rate > 0.0)
+        if rate > 0.0:
+            chosen[name] = (parameter, rate)
+    if training.attribute_heads is not None:
+        rate = recipe.optimiser.learning_rate or max(recipe.optimiser.rates.values())
+        for name, parameter in training.attribute_heads.named_parameters():
+            chosen[AUXILIARY + name] = (parameter, rate)
+    return chosen
+
+
+def _rate(name: str, recipe: Recipe) -> float:
+    if name.startswith(_UNUSED):
+        return 0.0
+    if recipe.mode == "full":
+        return recipe.optimiser.learning_rate
+    group = group_of(name)
+    return recipe.optimiser.rates.get(group, 0.0) if group else 0.0

@@ -1,0 +1,77 @@
+"""AdamW over the trained parameters, its schedule, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from refsam_train.recipe import Optimiser
+
+_BASE_RATE = "base_rate"
+
+
+def rate_factor(step: int, num_steps: int, settings: Optimiser) -> float:
+    """Return what the rates are multiplied with in a step: warm-up, constant, linear decay to 0."""
+    warm = (step + 1) / (settings.warmup_steps + 1)
+    left = (num_steps - step) / (settings.decay_steps + 1)
+    return min(warm, 1.0, left)
+
+
+def adamw(
+    parameters: Mapping[str, tuple[nn.Parameter, float]], settings: Optimiser
+) -> torch.optim.AdamW:
+    """Return AdamW with one group per learning rate; like the paper's it decays every parameter."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for parameter, rate in parameters.values():
+        by_rate.setdefault(rate, []).append(parameter)
+    groups = [
+        {"params": members, "lr": rate, _BASE_RATE: rate} for rate, members in by_rate.items()
+    ]
+    return torch.optim.AdamW(
+        groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its own."""
+    for group in optimiser.param_groups:
+        group["lr"] = group[_BASE_RATE] * factor
+
+
+class MovingAverage:
+    """Exponential moving average of parameters, float32, on their device.
+
+    The decay grows with the number of updates up to its value, so that the first values are
+    forgotten.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._parameters = list(parameters.values())
+        self._decay = decay
+        self.values = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the parameters after this step into account."""
+        decay = min(self._decay, (1.0 + step) / (10.0 + step))
+        current: list[Tensor] = [p.detach() for p in self._parameters]
+        torch._foreach_lerp_(list(self.values.values()), current, 1.0 - decay)
+
+    @contextmanager
+    def in_place(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Let the parameters have their averages for a while; without averages nothing changes."""
+        kept = {name: parameters[name].detach().clone() for name in self.values}
+        try:
+            _copy(self.values, parameters)
+            yield
+        finally:
+            _copy(kept, parameters)
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -1,0 +1,185 @@
+"""Training recipes: TOML files read into frozen structures, unknown keys refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from refsam_export.model.config import preset
+from refsam_trt.errors import UsageError
+
+SCHEMA = 1
+DatasetKind = Literal["synthetic", "ref-youtube-vos", "ref-davis", "refcoco"]
+Group = Literal["resizer", "hda", "decoder", "adapters", "itm"]
+GROUPS: tuple[Group, ...] = ("resizer", "hda", "decoder", "adapters", "itm")
+
+
+class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a batch holds.
+
+    clips_per_batch: clips (for one frame: images) of a micro-batch on one process.
+    expressions_per_clip: at most so many expressions of a clip; its frames are encoded once for
+    all. num_frames: length of a clip. single_frame_share: share of the batches that are single
+    frames (num_frames times as many clips), 0 to 1. slices: weights of the slices of synthetic
+    videos. max_stride: synthetic clips take every frame, every second, ... up to this.
+    augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
+    processes that make batches, 0 means the training process itself.
+    """
+
+    kind: DatasetKind
+    clips_per_batch: int
+    expressions_per_clip: int = 1
+    num_frames: int = 1
+    single_frame_share: float = 0.0
+    slices: dict[str, float] = {}
+    max_stride: int = 3
+    augmentation: Literal["none", "video", "image"] = "none"
+    workers: int = 1
+
+
+class Optimiser(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """AdamW with warm-up, constant rate, linear decay over the last `decay_steps`.
+
+    learning_rate: of every parameter in `full` training. rates: of the groups of refsam-model 9.1
+    in `parameter-efficient` training. clip_norm: largest norm of the gradient, 0 means no clipping.
+    """
+
+    learning_rate: float = 0.0
+    rates: dict[Group, float] = {}
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    clip_norm: float = 0.0
+
+
+class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Weights of the loss terms and where they are measured.
+
+    resolution: "image" compares at the size of the (augmented) image, as the paper does; "low-res"
+    compares the decoder's own logits with masks averaged down to them. attributes: weight of the
+    auxiliary task of `attributes.py`, for synthetic videos; 0 means it is left out.
+    """
+
+    dice: float = 1.0
+    focal: float = 1.0
+    resolution: Literal["image", "low-res"] = "image"
+    attributes: float = 0.0
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One training run.
+
+    average: decay of the exponential moving average of the weights, which is what is evaluated and
+    published; 0 means none. accumulate: micro-batches per optimiser step.
+    """
+
+    schema: int
+    name: str
+    preset: str
+    mode: Literal["full", "parameter-efficient"]
+    seed: int
+    steps: int
+    data: Data
+    optimiser: Optimiser
+    loss: Loss = Loss()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    average: float = 0.0
+    activation_checkpointing: bool = False
+    checkpoint_every: int = 500
+    evaluate_every: int = 500
+
+    def digest(self) -> str:
+        """Return the sha256 of the recipe's content: two files that say the same have the same."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        UsageError: no such file, not TOML, a key unknown, missing or of a wrong type, a value that
+            makes no sense; the text names file, key and what was expected.
+    """
+    try:
+        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: no readable recipe ({error.strerror}); give a TOML file"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path}: {error}") from error
+    _check(path, recipe)
+    return recipe
+
+
+def _check(path: Path, recipe: Recipe) -> None:
+    preset(recipe.preset)
+    problems = [*_out_of_range(recipe), *_wrong_rates(recipe)]
+    if recipe.schema != SCHEMA:
+        problems.append(f"schema {recipe.schema}: this version reads {SCHEMA}")
+    optimiser = recipe.optimiser
+    if optimiser.warmup_steps + optimiser.decay_steps > recipe.steps:
+        problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
+    if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
+        problems.append("data.slices: needed for synthetic videos and for them only")
+    if recipe.loss.attributes and recipe.data.kind != "synthetic":
+        problems.append("loss.attributes: only synthetic videos tell attributes; leave it out")
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems)}")
+
+
+def _out_of_range(recipe: Recipe) -> list[str]:
+    data, optimiser = recipe.data, recipe.optimiser
+    at_least_one = {
+        "steps": recipe.steps,
+        "accumulate": recipe.accumulate,
+        "checkpoint_every": recipe.checkpoint_every,
+        "evaluate_every": recipe.evaluate_every,
+        "data.clips_per_batch": data.clips_per_batch,
+        "data.expressions_per_clip": data.expressions_per_clip,
+        "data.num_frames": data.num_frames,
+        "data.max_stride": data.max_stride,
+    }
+    at_least_zero = {
+        "data.workers": data.workers,
+        "optimiser.warmup_steps": optimiser.warmup_steps,
+        "optimiser.decay_steps": optimiser.decay_steps,
+        "optimiser.clip_norm": optimiser.clip_norm,
+        "loss.attributes": recipe.loss.attributes,
+    }
+    shares = {"average": recipe.average, "data.single_frame_share": data.single_frame_share}
+    return [
+        *(
+            f"{name} {value}: expected 1 or more"
+            for name, value in at_least_one.items()
+            if value < 1
+        ),
+        *(
+            f"{name} {value}: expected 0 or more"
+            for name, value in at_least_zero.items()
+            if value < 0
+        ),
+        *(
+            f"{name} {value}: expected 0 to below 1"
+            for name, value in shares.items()
+            if not 0.0 <= value < 1.0
+        ),
+    ]
+
+
+def _wrong_rates(recipe: Recipe) -> list[str]:
+    rate, rates = recipe.optimiser.learning_rate, recipe.optimiser.rates
+    if recipe.mode == "full":
+        return (
+            []
+            if rate > 0 and not rates
+            else ["optimiser: `full` training needs learning_rate above 0 and no rates"]
+        )
+    if rates and not rate and min(rates.values()) > 0:
+        return []
+    return [f"optimiser.rates: expected rates above 0 of {', '.join(GROUPS)}, and no learning_rate"]
