@@ -1,4 +1,4 @@
-"""`refsam-bench`: speed and parity of a bundle."""
+"""`refsam-bench`: accuracy, parity and speed of a bundle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from refsam_bench.accuracy_command import accuracy
 from refsam_trt.commands import run_command
 from refsam_trt.progress import Progress
 
@@ -18,7 +19,10 @@ _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked 
 @click.group(context_settings={"show_default": True})
 @click.version_option(package_name="refsam-trt")
 def command() -> None:
-    """Measure a bundle: does it equal the PyTorch reference, and how fast is it?"""
+    """Measure a bundle: how good is it, does it equal the PyTorch reference, how fast is it?"""
+
+
+command.add_command(accuracy)
 
 
 @command.command()

@@ -11,7 +11,6 @@ from PIL import Image
 
 from refsam_bench.accuracy import (
     load_ref_davis,
-    merge_objects,
     score_ref_davis,
     score_results,
 )
@@ -166,25 +165,6 @@ def test_files_of_another_size(root):
     assert refusal(root).startswith("valid/Annotations/cats/00001.png: found 11x8, expected 12x8")
     Image.new("RGB", (12, 9)).save(root / "valid/JPEGImages/cats/00001.jpg")
     assert refusal(root).startswith("valid/JPEGImages/cats/00001.jpg: found 12x9, expected 12x8")
-
-
-def test_merge_equals_argmax_over_a_background_plane():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 0.3, (5, 9, 11)).astype(np.float32)
-    background = np.full((1, 9, 11), 0.1, np.float32)
-    slow = np.concatenate([background, np.maximum(logits, 0)]).argmax(axis=0)
-    found = merge_objects(logits)
-    assert found.dtype == np.uint8
-    assert (found == slow).all()
-    assert set(np.unique(found)) == set(range(6))
-
-
-def test_merge_by_hand():
-    first = [[-1, 0.1, 0.2, 0.5, 0.5]]
-    second = [[-2, 0.05, 0.3, 0.5, 0.1]]
-    assert merge_objects(np.array([first, second], np.float32)).tolist() == [[0, 0, 2, 1, 1]]
-    with pytest.raises(UsageError, match=r"found logits of shape \[2, 3\], expected \[objects"):
-        merge_objects(np.zeros((2, 3), np.float32))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from refsam_bench.accuracy.ref_davis import (
     RefDavisScores,
     RefDavisVideo,
     load_ref_davis,
-    merge_objects,
     score_ref_davis,
 )
 from refsam_bench.accuracy.referring_image import ReferringImageScores, referring_image_scores
@@ -40,7 +39,6 @@ __all__ = [
     "SequenceScores",
     "load_ref_davis",
     "mean_figures",
-    "merge_objects",
     "read_label_map",
     "referring_image_scores",
     "score_clip",

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from refsam_bench.accuracy.davis_folders import frame_names
 from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
-from refsam_bench.accuracy.metrics import LabelMap
 from refsam_bench.accuracy.protocols import Progress, pair_results, score_paired
 from refsam_bench.accuracy.scores import Figures, Scores, mean_figures
 from refsam_trt.errors import DatasetError, UsageError
 
 NUM_ANNOTATORS = 4
-MERGE_THRESHOLD = np.float32(0.1)
 
 
 @dataclass(frozen=True)
@@ -86,27 +83,6 @@ def load_ref_davis(
             f"videos: found {unknown or wanted}, expected names from {path}: {', '.join(entries)}"
         )
     return tuple(_video(root / split, name, entries[name], path) for name in wanted)
-
-
-def merge_objects(logits: NDArray[np.float32]) -> LabelMap:
-    """Merge the objects of one frame into one label map, uint8 [H, W]: 0 background, 1..K objects.
-
-    A pixel belongs to the object of the greatest logit, the first of equals, if that exceeds 0.1
-    (refsam-model.md section 2.3, multi-object rule).
-
-    Args:
-        logits: float32 [K, H, W], K in 1..254, in the order of the object ids.
-
-    Raises:
-        UsageError: any other shape.
-    """
-    if logits.ndim != 3 or not 1 <= logits.shape[0] <= 254:
-        raise UsageError(
-            f"merge_objects: found logits of shape {list(logits.shape)}, expected "
-            "[objects, height, width] with 1 to 254 objects"
-        )
-    nearest = (logits.argmax(axis=0) + 1).astype(np.uint8)
-    return np.where(logits.max(axis=0) > MERGE_THRESHOLD, nearest, np.uint8(0))
 
 
 def score_ref_davis(
