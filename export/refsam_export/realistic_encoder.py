@@ -139,8 +139,10 @@ def _pos_embed(draw: Draw) -> Tensor:
     waves = draw.noise(3, width).double()
     vertical, horizontal = waves[:2] * (1 + grid / 16)
     place = (torch.arange(grid, dtype=torch.float64)[:, None] + 0.5) / grid
-    cycles = (place * vertical)[:, None] + (place * horizontal)[None] + 10 * waves[2]
-    return (POSITION_SIZE * math.sqrt(2) * (2 * math.pi * cycles).cos()).float()[None]
+    phase = 10 * waves[2]
+    cycles: Tensor = (place * vertical)[:, None] + (place * horizontal)[None] + phase
+    wave = POSITION_SIZE * math.sqrt(2) * torch.cos(2 * math.pi * cycles)
+    return wave.float()[None]
 
 
 def _patch_weight(draw: Draw) -> Tensor:
