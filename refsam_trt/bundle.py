@@ -6,6 +6,7 @@ finds malice. What the bundle's files mean is told in docs/bundle.md.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,20 @@ class Bundle:
         if relative not in self.manifest.files:
             raise BundleError(f"{self.folder}: the manifest lists no file {relative!r}")
         return self.folder / relative
+
+    def content_id(self, relative: str) -> str:
+        """Return a hash of the contents of a file and of a graph's external data.
+
+        As the manifest has them: nothing is read. Equal contents have equal hashes, whatever the
+        names of the files and of the bundle.
+
+        Raises:
+            BundleError: the manifest lists no file of that name.
+        """
+        self.path(relative)
+        names = (relative, *sorted(self.external_data.get(relative, ())))
+        hashes = "".join(self.manifest.files[name].sha256 for name in names)
+        return hashlib.sha256(hashes.encode()).hexdigest()
 
     def verify_file(self, relative: str) -> Path:
         """Check the contents of a file, and of a graph's external data, and return where it lies.

@@ -24,6 +24,7 @@ from refsam_trt.manifest import Manifest
 from refsam_trt.result import Result
 from refsam_trt.session import Color, Session, SessionModel
 from refsam_trt.text import TextMode
+from refsam_trt.text_disk import TextCacheChoice, text_cache_folder
 
 FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
 """By the manifest's `family`; `open_bundle` refuses all others."""
@@ -37,6 +38,7 @@ def load(
     *,
     backend: str = AUTO,
     text: TextMode = "lazy",
+    text_cache: TextCacheChoice = "off",
     variant: str | None = None,
     num_threads: int | None = None,
     expect_id: str | None = None,
@@ -49,6 +51,9 @@ def load(
         backend: a name, or `auto`: the first that works here. A named one never falls back.
         text: `lazy` loads the text encoder at the first unknown expression and releases it at the
             next step; `resident` loads it now and keeps it; `cache-only` never loads it.
+        text_cache: where text embeddings are kept for the next run, at most 256 MiB of them: `off`
+            keeps none; `user` takes the user's cache folder; a Path is such a folder itself, which
+            nobody else should be able to write to. Each holds the expression in plain text.
         variant: name of one set of graphs; None takes the only one, or the only fp32 one.
         num_threads: CPU threads inside one graph run; None is the backend's default.
         expect_id: refuse every bundle but this one.
@@ -58,15 +63,16 @@ def load(
         BundleError: incomplete, altered, not the expected one, or of an unknown family.
         BackendError: no such backend, or it cannot load the graphs.
         MissingExtraError: the backend's library is not installed.
-        UsageError: an unknown variant or option.
+        UsageError: an unknown variant or option, or a text cache that can have no folder.
     """
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
+    kept_in = text_cache_folder(text_cache)
     bundle = open_bundle(Path(path), expect_id=expect_id, verify=verify)
     name = choose_variant(bundle.manifest, variant)
     opened = open_backend(backend, num_threads)
     try:
-        engine = Engine(bundle, name, opened, text)
+        engine = Engine(bundle, name, opened, text, kept_in)
     except BaseException:
         opened.close()
         raise
@@ -84,9 +90,17 @@ class Engine:
         variant: name of the variant to run.
         backend: an open backend, which the engine closes.
         text: how the text encoder is kept (see `load`).
+        text_cache: folder that keeps text embeddings for the next run, None for none.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, backend: Backend, text: TextMode) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        backend: Backend,
+        text: TextMode,
+        text_cache: Path | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
         self._backend = backend
@@ -94,7 +108,9 @@ class Engine:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._is_closed = False
         chosen = manifest.variants[variant]
-        parts = FamilyParts(manifest, chosen, backend, text, bundle.verify_file)
+        parts = FamilyParts(
+            manifest, chosen, backend, text, bundle.verify_file, bundle.content_id, text_cache
+        )
         self._model = SessionModel(
             family=FAMILIES[manifest.family](parts),
             preprocess=manifest.preprocess,

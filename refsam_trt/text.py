@@ -1,103 +1,35 @@
-"""Expression -> text embedding: clean-up, tokens, caches, and the text graph when it is needed."""
+"""Expression -> text embedding: the caches in their order, then the text graph if it is needed."""
 
 from __future__ import annotations
 
 import threading
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Graph
-from refsam_trt.errors import BundleError, ExpressionError, UsageError
+from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.text_cache import TextCache, TextEmbedding, write_text_cache
+from refsam_trt.text_disk import TextDiskCache
+from refsam_trt.text_tokenizer import MAX_CHARACTERS, Tokenizer, shown
 
 TextMode = Literal["lazy", "resident", "cache-only"]
-
-MAX_CHARACTERS = 4096
-"""Longest expression that is looked at; none of 64 tokens comes near it."""
 
 MEMORY_CACHE_SIZE = 256
 """Embeddings kept in memory, about 0.1 MiB each; the least recently used go first."""
 
 
-class Tokenizer:
-    """Cleans expressions up and turns them into token ids (refsam-model 3.1). Never truncates.
-
-    Args:
-        path: file of the `tokenizers` library.
-        lowercase: lower-case expressions first.
-        max_words: most tokens an expression may have, with the end token.
-
-    Raises:
-        BundleError: the file cannot be read.
-    """
-
-    def __init__(self, path: Path, *, lowercase: bool, max_words: int) -> None:
-        from tokenizers import Tokenizer as Library
-
-        self._lowercase = lowercase
-        self._max_words = max_words
-        try:
-            self._library = Library.from_file(str(path))
-        except Exception as error:
-            raise BundleError(f"{path}: not a tokenizer ({error}); export again") from error
-        self._library.no_truncation()
-        self._library.no_padding()
-
-    def clean(self, expression: str) -> str:
-        """Return the expression lower-cased (if so configured), words joined by single blanks.
-
-        Raises:
-            ExpressionError: nothing is left, over `MAX_CHARACTERS`, or a control character.
-        """
-        if len(expression) > MAX_CHARACTERS:
-            raise ExpressionError(
-                f"expression {_shown(expression)} has {len(expression)} characters, "
-                f"at most {MAX_CHARACTERS} are accepted; shorten it"
-            )
-        text = expression.lower() if self._lowercase else expression
-        cleaned = " ".join(text.split())
-        if not cleaned:
-            raise ExpressionError("the expression is empty; say in words what to look for")
-        for character in cleaned:
-            # Cc would reach terminals and captions; Cs has no UTF-8 form.
-            if unicodedata.category(character) in ("Cc", "Cs"):
-                raise ExpressionError(
-                    f"expression {_shown(expression)} holds the character "
-                    f"U+{ord(character):04X}, which is no text; remove it"
-                )
-        return cleaned
-
-    def encode(self, cleaned: str) -> np.ndarray:
-        """Return the token ids of a cleaned-up expression, int64 [N], end token included.
-
-        Raises:
-            ExpressionError: no token but the end token, or more than `max_words`.
-        """
-        encoding = self._library.encode(cleaned)
-        num_words = len(encoding.ids)
-        if sum(encoding.special_tokens_mask) == num_words:
-            raise ExpressionError(f"expression {_shown(cleaned)} has no word in it; reword it")
-        if num_words > self._max_words:
-            raise ExpressionError(
-                f"expression {_shown(cleaned)} has {num_words} tokens with the end token, "
-                f"at most {self._max_words} are accepted; shorten it"
-            )
-        return np.array(encoding.ids, np.int64)
-
-
 @dataclass(frozen=True)
 class TextStatistics:
-    """How often an embedding was found in memory or in the bundle, or had to be computed."""
+    """How often an embedding was found in memory, bundle or disk cache, or had to be computed."""
 
     num_memory_hits: int = 0
     num_bundle_hits: int = 0
+    num_disk_hits: int = 0
     num_misses: int = 0
 
 
@@ -111,6 +43,7 @@ class TextEncoder:
             `text_values`.
         load_graph: loads the text graph; None if the bundle has none.
         cache: the bundle's text cache, if it has one.
+        disk: embeddings that this text graph computed earlier, if they are to be kept.
         mode: `lazy` loads the graph at the first unknown expression and drops it at `release`;
             `resident` loads it now and keeps it; `cache-only` never loads it.
 
@@ -126,6 +59,7 @@ class TextEncoder:
         *,
         load_graph: Callable[[], Graph] | None,
         cache: TextCache | None = None,
+        disk: TextDiskCache | None = None,
         mode: TextMode = "lazy",
     ) -> None:
         if mode not in get_args(TextMode):
@@ -140,11 +74,12 @@ class TextEncoder:
         self._tensors = tensors
         self._load_graph = load_graph
         self._cache = cache
+        self._disk = disk
         self._mode = mode
         self._memory: OrderedDict[str, TextEmbedding] = OrderedDict()
         self._memory_lock = threading.Lock()
         self._graph_lock = threading.Lock()
-        self._counts = {"num_memory_hits": 0, "num_bundle_hits": 0, "num_misses": 0}
+        self._counts = dict.fromkeys(TextStatistics.__dataclass_fields__, 0)
         self._graph = load_graph() if mode == "resident" and load_graph else None
 
     @property
@@ -163,7 +98,7 @@ class TextEncoder:
 
         Raises:
             ExpressionError: unusable, or unknown where only cached expressions work.
-            BackendError: the text graph cannot be loaded or run.
+            BackendError: the text graph cannot be loaded or run, or overflowed.
         """
         cleaned = self._tokenizer.clean(expression)
         found = self._look_up(cleaned)
@@ -199,11 +134,10 @@ class TextEncoder:
             return found
 
     def _find(self, cleaned: str) -> TextEmbedding:
-        found = self._cache.get(cleaned) if self._cache else None
-        kind = "num_misses" if found is None else "num_bundle_hits"
-        if found is None:
-            found = self._compute(cleaned)
+        kind, found = self._cached_or_computed(cleaned)
         self._check(cleaned, found)
+        if kind == "num_misses" and self._disk:
+            self._disk.put(cleaned, found)
         with self._memory_lock:
             self._counts[kind] += 1
             self._memory[cleaned] = found
@@ -211,13 +145,22 @@ class TextEncoder:
                 self._memory.popitem(last=False)
         return found
 
-    def _compute(self, cleaned: str) -> TextEmbedding:
-        ids = self._tokenizer.encode(cleaned)[None]
+    def _cached_or_computed(self, cleaned: str) -> tuple[str, TextEmbedding]:
+        found = self._cache.get(cleaned) if self._cache else None
+        if found is not None:
+            return "num_bundle_hits", found
+        ids = self._tokenizer.encode(cleaned)
+        found = self._disk.get(cleaned, num_words=len(ids)) if self._disk else None
+        if found is not None:
+            return "num_disk_hits", found
+        return "num_misses", self._compute(cleaned, ids)
+
+    def _compute(self, cleaned: str, ids: np.ndarray) -> TextEmbedding:
         if self._mode == "cache-only" or self._load_graph is None:
             raise self._unknown(cleaned)
         if self._graph is None:
             self._graph = self._load_graph()
-        found = run_text_graph(self._backend, self._graph, ids)
+        found = run_text_graph(self._backend, self._graph, ids[None])
         return TextEmbedding(found["words"], found["sentence"], found.get("text_values"))
 
     def _check(self, cleaned: str, found: TextEmbedding) -> None:
@@ -227,8 +170,13 @@ class TextEncoder:
             shape = arrays[spec.name].shape if spec.name in arrays else None
             if shape != expected:
                 raise BundleError(
-                    f"text embedding of {_shown(cleaned)}: {spec.name} has shape {shape}, the "
+                    f"text embedding of {shown(cleaned)}: {spec.name} has shape {shape}, the "
                     f"step needs {expected}; export the bundle again"
+                )
+            if not np.isfinite(arrays[spec.name]).all():
+                raise BackendError(
+                    f"text embedding of {shown(cleaned)}: {spec.name} has values that are not "
+                    "finite: the text graph overflowed; use a variant of higher precision"
                 )
 
     def _unknown(self, cleaned: str) -> ExpressionError:
@@ -238,9 +186,12 @@ class TextEncoder:
             else 'text="cache-only" never runs the text encoder'
         )
         num_cached = len(self._cache.expressions) if self._cache else 0
+        places = f"among the {num_cached} cached in the bundle"
+        if self._disk:
+            places += f", nor in {self._disk.folder}"
         return ExpressionError(
-            f"expression {_shown(cleaned)} is not among the {num_cached} cached in the bundle, and "
-            f"{reason}; add it with `refsam-export ... --expressions FILE`"
+            f"expression {shown(cleaned)} is not {places}, and {reason}; write it on a line of "
+            "FILE and export the bundle again with `refsam-export ... --expressions FILE`"
         )
 
 
@@ -255,11 +206,6 @@ def run_text_graph(backend: Backend, graph: Graph, ids: np.ndarray) -> dict[str,
     outputs = {t.name: backend.empty(t.shape(sizes), t.dtype) for t in spec.outputs}
     graph.context().run(inputs, outputs)
     return {name: backend.download(buffer)[0] for name, buffer in outputs.items()}
-
-
-def _shown(expression: str) -> str:
-    shortened = expression if len(expression) <= 40 else f"{expression[:40]}..."
-    return repr(shortened)
 
 
 __all__ = [

@@ -28,7 +28,7 @@ class TextEmbedding:
     """What the text encoder says of one expression; read-only host arrays, float32 or float16.
 
     Attributes:
-        words: [N, 256], N tokens with the end token, no padding.
+        words: [N, 256], N tokens, begin and end tokens included, no padding.
         sentence: [256].
         text_values: [4, N+1, 640], sentence row first; None where only the baseline split is meant.
     """
@@ -43,7 +43,7 @@ class TextEmbedding:
 
     @property
     def num_words(self) -> int:
-        """N, the number of tokens with the end token."""
+        """N, the number of tokens, begin and end tokens included."""
         return int(self.words.shape[0])
 
     def tensors(self) -> dict[str, np.ndarray]:

@@ -47,6 +47,10 @@ class FamilyParts:
     text_mode: TextMode
     file: Callable[[str], Path]
     """Verified path of a file of the bundle, by its manifest name."""
+    content_id: Callable[[str], str]
+    """Hash of the contents of a file of the bundle, by its manifest name; reads nothing."""
+    text_cache: Path | None
+    """Folder that keeps text embeddings from run to run, None for none."""
 
     def load_graph(self, name: str) -> Graph:
         """Load the variant's graph of that name."""

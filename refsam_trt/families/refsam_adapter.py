@@ -17,9 +17,10 @@ from refsam_trt.errors import BundleError, StateError
 from refsam_trt.families import refsam
 from refsam_trt.families.adapter import FamilyParts, RawFrame
 from refsam_trt.families.base import TensorSpec
-from refsam_trt.manifest import StateEntry
+from refsam_trt.manifest import GraphEntry, StateEntry
 from refsam_trt.state import TrackState
 from refsam_trt.text import TextCache, TextEmbedding, TextEncoder, Tokenizer
+from refsam_trt.text_disk import TextDiskCache, TextKey
 
 _LOGITS, _IOU, _WORD_MASK = "low_res_logits", "iou", "word_mask"
 
@@ -196,15 +197,26 @@ def _text_encoder(parts: FamilyParts, tensors: tuple[TensorSpec, ...]) -> TextEn
         lowercase=manifest.tokenizer.lowercase,
         max_words=manifest.limits.max_words,
     )
-    has_graph = refsam.TEXT_ENCODER in parts.variant.graphs
+    graph = parts.variant.graphs.get(refsam.TEXT_ENCODER)
     return TextEncoder(
         tokenizer,
         parts.backend,
         tensors,
-        load_graph=(lambda: parts.load_graph(refsam.TEXT_ENCODER)) if has_graph else None,
+        load_graph=(lambda: parts.load_graph(refsam.TEXT_ENCODER)) if graph else None,
         cache=TextCache(parts.file(manifest.text_cache)) if manifest.text_cache else None,
+        disk=_disk_cache(parts, graph, tensors) if graph else None,
         mode=parts.text_mode,
     )
+
+
+def _disk_cache(
+    parts: FamilyParts, graph: GraphEntry, tensors: tuple[TensorSpec, ...]
+) -> TextDiskCache | None:
+    if parts.text_cache is None:
+        return None
+    tokenizer = parts.content_id(parts.manifest.tokenizer.file)
+    key = TextKey(tokenizer, parts.content_id(graph.file), parts.backend.name)
+    return TextDiskCache(parts.text_cache, key, tensors)
 
 
 def _only_state(entries: tuple[StateEntry, ...]) -> StateEntry:

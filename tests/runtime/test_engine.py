@@ -171,7 +171,7 @@ def test_cached_expressions_need_no_text_encoder(tmp_path: Path, split: Split) -
             with pytest.raises(
                 ExpressionError,
                 match="'a cat' is not among the 1 cached .* this bundle has no text encoder; "
-                r"add it with `refsam-export \.\.\. --expressions FILE`",
+                r".* export the bundle again with `refsam-export \.\.\. --expressions FILE`",
             ):
                 video.add_expression("a cat")
     with pytest.raises(UsageError, match='text="resident" needs the text graph'):

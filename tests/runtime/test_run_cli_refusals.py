@@ -74,7 +74,7 @@ REFUSED = {
     "an empty expression": ((*CLIP[:2], " "), "the expression is empty; say in words"),
     "an overlong expression": (
         (*CLIP[:2], "dog " * 40),
-        "has 160 tokens with the end token, at most 64 are accepted; shorten it",
+        "has 160 tokens, begin and end tokens included, at most 64 are accepted; shorten it",
     ),
     "no such video": (("b", "nope.mp4", "a dog"), "nope.mp4: no such file or folder"),
     "text as a video": (("b", "text.mp4", "a dog"), "text.mp4: cannot be decoded beyond 0 frames"),

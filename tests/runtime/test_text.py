@@ -1,6 +1,5 @@
-"""Clean-up, tokens, the two caches, and when the text graph is in memory."""
+"""The caches in their order, and when the text graph is in memory."""
 
-import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +8,12 @@ import fake_bundle
 import numpy as np
 import pytest
 from runtime_twin import Twin, assert_same_embedding, random_embedding
-from tokenizers import Tokenizer as Library
 
 from refsam_trt import text as text_module
 from refsam_trt.backends.base import Graph
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.bundle import open_bundle
-from refsam_trt.errors import BundleError, ExpressionError, UsageError
+from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError
 from refsam_trt.families.refsam import DECODER_STEP, TEXT_ENCODER, Split
 from refsam_trt.text import (
     TextCache,
@@ -25,6 +23,7 @@ from refsam_trt.text import (
     Tokenizer,
     write_text_cache,
 )
+from refsam_trt.text_disk import TextDiskCache, TextKey
 
 SPLITS: tuple[Split, ...] = ("baseline", "optimised")
 
@@ -35,11 +34,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Split, Path]:
     return {split: fake_bundle.make_bundle(root / split, split=split) for split in SPLITS}
 
 
-@pytest.fixture
-def tokenizer(bundles: dict[Split, Path]) -> Tokenizer:
-    return Tokenizer(bundles["baseline"] / "tokenizer.json", lowercase=True, max_words=8)
-
-
 @dataclass
 class Setting:
     """A text encoder over a bundle that counts how often its graph is loaded."""
@@ -48,7 +42,11 @@ class Setting:
     loads: list[Path] = field(default_factory=list)
 
     def encoder(
-        self, mode: TextMode = "lazy", cache: Path | None = None, has_graph: bool = True
+        self,
+        mode: TextMode = "lazy",
+        cache: Path | None = None,
+        has_graph: bool = True,
+        disk: Path | None = None,
     ) -> TextEncoder:
         bundle = open_bundle(self.folder)
         graphs = next(iter(bundle.manifest.variants.values())).graphs
@@ -61,81 +59,16 @@ class Setting:
 
         inputs = graphs[DECODER_STEP].spec.inputs
         needed = ("words", "sentence", "text_values")
+        tensors = tuple(t for t in inputs if t.name in needed)
         return TextEncoder(
             Tokenizer(bundle.path("tokenizer.json"), lowercase=True, max_words=64),
             backend,
-            tuple(t for t in inputs if t.name in needed),
+            tensors,
             load_graph=load if has_graph else None,
             cache=TextCache(cache) if cache else None,
+            disk=TextDiskCache(disk, TextKey("t", "g", "b"), tensors) if disk else None,
             mode=mode,
         )
-
-
-@pytest.mark.parametrize(
-    ("given", "cleaned"),
-    [
-        ("a dog", "a dog"),
-        ("  The RED\tdog \n on\u00a0the left ", "the red dog on the left"),
-        ("Ägypten ÇA", "ägypten ça"),
-    ],
-)
-def test_clean_up(tokenizer: Tokenizer, given: str, cleaned: str) -> None:
-    assert tokenizer.clean(given) == cleaned
-
-
-def test_case_is_kept_when_the_bundle_says_so(bundles: dict[Split, Path]) -> None:
-    tokenizer = Tokenizer(bundles["baseline"] / "tokenizer.json", lowercase=False, max_words=8)
-    assert tokenizer.clean(" A  Dog") == "A Dog"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("", "the expression is empty; say in words what to look for"),
-        (" \t\n", "the expression is empty"),
-        ("a\x00b", r"expression 'a\\x00b' holds the character U\+0000, which is no text"),
-        ("a \x1b[31m dog", r"holds the character U\+001B"),
-        ("\ud800 dog", r"holds the character U\+D800"),
-        ("dog " * 1025, r"expression 'dog dog .*\.\.\.' has 4100 characters, at most 4096"),
-    ],
-)
-def test_unusable_expressions_are_refused(tokenizer: Tokenizer, given: str, message: str) -> None:
-    with pytest.raises(ExpressionError, match=message):
-        tokenizer.clean(given)
-
-
-def test_too_many_tokens_are_refused_never_cut(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("1234567").tolist() == [*(b + 3 for b in b"1234567"), 1]
-    with pytest.raises(
-        ExpressionError, match=r"'12345678' has 9 tokens with the end token, at most 8"
-    ):
-        tokenizer.encode("12345678")
-
-
-def test_padding_and_truncation_in_the_file_are_ignored(
-    bundles: dict[Split, Path], tmp_path: Path
-) -> None:
-    library = Library.from_file(str(bundles["baseline"] / "tokenizer.json"))
-    library.enable_truncation(2)
-    library.enable_padding(length=32)
-    library.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer(tmp_path / "tokenizer.json", lowercase=True, max_words=8)
-    assert len(tokenizer.encode("abcd")) == 5
-
-
-def test_text_without_any_token_is_refused(tmp_path: Path, bundles: dict[Split, Path]) -> None:
-    raw = json.loads((bundles["baseline"] / "tokenizer.json").read_text())
-    raw["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    tokenizer = Tokenizer(tmp_path / "tokenizer.json", lowercase=True, max_words=8)
-    with pytest.raises(ExpressionError, match="expression 'abc' has no word in it; reword it"):
-        tokenizer.encode("abc")
-
-
-def test_a_broken_tokenizer_is_a_bundle_error(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(BundleError, match=r"tokenizer.json: not a tokenizer \("):
-        Tokenizer(tmp_path / "tokenizer.json", lowercase=True, max_words=8)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -236,7 +169,8 @@ def test_unknown_expressions_name_the_export_option(
     encoder = Setting(bundles["optimised"]).encoder(mode, cache, has_graph)
     message = (
         f"expression 'a cow' is not among the 2 cached in the bundle, and {reason}; "
-        "add it with `refsam-export ... --expressions FILE`"
+        "write it on a line of FILE and export the bundle again with "
+        "`refsam-export ... --expressions FILE`"
     )
     with pytest.raises(ExpressionError) as caught:
         encoder.encode("a cow")
@@ -258,6 +192,47 @@ def test_a_cache_of_another_split_is_refused(bundles: dict[Split, Path], tmp_pat
     encoder = Setting(bundles["optimised"]).encoder(cache=tmp_path / "cache")
     with pytest.raises(BundleError, match=r"text_values has shape None, the step needs \(4, 4, 64"):
         encoder.encode("a dog")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_disk_cache_comes_before_the_graph_and_gives_the_same_bits(
+    bundles: dict[Split, Path], tmp_path: Path, split: Split
+) -> None:
+    setting = Setting(bundles[split])
+    computed = setting.encoder(disk=tmp_path).encode("A dog")[1]
+    assert len(setting.loads) == 1
+    encoder = setting.encoder("cache-only", disk=tmp_path)
+    assert_same_embedding(encoder.encode("a  dog")[1], computed)
+    assert encoder.encode("a dog")[1] is encoder.encode("A dog")[1]
+    assert encoder.statistics == TextStatistics(num_disk_hits=1, num_memory_hits=2)
+    assert len(setting.loads) == 1
+    with pytest.raises(ExpressionError) as caught:
+        encoder.encode("a cow")
+    places = f"not among the 0 cached in the bundle, nor in {tmp_path}, and text="
+    assert places in str(caught.value)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_bundle_s_cache_comes_before_the_one_on_disk(
+    bundles: dict[Split, Path], cache: Path, tmp_path: Path
+) -> None:
+    encoder = Setting(bundles["optimised"]).encoder(cache=cache, disk=tmp_path / "disk")
+    assert_same_embedding(encoder.encode("a dog")[1], random_embedding(3))
+    assert encoder.statistics == TextStatistics(num_bundle_hits=1)
+    assert not (tmp_path / "disk").exists()
+
+
+def test_an_embedding_that_overflowed_is_refused_and_not_kept(
+    bundles: dict[Split, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowed(*_: object) -> dict[str, np.ndarray]:
+        return {"words": np.full((6, 256), np.nan, np.float32), "sentence": np.zeros(256)}
+
+    monkeypatch.setattr(text_module, "run_text_graph", overflowed)
+    encoder = Setting(bundles["baseline"]).encoder(disk=tmp_path / "disk")
+    with pytest.raises(BackendError, match="'a dog': words has values that are not finite"):
+        encoder.encode("a dog")
+    assert not (tmp_path / "disk").exists()
 
 
 def test_threads_embed_an_expression_once(bundles: dict[Split, Path]) -> None:

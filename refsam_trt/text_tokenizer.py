@@ -1,0 +1,96 @@
+"""Expression -> token ids: clean-up, the tokenizer's file, and what is refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from refsam_trt.errors import BundleError, ExpressionError
+
+MAX_CHARACTERS = 4096
+"""Longest expression that is looked at; none of 64 tokens comes near it."""
+
+
+class Tokenizer:
+    """Cleans expressions up and turns them into token ids (refsam-model 3.1). Never truncates.
+
+    Args:
+        path: file of the `tokenizers` library.
+        lowercase: lower-case expressions first.
+        max_words: most tokens an expression may have, begin and end tokens included.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, *, lowercase: bool, max_words: int) -> None:
+        from tokenizers import Tokenizer as Library
+
+        self._lowercase = lowercase
+        self._max_words = max_words
+        try:
+            self._library = Library.from_file(str(path))
+        except Exception as error:
+            raise BundleError(f"{path}: not a tokenizer ({error}); export again") from error
+        self._library.no_truncation()
+        self._library.no_padding()
+
+    def clean(self, expression: str) -> str:
+        """Return the expression lower-cased (if so configured), words joined by single blanks.
+
+        Raises:
+            ExpressionError: nothing is left, over `MAX_CHARACTERS`, or a control character.
+        """
+        if len(expression) > MAX_CHARACTERS:
+            raise ExpressionError(
+                f"expression {shown(expression)} has {len(expression)} characters, "
+                f"at most {MAX_CHARACTERS} are accepted; shorten it"
+            )
+        text = expression.lower() if self._lowercase else expression
+        cleaned = " ".join(text.split())
+        if not cleaned:
+            raise ExpressionError("the expression is empty; say in words what to look for")
+        for character in cleaned:
+            # Cc would reach terminals and captions; Cs has no UTF-8 form.
+            if unicodedata.category(character) in ("Cc", "Cs"):
+                raise ExpressionError(
+                    f"expression {shown(expression)} holds the character "
+                    f"U+{ord(character):04X}, which is no text; remove it"
+                )
+        return cleaned
+
+    def encode(self, cleaned: str) -> np.ndarray:
+        """Return the token ids of a cleaned-up expression, int64 [N].
+
+        Begin and end tokens, as far as the file asks for them, are part of it.
+
+        Raises:
+            ExpressionError: no token but these, more than `max_words`, or characters that the
+                file has no token for.
+        """
+        try:
+            encoding = self._library.encode(cleaned)
+        except Exception as error:  # `tokenizers` raises a bare Exception
+            raise ExpressionError(
+                f"expression {shown(cleaned)} cannot be cut into tokens ({error}); reword it"
+            ) from error
+        num_words = len(encoding.ids)
+        if sum(encoding.special_tokens_mask) == num_words:
+            raise ExpressionError(f"expression {shown(cleaned)} has no word in it; reword it")
+        if num_words > self._max_words:
+            raise ExpressionError(
+                f"expression {shown(cleaned)} has {num_words} tokens, begin and end tokens "
+                f"included, at most {self._max_words} are accepted; shorten it"
+            )
+        return np.array(encoding.ids, np.int64)
+
+
+def shown(expression: str) -> str:
+    """Return an expression as error texts have it: quoted, its end left out where it is long."""
+    shortened = expression if len(expression) <= 40 else f"{expression[:40]}..."
+    return repr(shortened)
+
+
+__all__ = ["MAX_CHARACTERS", "Tokenizer", "shown"]
