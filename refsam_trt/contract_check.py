@@ -88,7 +88,7 @@ def _check_refsam_graphs(name: str, variant: Variant, *, has_text_cache: bool) -
 
 
 def _refsam_contract(name: str, variant: Variant, image_size: int) -> dict[str, GraphSpec]:
-    """Return the contract that the variant's split, grid and dtype, as it gives them, ask for."""
+    """Return the contract that the variant's split, grid, dtype and levels ask for."""
     outputs = variant.graphs[refsam.IMAGE_ENCODER].spec.outputs
     embedding = outputs[0] if outputs else None
     if embedding is None or len(embedding.dims) != 4 or not isinstance(embedding.dims[3], int):
@@ -101,7 +101,21 @@ def _refsam_contract(name: str, variant: Variant, image_size: int) -> dict[str, 
             f"variant {name!r}: split {variant.split!r}, expected {' or '.join(_SPLITS)}; "
             f"{_EXPORT_AGAIN}"
         )
-    return refsam.contract(image_size, embedding.dims[3], _SPLITS[variant.split], embedding.dtype)
+    split = _SPLITS[variant.split]
+    return refsam.contract(
+        image_size, embedding.dims[3], split, embedding.dtype, _hda_levels(variant)
+    )
+
+
+def _hda_levels(variant: Variant) -> refsam.HdaLevels:
+    """Return how many maps have Dense Attention, from the tensors that only such maps need.
+
+    In the baseline split 1 and 0 ask for the same tensors.
+    """
+    names = {tensor.name for tensor in variant.graphs[refsam.DECODER_STEP].spec.inputs}
+    if "hda_features" in names:
+        return refsam.NUM_HDA_LEVELS
+    return 1 if "text_values" in names else 0
 
 
 def _check_tensors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -16,8 +17,15 @@ from numpy.typing import NDArray
 
 from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.frames import MAX_FRAME_PIXELS
-from refsam_trt.resize import AxisTable, axis_table, resize_columns, resize_rows
+from refsam_trt.resize import (
+    AxisTable,
+    axis_table,
+    resize_columns,
+    resize_rows,
+    resize_truncated,
+)
 
+FirstResize = Literal["rounded", "truncated"]
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 8192
 
 
@@ -26,7 +34,8 @@ class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `image_size`: side of the square network input, pixels. `downscale_short_side`: the short side
     is first brought to this many pixels, None: no such step. `mean` and `std`: R, G, B, in 0..255
-    units.
+    units. `first_resize`: `truncated` drops the fraction once, after both axes of the first resize,
+    as the released scripts do; `rounded` rounds after each axis.
 
     Raises:
         UsageError: a value out of range.
@@ -36,6 +45,7 @@ class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     downscale_short_side: int | None = 360
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    first_resize: FirstResize = "rounded"
 
     def __post_init__(self) -> None:
         _check_side("image_size", self.image_size)
@@ -43,6 +53,11 @@ class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _check_side("downscale_short_side", self.downscale_short_side)
         _check_channels("mean", self.mean, -math.inf)
         _check_channels("std", self.std, 0.0)
+        if self.first_resize not in get_args(FirstResize):
+            raise UsageError(
+                f"first_resize: found {self.first_resize!r}, expected one of "
+                f"{', '.join(get_args(FirstResize))}"
+            )
 
 
 def _check_side(name: str, value: int) -> None:
@@ -119,10 +134,19 @@ class _Resize:
 
     rows: AxisTable | None
     columns: AxisTable | None
+    is_truncated: bool
 
     @classmethod
-    def between(cls, before_hw: tuple[int, int], after_hw: tuple[int, int]) -> _Resize:
-        return cls(*(axis_table(n, m) for n, m in zip(before_hw, after_hw, strict=True)))
+    def between(
+        cls, before_hw: tuple[int, int], after_hw: tuple[int, int], *, is_truncated: bool
+    ) -> _Resize:
+        rows, columns = (axis_table(n, m) for n, m in zip(before_hw, after_hw, strict=True))
+        return cls(rows, columns, is_truncated)
+
+    def __call__(self, lines: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.is_truncated:
+            return resize_truncated(lines, self.rows, self.columns)
+        return resize_rows(resize_columns(lines, self.columns), self.rows)
 
 
 class Preprocessor:
@@ -138,7 +162,11 @@ class Preprocessor:
         self.config = config
         self.geometry = geometry(original_hw, config)
         sizes = (original_hw, self.geometry.downscaled_hw, self.geometry.resized_hw)
-        self._resizes = [_Resize.between(before, after) for before, after in pairwise(sizes)]
+        is_truncated = config.first_resize == "truncated"
+        self._resizes = [
+            _Resize.between(before, after, is_truncated=is_truncated and index == 0)
+            for index, (before, after) in enumerate(pairwise(sizes))
+        ]
         self._mean = np.array(config.mean, np.float32)[:, None, None]
         self._std = np.array(config.std, np.float32)[:, None, None]
 
@@ -161,7 +189,7 @@ class Preprocessor:
         # [H, W, 3] -> [H, 3, W]: rows and columns of all channels are then plain matrices.
         lines = np.ascontiguousarray(frame.transpose(0, 2, 1))
         for resize in self._resizes:
-            lines = resize_rows(resize_columns(lines, resize.columns), resize.rows)
+            lines = resize(lines)
         height, width = self.geometry.resized_hw
         image[:, height:] = 0.0
         image[:, :height, width:] = 0.0

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 _WEIGHT_BITS = 22
 _HALF = 1 << (_WEIGHT_BITS - 1)
+_WHOLE_NUMBER = 2.0**-12
+"""How close below a whole number a value counts as that number in `resize_truncated`."""
 _BLOCK_VALUES = 65536
 """Accumulator values held at once, 256 KiB of int32: larger and smaller blocks were slower."""
 
@@ -22,12 +24,13 @@ _BLOCK_VALUES = 65536
 class AxisTable:
     """One axis of a resize: output i is the sum over t of `weight[t, i]` x input `index[t, i]`.
 
-    Both [T, m]; `weight` int32 in units of 2^-22. Taps that an output does not need weigh 0 and
-    point at an input that exists.
+    All [T, m]; `weight` int32 in units of 2^-22, `share` the same before it was rounded. Taps that
+    an output does not need weigh 0 and point at an input that exists.
     """
 
     index: NDArray[np.intp]
     weight: NDArray[np.int32]
+    share: NDArray[np.float64]
 
 
 def axis_table(n: int, m: int) -> AxisTable | None:
@@ -49,8 +52,8 @@ def axis_table(n: int, m: int) -> AxisTable | None:
     share[index >= end] = 0.0
     share /= share.sum(axis=0)
     weight = (share * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
-    used = weight.any(axis=1)
-    return AxisTable(np.minimum(index, n - 1)[used], weight[used])
+    used = share.any(axis=1)
+    return AxisTable(np.minimum(index, n - 1)[used], weight[used], share[used])
 
 
 def resize_columns(lines: NDArray[np.uint8], table: AxisTable | None) -> NDArray[np.uint8]:
@@ -78,6 +81,32 @@ def resize_rows(lines: NDArray[np.uint8], table: AxisTable | None) -> NDArray[np
         taps = zip(table.index[:, rows], table.weight[:, rows], strict=True)
         _weighted_sum(((source[i], weight[:, None]) for i, weight in taps), out[rows])
     return out.reshape(-1, channels, width)
+
+
+def resize_truncated(
+    lines: NDArray[np.uint8], rows: AxisTable | None, columns: AxisTable | None
+) -> NDArray[np.uint8]:
+    """Return uint8 [n, 3, w] resized along both axes in double precision, the fraction dropped.
+
+    What PyTorch's float32 gives, but for values that lie within its rounding of a whole number.
+    Here they count as that number (all white stays white), there the last bit decides.
+    """
+    if rows is None and columns is None:
+        return lines
+    values = lines.astype(np.float64)
+    if columns is not None:
+        values = _float_sum(values.transpose(2, 0, 1), columns).transpose(1, 2, 0)
+    if rows is not None:
+        values = _float_sum(values, rows)
+    return np.floor(values + _WHOLE_NUMBER).clip(0, 255).astype(np.uint8)
+
+
+def _float_sum(values: NDArray[np.float64], table: AxisTable) -> NDArray[np.float64]:
+    """Return float64 [n, a, b] resized to [m, a, b]."""
+    out = np.zeros((table.index.shape[1], *values.shape[1:]))
+    for index, share in zip(table.index, table.share, strict=True):
+        out += values[index] * share[:, None, None]
+    return out
 
 
 def _blocks(shape: tuple[int, int]) -> Iterable[slice]:

@@ -1,16 +1,20 @@
 """Models with realistic weights, and their graphs run as PyTorch modules, for the export tests."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from refsam_export.checkpoint import LoadedModel, load_model
+from refsam_export.checkpoint import LoadedModel, empty_model, load_model
 from refsam_export.graphs import build_graphs
+from refsam_export.model.config import preset
 from refsam_export.model.refsam import RefSam
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_export.realistic_init import realistic_init
+from refsam_export.text_encoders import small_text_source
 from refsam_trt.families.refsam import contract
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import Preprocessor
 
 
 @cache
@@ -23,6 +27,15 @@ def model(preset: str, seed: int = 0) -> RefSam:
     return loaded(preset, seed).model
 
 
+@cache
+def variant(preset_name: str = "tiny", seed: int = 0, **changes: object) -> RefSam:
+    """A model of another configuration, weights as in `loaded`; shared, so never change it."""
+    text = small_text_source(preset_name)
+    of = empty_model(replace(preset(preset_name), **changes), text.config)
+    realistic_init(of, seed)
+    return of
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest absolute expected value."""
     return float((found - expected).abs().max() / expected.abs().max())
@@ -30,9 +43,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def image_of(of: RefSam, index: int = 0) -> Tensor:
     frame = moving_frames(index + 1, seed=11)[index]
-    config = of.config
-    preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
-    return torch.from_numpy(Preprocessor(frame.shape[:2], preprocess)(frame))
+    return torch.from_numpy(Preprocessor(frame.shape[:2], of.config.preprocess)(frame))
 
 
 def tokens(preset: str, *texts: str, extra_pads: int = 0) -> tuple[Tensor, Tensor]:
@@ -53,7 +64,8 @@ def run_graphs(
     has_track: Tensor,
 ) -> dict[str, Tensor]:
     """Run the three graphs one after another and return all their outputs by name."""
-    spec = contract(of.config.image_size, of.config.grid_size, split)
+    config = of.config
+    spec = contract(config.image_size, config.grid_size, split, hda_levels=config.hda_levels)
     graphs = build_graphs(of, split, form)
     with torch.no_grad():
         frame = graphs["image_encoder"](image_of(of))

@@ -14,24 +14,33 @@ import msgspec
 
 from refsam_export.checkpoint import LoadedModel, load_model, save_source
 from refsam_export.graphs import build_graphs
+from refsam_export.known_text import (
+    TEXT_CACHE,
+    clean_expressions,
+    without_text_encoder,
+    write_known_expressions,
+)
 from refsam_export.onnx_export import OPSET, export_graph
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
+from refsam_trt.bundle import Bundle
 from refsam_trt.bundle_writer import check_target, write_bundle
-from refsam_trt.errors import ParityError
+from refsam_trt.errors import ParityError, UsageError
 from refsam_trt.families import refsam
 from refsam_trt.manifest import (
     SCHEMA_VERSION,
     GraphEntry,
     Limits,
     Manifest,
-    PreprocessConfig,
     StateEntry,
     Tokenizer,
     Variant,
 )
+from refsam_trt.text import Tokenizer as TextTokenizer
+from refsam_trt.text_file import read_expressions
 
 PAD_ID = 0
+_TOKENIZER = "tokenizer.json"
 _TOOLS = (
     "torch",
     "onnx",
@@ -50,7 +59,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What `refsam-export` was asked for; see its `--help` for every field."""
+    """What `refsam-export` was asked for; see its `--help` for every field.
+
+    Raises:
+        UsageError: neither a text encoder nor expressions to know without one.
+    """
 
     backbone: str
     output: Path
@@ -61,18 +74,31 @@ class ExportRequest:
     split: refsam.Split = "optimised"
     attention: str = "augmented"
     parity_frames: int = 5
+    expressions: Path | None = None
+    without_text_encoder: bool = False
     include_source: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.without_text_encoder and self.expressions is None:
+            raise UsageError(
+                "a bundle without text encoder knows only the expressions that it is given; add "
+                "--expressions FILE, or leave --without-text-encoder out"
+            )
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: folder, bundle id, parity figures, and where the weights are from."""
+    """What was written: folder, bundle id, parity figures, and where the weights are from.
+
+    `num_expressions` is how many the bundle knows without its text encoder.
+    """
 
     bundle: Path
     bundle_id: str
     parity: dict[str, Any]
     loaded: dict[str, Any]
+    num_expressions: int
 
 
 def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
@@ -85,10 +111,12 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
     Raises:
         ParityError: graphs or chain differ from the reference by more than allowed.
         CheckpointError: weights that cannot be used.
+        UsageError, ExpressionError: a file of expressions that cannot be read or used.
         OutputError: the output exists already, or cannot be written.
         OSError: no space left beside the output.
     """
     check_target(request.output, overwrite=request.overwrite)
+    lines = read_expressions(request.expressions) if request.expressions else []
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
         report(f"loading weights for {request.backbone}")
@@ -100,6 +128,8 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
             random_init=request.random_init,
         )
         summary = _summary(loaded)
+        tokenizer = _write_tokenizer(loaded, folder)
+        known = clean_expressions(str(request.expressions), lines, tokenizer)
         files, manifest = _write_graphs(loaded, request, folder, report)
         report(f"running the PyTorch reference over {request.parity_frames} frames")
         reference = folder / "reference"
@@ -115,19 +145,45 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         report(verdict(figures))
         if not figures["passed"]:
             raise ParityError(f"{verdict(figures)}; no bundle was written")
-        manifest = msgspec.structs.replace(manifest, parity={figures["variant"]: figures})
-        files = {name: staged.folder / name for name in files}
+        if known:
+            report(f"embedding {len(known)} expressions of {len(lines)} lines")
+            write_known_expressions(folder / TEXT_CACHE, staged, tokenizer, known)
+        manifest, files = _proven(request, staged, figures, folder)
         bundle = write_bundle(
             request.output, manifest=manifest, files=files, overwrite=request.overwrite
         )
-    return ExportResult(bundle.folder, bundle.bundle_id, figures, summary)
+    return ExportResult(bundle.folder, bundle.bundle_id, figures, summary, len(known))
+
+
+def _write_tokenizer(loaded: LoadedModel, folder: Path) -> TextTokenizer:
+    path = folder / _TOKENIZER
+    # Not `Tokenizer.save`, which raises a bare Exception when the disk is full.
+    path.write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
+    return TextTokenizer(path, lowercase=loaded.model.config.lowercase, max_words=refsam.MAX_WORDS)
+
+
+def _proven(
+    request: ExportRequest, staged: Bundle, figures: dict[str, Any], folder: Path
+) -> tuple[Manifest, dict[str, Path]]:
+    """Return manifest and files of the bundle that is handed out, now that it is proven."""
+    manifest = msgspec.structs.replace(staged.manifest, parity={figures["variant"]: figures})
+    files = {name: staged.folder / name for name in manifest.files}
+    if request.expressions is not None:
+        manifest = msgspec.structs.replace(manifest, text_cache=TEXT_CACHE)
+        files[TEXT_CACHE] = folder / TEXT_CACHE
+    if request.without_text_encoder:
+        manifest, unused = without_text_encoder(manifest, staged.external_data)
+        files = {name: path for name, path in files.items() if name not in unused}
+    return manifest, files
 
 
 def _write_graphs(
     loaded: LoadedModel, request: ExportRequest, folder: Path, report: Report
 ) -> tuple[dict[str, Path], Manifest]:
     config = loaded.model.config
-    spec = refsam.contract(config.image_size, config.grid_size, request.split)
+    spec = refsam.contract(
+        config.image_size, config.grid_size, request.split, hda_levels=config.hda_levels
+    )
     variant = f"fp32-{request.attention}-{request.split}"
     files: dict[str, Path] = {}
     entries: dict[str, GraphEntry] = {}
@@ -139,10 +195,7 @@ def _write_graphs(
         entries[name] = GraphEntry(file, spec[name], counts)
         files[file] = path
         files[f"{file}.data"] = path.with_name(f"{path.name}.data")
-    files["tokenizer.json"] = folder / "tokenizer.json"
-    # Not `Tokenizer.save`, which raises a bare Exception when the disk is full.
-    text = loaded.tokenizer.to_str(pretty=True)
-    files["tokenizer.json"].write_text(text, encoding="utf-8")
+    files[_TOKENIZER] = folder / _TOKENIZER
     source = "source.safetensors" if request.include_source else None
     if source:
         files[source] = folder / source
@@ -160,8 +213,8 @@ def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | N
         configuration={"model": config.to_json(), "text_encoder": loaded.text_config},
         weights=loaded.weights,
         tools={name: importlib.metadata.version(name) for name in ("refsam-trt", *_TOOLS)},
-        preprocess=PreprocessConfig(config.image_size, config.downscale_short_side),
-        tokenizer=Tokenizer("tokenizer.json", config.lowercase, PAD_ID),
+        preprocess=config.preprocess,
+        tokenizer=Tokenizer(_TOKENIZER, config.lowercase, PAD_ID),
         variants=variants,
         state=(StateEntry("track_token", "next_track_token", "has_track"),),
         limits=Limits(refsam.MAX_FRAMES, refsam.MAX_EXPRESSIONS, refsam.MAX_WORDS),

@@ -8,6 +8,7 @@ attention average.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ from torch.nn import functional
 
 from refsam_export.attention import with_attention
 from refsam_export.model.config import EMBED_DIM, TEXT_SCALE
-from refsam_export.model.hda import key_bias
+from refsam_export.model.hda import key_bias, no_features
 from refsam_export.model.mask_decoder import ImageProjections, decode, position_encoding
 from refsam_export.model.refsam import RefSam, zero_absent
 from refsam_export.model.text_encoder import embed_text
-from refsam_export.text_graph import T5Graph
-from refsam_trt.families.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, Split
+from refsam_export.text_graph import text_graph
+from refsam_trt.families.refsam import (
+    DECODER_STEP,
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    Split,
+    contract,
+)
 
 
 class _Shared(nn.Module):
@@ -33,57 +40,69 @@ class _Shared(nn.Module):
         super().__init__()
         self.model, self.split = model, split
         self.register_buffer("pe", position_encoding(model.pe.gaussian, model.config.grid_size))
-        # F_1..F_3 use `dense_conv2`, F_4 `dense_conv`: the order of `hda_features`, then F_4.
-        self.dense_convs: Any = nn.ModuleList([*model.dense_conv2, model.dense_conv])
+        self.dense_convs: Any = nn.ModuleList(model.dense_convolutions)
         layer = model.mask_decoder.transformer.layers[0]
         self.to_image = layer.cross_attn_token_to_image
         self.to_token = layer.cross_attn_image_to_token
+
+    def with_projections(self, language: Tensor) -> Tensor:
+        """Return [..., 640] of [..., 256]: it, and what layer 0's k, v and q make of it (12.4)."""
+        projections = (self.to_image.k_proj, self.to_image.v_proj, self.to_token.q_proj)
+        return torch.cat([language, *(language @ p.weight.T for p in projections)], dim=-1)
 
 
 class ImageEncoderGraph(_Shared):
     """`image` -> the frame-scope tensors."""
 
-    mix_weight: Tensor  # [256, 4 * 256, 1, 1]: the image columns P_l of the four levels
+    mix_weight: Tensor  # [256, levels * 256, 1, 1]: the image columns P_l of the levels
     mix_bias: Tensor  # [256]: sum of the b_l
 
     def __init__(self, model: RefSam, split: Split, attention: str) -> None:
         super().__init__(model, split)
         self.encoder = with_attention(model.image_encoder, attention)
-        weights = [conv.weight[:, :EMBED_DIM] for conv in self.dense_convs]
-        self.register_buffer("mix_weight", torch.cat(weights, dim=1))
-        self.register_buffer("mix_bias", torch.stack([c.bias for c in self.dense_convs]).sum(0))
+        if self.dense_convs:
+            weights = [conv.weight[:, :EMBED_DIM] for conv in self.dense_convs]
+            self.register_buffer("mix_weight", torch.cat(weights, dim=1))
+            self.register_buffer("mix_bias", torch.stack([c.bias for c in self.dense_convs]).sum(0))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Encode M frames."""
         embedding, features = self.model.encode_image(image, self.encoder)
+        maps = (embedding, features) if len(self.dense_convs) > 1 else (embedding,)
         if self.split == "baseline":
-            return embedding, features
-        levels = torch.cat([features.flatten(1, 2), embedding], dim=1)
-        base = embedding + functional.conv2d(levels, self.mix_weight, self.mix_bias)
+            return maps
+        base = self._base(embedding, features)
         tokens = base.flatten(2).transpose(1, 2)
         located = tokens + self.pe.flatten(2).transpose(1, 2)
         return (
-            embedding,
-            features,
+            *maps,
             base,
             self.to_image.k_proj(located),
             self.to_image.v_proj(tokens),
             self.to_token.q_proj(located),
         )
 
+    def _base(self, embedding: Tensor, features: Tensor) -> Tensor:
+        """Return the image embedding plus what of the dense prompt depends on the frame alone."""
+        if self.dense_convs:
+            levels = torch.cat([*features.unbind(1), embedding], dim=1)
+            return embedding + functional.conv2d(levels, self.mix_weight, self.mix_bias)
+        if self.model.config.dense_origin:
+            return embedding + embedding
+        return embedding + self.model.no_mask_embed.weight[..., None, None]
+
 
 class TextEncoderGraph(_Shared):
     """`input_ids`, `attention_mask` -> the expression-scope tensors."""
 
-    values: Tensor  # [4, 256, 640]: Q_l^T [1 | Wk^T | Wv^T | Wq^T] of each level
+    values: Tensor  # [levels, 256, 640]: Q_l^T [1 | Wk^T | Wv^T | Wq^T] of each level
 
     def __init__(self, model: RefSam, split: Split) -> None:
         super().__init__(model, split)
-        self.encoder = T5Graph(model.text_encoder, model.config.max_words)
-        language = torch.stack([c.weight[:, EMBED_DIM:, 0, 0].T for c in self.dense_convs])
-        projections = (self.to_image.k_proj, self.to_image.v_proj, self.to_token.q_proj)
-        values = [language, *(language @ projection.weight.T for projection in projections)]
-        self.register_buffer("values", torch.cat(values, dim=-1))
+        self.encoder = text_graph(model.text_encoder, model.config.max_words)
+        if self.dense_convs:
+            language = torch.stack([c.weight[:, EMBED_DIM:, 0, 0].T for c in self.dense_convs])
+            self.register_buffer("values", self.with_projections(language))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Encode B expressions of up to N tokens."""
@@ -94,7 +113,7 @@ class TextEncoderGraph(_Shared):
             self.model.resizer,
             l2norm=self.model.config.l2norm_text,
         )
-        if self.split == "baseline":
+        if self.split == "baseline" or not self.dense_convs:
             return words, sentence
         # The sentence row comes first, so that padding stays at the end.
         text = torch.cat([sentence[:, None], words], dim=1)
@@ -104,64 +123,61 @@ class TextEncoderGraph(_Shared):
 class DecoderStepGraph(_Shared):
     """Frame, expression and video tensors -> masks and the next track tokens."""
 
+    def __init__(self, model: RefSam, split: Split) -> None:
+        super().__init__(model, split)
+        config = model.config
+        spec = contract(config.image_size, config.grid_size, split, hda_levels=config.hda_levels)
+        self.names = [tensor.name for tensor in spec[DECODER_STEP].inputs]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Decode one frame for B expressions; inputs in the order of the contract."""
-        if self.split == "baseline":
-            embedding, features, words, sentence, word_mask, track_token, has_track = inputs
-            return tuple(
-                self.model.step(
-                    embedding, features, words, word_mask, sentence, track_token, has_track
-                )
-            )
-        return self._optimised(*inputs)
+        given = dict(zip(self.names, inputs, strict=True))
+        if self.split == "optimised":
+            return self._optimised(given)
+        given.setdefault("hda_features", no_features(given["image_embedding"]))
+        return tuple(self.model.step(**given))
 
-    def _optimised(
-        self,
-        image_embedding: Tensor,
-        hda_features: Tensor,
-        image_base: Tensor,
-        image_k0: Tensor,
-        image_v0: Tensor,
-        image_q0: Tensor,
-        words: Tensor,
-        sentence: Tensor,
-        text_values: Tensor,
-        word_mask: Tensor,
-        track_token: Tensor,
-        has_track: Tensor,
-    ) -> tuple[Tensor, ...]:
-        words, track_token = zero_absent(words, word_mask, track_token, has_track)
-        language = self._language(
-            torch.cat([hda_features[0], image_embedding]), words, word_mask, sentence, text_values
-        )
-        parts = torch.split(language, [EMBED_DIM, *[image_k0.shape[-1]] * 3], dim=-1)
-        src = image_base + parts[0].transpose(1, 2).unflatten(-1, image_base.shape[-2:])
-        projections = ImageProjections(
-            image_k0 + parts[1], image_v0 + parts[2], image_q0 + parts[3]
-        )
-        valid = torch.cat([has_track[:, None], word_mask], dim=1)
+    def _optimised(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        word_mask, has_track = given["word_mask"], given["has_track"]
+        words, track_token = zero_absent(given["words"], word_mask, given["track_token"], has_track)
+        base = given["image_base"]
+        language = self._language(given, words)
+        parts = torch.split(language, [EMBED_DIM, *[given["image_k0"].shape[-1]] * 3], dim=-1)
+        src = base + parts[0].transpose(1, 2).unflatten(-1, base.shape[-2:])
         out = decode(
             self.model.mask_decoder,
             src,
             self.pe,
-            torch.cat([track_token[:, None], words], dim=1),
-            key_bias(valid, words.dtype),
-            projections,
+            self.model.prompts(words, track_token),
+            key_bias(torch.cat([has_track[:, None], word_mask], dim=1), words.dtype),
+            ImageProjections(
+                given["image_k0"] + parts[1],
+                given["image_v0"] + parts[2],
+                given["image_q0"] + parts[3],
+            ),
+            mask_select=self.model.config.mask_select,
         )
-        return out.logits, out.iou, self.model.track_token_mlp(out.main_mask_token)
+        token = self.model.next_track_token(out.main_mask_token, track_token, has_track)
+        return out.logits, out.iou, token
 
-    @staticmethod
-    def _language(
-        features: Tensor, words: Tensor, word_mask: Tensor, sentence: Tensor, text_values: Tensor
-    ) -> Tensor:
-        """Return sum_l A_l [G_l | G_l Wk^T | ...]: one product over levels and tokens."""
+    def _language(self, given: Mapping[str, Tensor], words: Tensor) -> Tensor:
+        """Return what the dense prompt takes from the text, and layer 0 from that, [B, h*w, 640].
+
+        sum_l A_l [G_l | G_l Wk^T | ...]: one product over levels and tokens.
+        """
+        sentence, embedding = given["sentence"], given["image_embedding"]
+        if not self.dense_convs:
+            added = sentence if self.model.config.dense_origin else torch.zeros_like(sentence)
+            everywhere = self.with_projections(added)[:, None]
+            return everywhere.expand(-1, embedding.shape[-1] ** 2, -1)
+        levels = [given["hda_features"][0], embedding] if "hda_features" in given else [embedding]
         text = torch.cat([sentence[:, None], words], dim=1)
-        valid = torch.cat([torch.ones_like(word_mask[:, :1]), word_mask], dim=1)
-        pixels = features.flatten(-2).transpose(-1, -2)[None]  # [1, 4, h*w, 256]
+        valid = torch.cat([torch.ones_like(given["word_mask"][:, :1]), given["word_mask"]], dim=1)
+        pixels = torch.cat(levels).flatten(-2).transpose(-1, -2)[None]  # [1, levels, h*w, 256]
         scores = pixels @ text.transpose(-1, -2)[:, None]
         bias = key_bias(valid, words.dtype)[:, None, None]
-        attention = torch.softmax(scores * TEXT_SCALE + bias, dim=-1)  # [B, 4, h*w, N+1]
-        return attention.transpose(1, 2).flatten(-2) @ text_values.flatten(1, 2)
+        attention = torch.softmax(scores * TEXT_SCALE + bias, dim=-1)  # [B, levels, h*w, N+1]
+        return attention.transpose(1, 2).flatten(-2) @ given["text_values"].flatten(1, 2)
 
 
 def build_graphs(model: RefSam, split: Split, attention: str) -> dict[str, nn.Module]:

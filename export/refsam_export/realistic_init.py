@@ -69,6 +69,7 @@ def _text_query_weight(draw: Draw) -> Tensor:
 
 _DECODER = r"mask_decoder\."
 _LAYER = _DECODER + r"transformer\.layers\.(?P<index>\d)\."
+_ITM_NORM = r"(track_token_mlp\.norm|temporal_aggregation_network\.norm_feat)"
 _HYPER = _DECODER + r"output_hypernetworks_mlps\.\d\.layers\."
 
 RULES: tuple[tuple[str, Rule], ...] = (
@@ -90,10 +91,12 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (_HYPER + r"2\.bias", noise(0.1 * HYPERNETWORK, mean=-COVERAGE * HYPERNETWORK)),
     (_DECODER + r"iou_prediction_head\.layers\.2\.weight", linear(0.3)),
     (_DECODER + r"iou_prediction_head\.layers\.2\.bias", noise(0.1, mean=0.7)),
-    (r"track_token_mlp\.norm\.weight", noise(0.024, mean=0.12)),
-    (r"track_token_mlp\.norm\.bias", noise(0.012)),
+    (_ITM_NORM + r"\.weight", noise(0.024, mean=0.12)),
+    (_ITM_NORM + r"\.bias", noise(0.012)),
+    (r"temporal_aggregation_network\.self_attn\.in_proj_weight", linear(1.0)),
+    (r"temporal_aggregation_network\.self_attn\.in_proj_bias", noise(0.1)),
     (r"resizer\.0\.weight", linear(1.4)),
-    (r"resizer\.2\.weight", after_activation(1.4)),
+    (r"resizer\.\d\.weight", after_activation(1.4)),
     (r"text_encoder\.shared\.weight", noise(1.0)),
     (r"text_encoder\..*\.SelfAttention\.q\.weight", _text_query_weight),
     (r"text_encoder\..*\.SelfAttention\.relative_attention_bias\.weight", noise(1.0)),

@@ -63,3 +63,8 @@ class T5Graph(nn.Module):
     def _norm(module: Any, x: Tensor) -> Tensor:
         scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
         return module.weight * (x * scale)  # type: ignore[no-any-return]
+
+
+def text_graph(encoder: Any, max_words: int) -> nn.Module:
+    """Return the export form of transformers' encoder: `input_ids`, bool mask -> [B, N, d]."""
+    return T5Graph(encoder, max_words)

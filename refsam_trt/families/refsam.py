@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from refsam_trt.families.base import DType, GraphSpec, Scope, TensorSpec
 
@@ -14,7 +14,7 @@ GRAPHS = (IMAGE_ENCODER, TEXT_ENCODER, DECODER_STEP)
 
 EMBED_DIM = 256
 ATTENTION_DIM = 128
-NUM_HDA_LEVELS = 4
+NUM_HDA_LEVELS: Final = 4
 TEXT_VALUES_DIM = EMBED_DIM + 3 * ATTENTION_DIM
 
 MAX_WORDS = 64
@@ -22,10 +22,15 @@ MAX_EXPRESSIONS = 64
 MAX_FRAMES = 8
 
 Split = Literal["optimised", "baseline"]
+HdaLevels = Literal[4, 1, 0]
 
 
 def contract(
-    image_size: int, grid_size: int, split: Split, float_dtype: DType = "float32"
+    image_size: int,
+    grid_size: int,
+    split: Split,
+    float_dtype: DType = "float32",
+    hda_levels: HdaLevels = NUM_HDA_LEVELS,
 ) -> dict[str, GraphSpec]:
     """Return the tensors of each graph.
 
@@ -35,6 +40,9 @@ def contract(
         split: `baseline` computes the decoder as written; `optimised` moves whatever depends on the
             frame or the expression alone out of the step (12.4).
         float_dtype: dtype of every floating-point tensor between graphs.
+        hda_levels: maps with Dense Attention. 4: all. 1: the final one, so there is no
+            `hda_features` and `text_values` has one level. 0: none (an ablation), so there is no
+            `text_values` either.
     """
     c, h = EMBED_DIM, grid_size
 
@@ -42,10 +50,9 @@ def contract(
         return TensorSpec(name, dtype, dims, scope)
 
     image = tensor("image", "frame", "M", 3, image_size, image_size, dtype="float32")
-    frame = [
-        tensor("image_embedding", "frame", "M", c, h, h),
-        tensor("hda_features", "frame", "M", NUM_HDA_LEVELS - 1, c, h, h),
-    ]
+    frame = [tensor("image_embedding", "frame", "M", c, h, h)]
+    if hda_levels > 1:
+        frame.append(tensor("hda_features", "frame", "M", hda_levels - 1, c, h, h))
     text = [
         tensor("words", "expression", "B", "N", c),
         tensor("sentence", "expression", "B", c),
@@ -58,9 +65,8 @@ def contract(
                 for name in ("image_k0", "image_v0", "image_q0")
             ),
         ]
-        text.append(
-            tensor("text_values", "expression", "B", NUM_HDA_LEVELS, "N+1", TEXT_VALUES_DIM)
-        )
+    if split == "optimised" and hda_levels > 0:
+        text.append(tensor("text_values", "expression", "B", hda_levels, "N+1", TEXT_VALUES_DIM))
     ids = [
         tensor(name, "expression", "B", "N", dtype="int64")
         for name in ("input_ids", "attention_mask")

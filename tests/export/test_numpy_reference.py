@@ -178,8 +178,8 @@ def test_itm_without_its_update_is_a_layer_norm(weights: dict[str, Array]):
     token = normal(256, seed=9)
     idle = {key: 0.0 * value if "linear2" in key else value for key, value in weights.items()}
     expected = layers.layer_norm(weights, "track_token_mlp.norm", token, eps=1e-5)
-    np.testing.assert_array_equal(itm.next_track_token(idle, token), expected)
-    assert np.abs(itm.next_track_token(weights, token) - expected).max() > 1e-2
+    np.testing.assert_array_equal(itm.ffn(idle, token), expected)
+    assert np.abs(itm.ffn(weights, token) - expected).max() > 1e-2
 
 
 def test_run_frame_chains_frames_through_the_track_token(

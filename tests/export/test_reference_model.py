@@ -114,7 +114,7 @@ def test_decoder_equals_sams_fed_the_same_prompts() -> None:
     with torch.no_grad():
         masks, iou = of.mask_decoder.predict_masks(image, pe, prompts, dense)
         bias = torch.zeros(3, 7)
-        ours = decode(of.mask_decoder, image + dense, pe, prompts, bias, main_mask_only=False)
+        ours = decode(of.mask_decoder, image + dense, pe, prompts, bias, mask_select="all")
     assert relative(ours.logits, masks) <= SAM_TOLERANCE
     assert relative(ours.iou, iou) <= SAM_TOLERANCE
 
@@ -257,7 +257,7 @@ class TestFloat64Twin:
             sentence,
             token,
             torch.tensor([True]),
-            main_mask_only=False,
+            mask_select="all",
         )
         logits, iou, main = twin_decoder.decode(
             weights,

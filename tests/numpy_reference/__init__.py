@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from numpy_reference import decoder, hda, itm, random_weights, text, vit
 from numpy_reference.layers import Array, Weights
 
@@ -21,6 +23,7 @@ __all__ = [
     "itm",
     "random_weights",
     "run_frame",
+    "run_step",
     "text",
     "vit",
 ]
@@ -37,11 +40,27 @@ def run_frame(
     """Run everything after the text encoder on one normalised frame `image` [3,S,S].
 
     Returns:
-        `low_res_logits` [1,4h,4w] and `iou` [1] of the main mask, `next_track_token` [256].
+        `low_res_logits` [1,4h,4w] and `iou` [1] of the selected mask, `next_track_token` [256].
     """
-    image_embedding, hda_features = vit.encode_image(weights, config, image)
+    encoded = vit.encode_image(weights, config, image)
+    return run_step(weights, config, *encoded, words, sentence, track_token)
+
+
+def run_step(
+    weights: Weights,
+    config: ModelConfig,
+    image_embedding: Array,
+    hda_features: Array,
+    words: Array,
+    sentence: Array,
+    track_token: Array | None,
+) -> tuple[Array, Array, Array]:
+    """Run everything after the image encoder; returns what `run_frame` does."""
     dense = hda.dense_attention(weights, config, image_embedding, hda_features, words, sentence)
+    prompts = words if config.word_tokens else np.zeros_like(words)
     logits, iou, main_mask_token = decoder.decode(
-        weights, config, image_embedding, dense, words, track_token
+        weights, config, image_embedding, dense, prompts, track_token
     )
-    return logits[:1], iou[:1], itm.next_track_token(weights, main_mask_token)
+    chosen = int(np.argmax(iou)) if config.mask_select == "best_iou" else 0
+    next_track_token = itm.next_track_token(weights, config, main_mask_token, track_token)
+    return logits[chosen : chosen + 1], iou[chosen : chosen + 1], next_track_token

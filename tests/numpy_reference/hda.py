@@ -37,7 +37,16 @@ def dense_attention(
     words: Array,
     sentence: Array,
 ) -> Array:
-    """Return the dense prompt [256,h,w]: the sum of Dense Attention over the levels."""
+    """Return the dense prompt [256,h,w]: the sum of Dense Attention over the levels.
+
+    With `hda_levels` 0 it is one of the ablations of 5.1: SAM's `no_mask_embed` everywhere, or,
+    with `dense_origin`, the image embedding plus the sentence.
+    """
+    if config.hda_levels == 0:
+        if config.dense_origin:
+            return image_embedding + sentence[:, None, None]
+        no_mask = weights["no_mask_embed.weight"][0]
+        return np.broadcast_to(no_mask[:, None, None], image_embedding.shape)
     levels = [("dense_conv", image_embedding)]
     if config.hda_levels > 1:
         levels += [

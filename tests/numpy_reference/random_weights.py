@@ -1,6 +1,6 @@
 """Random weights with every tensor non-zero, from the specification's key and shape tables.
 
-Sources: refsam-model 3.3, 4.3, 5.2, 6.5, 7.1, 8.4, 8.5. SAM starts position embeddings and
+Sources: refsam-model 3.3, 4.3, 5.2, 6.5, 7.1, 7.2, 8.4, 8.5. SAM starts position embeddings and
 relative tables at zero, which would hide every error in their use (1.1): nothing here is zero.
 """
 
@@ -53,10 +53,18 @@ def model_shapes(config: ModelConfig, text_dim: int) -> Shapes:
         **hda_shapes(config),
         **decoder_shapes(config),
         **itm_shapes(config),
-        **_affine("resizer.0", (text_dim // 2, text_dim)),
-        **_affine("resizer.2", (EMBED_DIM, text_dim // 2)),
+        **resizer_shapes(text_dim, config.resizer_hidden),
         "pe.gaussian": (2, EMBED_DIM // 2),
     }
+
+
+def resizer_shapes(text_dim: int, hidden: tuple[int, ...] | None) -> Shapes:
+    """Return the shapes below `resizer.` for these hidden widths; None: one of d/2."""
+    widths = [text_dim, *((text_dim // 2,) if hidden is None else hidden), EMBED_DIM]
+    shapes: Shapes = {}
+    for layer in range(len(widths) - 1):
+        shapes |= _affine(f"resizer.{2 * layer}", (widths[layer + 1], widths[layer]))
+    return shapes
 
 
 def encoder_shapes(config: ModelConfig) -> Shapes:
@@ -97,6 +105,8 @@ def _block_shapes(config: ModelConfig, i: int) -> Shapes:
 
 def hda_shapes(config: ModelConfig) -> Shapes:
     """Return the shapes of the reductions and of the Dense Attention convolutions."""
+    if config.hda_levels == 0:
+        return {} if config.dense_origin else {"no_mask_embed.weight": (1, EMBED_DIM)}
     shapes = _affine("dense_conv", (EMBED_DIM, 2 * EMBED_DIM, 1, 1))
     for level in range(config.hda_levels - 1):
         shapes |= _affine(f"fpn_conv.{level}", (EMBED_DIM, config.width, 1, 1))
@@ -128,12 +138,28 @@ def decoder_shapes(config: ModelConfig) -> Shapes:
 
 
 def itm_shapes(config: ModelConfig) -> Shapes:
-    """Return the shapes below `track_token_mlp.`."""
+    """Return the shapes of the Implicit Tracking Module."""
+    if config.itm == "qim":
+        return _qim_shapes("temporal_aggregation_network", config.itm_dim)
     return {
         **_affine("track_token_mlp.linear1", (config.itm_dim, EMBED_DIM)),
         **_affine("track_token_mlp.linear2", (EMBED_DIM, config.itm_dim)),
         **_norm("track_token_mlp.norm", EMBED_DIM),
     }
+
+
+def _qim_shapes(name: str, hidden: int) -> Shapes:
+    shapes: Shapes = {
+        f"{name}.self_attn.in_proj_weight": (3 * EMBED_DIM, EMBED_DIM),
+        f"{name}.self_attn.in_proj_bias": (3 * EMBED_DIM,),
+        **_affine(f"{name}.self_attn.out_proj", (EMBED_DIM, EMBED_DIM)),
+    }
+    for stage in ("linear", "linear_feat"):
+        shapes |= _affine(f"{name}.{stage}1", (hidden, EMBED_DIM))
+        shapes |= _affine(f"{name}.{stage}2", (EMBED_DIM, hidden))
+    for norm in ("norm1", "norm2", "norm_feat"):
+        shapes |= _norm(f"{name}.{norm}", EMBED_DIM)
+    return shapes
 
 
 def t5_shapes(

@@ -118,5 +118,13 @@ def embed(weights: Weights, config: ModelConfig, x: Array) -> tuple[Array, Array
 
 
 def cross_modal_mlp(weights: Weights, x: Array) -> Array:
-    """Map text features [...,d] to [...,256]."""
-    return linear(weights, "resizer.2", relu(linear(weights, "resizer.0", x)))
+    """Map text features [...,d] to [...,256]: the Linear layers by index, ReLU between them."""
+    indexes = sorted(int(key.split(".")[1]) for key in weights if is_resizer_weight(key))
+    for index in indexes:
+        x = linear(weights, f"resizer.{index}", x if index == indexes[0] else relu(x))
+    return x
+
+
+def is_resizer_weight(key: str) -> bool:
+    """Tell whether `key` is the matrix of a layer of the Cross-Modal MLP."""
+    return key.startswith("resizer.") and key.endswith(".weight")

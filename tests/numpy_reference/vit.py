@@ -131,7 +131,15 @@ def attention(weights: Weights, config: ModelConfig, name: str, x: Array) -> Arr
             weights[f"{name}.rel_pos_w"],
         )
         out[:, head] = softmax(q / math.sqrt(head_dim) @ k.T + relative) @ v
-    return linear(weights, f"{name}.proj", out.reshape(size, size, config.width))
+    return projection(weights, f"{name}.proj", out.reshape(size, size, config.width))
+
+
+def projection(weights: Weights, name: str, x: Array) -> Array:
+    """Apply the output projection of an attention, with LoRA beside it where there is one (4.3)."""
+    if f"{name}.w_a.weight" not in weights:
+        return linear(weights, name, x)
+    low_rank = x @ weights[f"{name}.w_a.weight"].T
+    return linear(weights, f"{name}.w", x) + low_rank @ weights[f"{name}.w_b.weight"].T
 
 
 def relative_position(q: Array, rel_pos_h: Array, rel_pos_w: Array) -> Array:

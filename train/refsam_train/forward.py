@@ -54,7 +54,8 @@ def clip_logits(model: RefSam, batch: Batch, frames: FrameSide) -> Tensor:
         low_res, main_mask_token = shared_step(model, frames, frame_of, text, track, has_track)
         logits.append(low_res.float())
         if frame + 1 < num_frames:
-            track, has_track = model.track_token_mlp(main_mask_token), torch.ones_like(has_track)
+            track = model.next_track_token(main_mask_token, track, has_track)
+            has_track = torch.ones_like(has_track)
     return torch.stack(logits)
 
 

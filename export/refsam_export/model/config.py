@@ -1,5 +1,7 @@
 """What a RefSAM is made of: the frozen configuration and the presets (refsam-model 1.1).
 
+`refsam_export.configuration` derives one from what checkpoints hold and what a user asks for.
+
 The text encoder describes itself (its own `config.json`) and is not part of a preset.
 """
 
@@ -13,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from refsam_trt.errors import UsageError
+from refsam_trt.preprocess import FirstResize, PreprocessConfig
 
 EMBED_DIM = 256
 NUM_MASK_TOKENS = 4
@@ -37,6 +40,12 @@ class ModelConfig:
     `image_size` is the side of the square network input in pixels, `width` the ViT width D,
     `mlp_ratio` the hidden width of a ViT block over D, `decoder_mlp_dim` the hidden width of the
     mask decoder's token MLP, `itm_dim` that of the Implicit Tracking Module.
+
+    `hda_levels`: maps with Dense Attention, 4, or 1 (the final one); 0 is the ablation of 5.1,
+    where the dense prompt is SAM's `no_mask_embed` or, with `dense_origin`, the image embedding
+    plus the sentence. `word_tokens` False: the decoder gets zeros for words. `itm`: 7.1 or 7.2.
+    `resizer_hidden`: hidden widths of the Cross-Modal MLP; None: one, half the text encoder's.
+    `mask_select`: which mask is returned (6.6); the track token always follows the main one.
     """
 
     preset: str
@@ -50,16 +59,21 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     decoder_mlp_dim: int = 2048
     itm_dim: int = 1024
-    hda_levels: Literal[4] = 4
-    itm: Literal["ffn"] = "ffn"
+    hda_levels: Literal[4, 1, 0] = 4
+    dense_origin: bool = False
+    word_tokens: bool = True
+    itm: Literal["ffn", "qim"] = "ffn"
     adapter_act: Literal["relu", "gelu"] = "relu"
     adapter_ratio: float = 0.25
     adapter_scale: float = 0.5
     l2norm_image: bool = True
     l2norm_text: bool = True
     l2norm_intermediate: bool = True
+    resizer_hidden: tuple[int, ...] | None = None
+    mask_select: Literal["main", "best_iou"] = "main"
     lowercase: bool = True
     downscale_short_side: int | None = 360
+    first_resize: FirstResize = "rounded"
     max_words: int = 64
 
     def __post_init__(self) -> None:
@@ -75,6 +89,11 @@ class ModelConfig:
             raise UsageError(
                 f"preset {self.preset}: four global blocks are needed and the last must be block "
                 f"{self.depth - 1}, found {self.global_blocks}"
+            )
+        if self.dense_origin and self.hda_levels:
+            raise UsageError(
+                f"preset {self.preset}: dense_origin replaces Dense Attention, so hda_levels must "
+                f"be 0, found {self.hda_levels}"
             )
 
     @property
@@ -99,12 +118,20 @@ class ModelConfig:
 
     @property
     def intermediate_blocks(self) -> tuple[int, ...]:
-        """Blocks whose outputs feed HDA levels 1 to 3: the first three global blocks."""
-        return self.global_blocks[:3]
+        """Blocks whose outputs feed HDA levels 1 to 3: the first three global blocks, or none."""
+        return self.global_blocks[:3] if self.hda_levels == 4 else ()
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """What is done to a frame before the image encoder."""
+        return PreprocessConfig(
+            self.image_size, self.downscale_short_side, first_resize=self.first_resize
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal configuration."""
-        return {**dataclasses.asdict(self), "global_blocks": list(self.global_blocks)}
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:

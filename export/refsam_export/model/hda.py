@@ -26,6 +26,11 @@ def dense_convolution() -> nn.Conv2d:
     return nn.Conv2d(2 * EMBED_DIM, EMBED_DIM, 1)
 
 
+def no_features(embedding: Tensor) -> Tensor:
+    """Return [M, 0, 256, h, w]: the `hda_features` of a model without levels but the last."""
+    return embedding[:, None][:, :0]
+
+
 def token_attention(features: Tensor, text: Tensor, bias: Tensor) -> Tensor:
     """Return A = softmax over tokens of F^T T / 16 (5.1).
 

@@ -7,7 +7,7 @@ computation spelled out, equal to SAM's forward when every token is valid.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from refsam_export.model.config import EMBED_DIM, NUM_MASK_TOKENS
 from refsam_export.model.sam import MaskDecoder, TwoWayTransformer
 
+MaskSelect = Literal["main", "best_iou", "all"]
+
 
 class DecoderOutput(NamedTuple):
-    """Masks of the four mask tokens, their raw scores and the main mask token E_m."""
+    """Masks of the mask tokens asked for, their raw scores and the main mask token E_m."""
 
-    logits: Tensor  # [B, K, 4h, 4w], K = 4, or 1 when only the main mask was asked for
+    logits: Tensor  # [B, K, 4h, 4w], K = 4 when all masks were asked for, else 1
     iou: Tensor  # [B, K]
     main_mask_token: Tensor  # [B, 256]
 
@@ -122,7 +124,7 @@ def decode(
     prompt_bias: Tensor,
     layer0: ImageProjections | None = None,
     *,
-    main_mask_only: bool = True,
+    mask_select: MaskSelect = "main",
 ) -> DecoderOutput:
     """Decode masks from the image side and the prompt tokens (6.2 to 6.4).
 
@@ -133,7 +135,8 @@ def decode(
         prompts: track token first, then words, [B, P, 256]; absent ones zeroed.
         prompt_bias: [B, P], 0 or -1e4.
         layer0: see `run_transformer`.
-        main_mask_only: evaluate hypernetwork 0 alone (6.6).
+        mask_select: `main` evaluates hypernetwork 0 alone; `best_iou` returns the mask whose
+            score is highest; `all` returns the four (6.6).
     """
     batch, (height, width) = src.shape[0], src.shape[-2:]
     learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -150,9 +153,13 @@ def decode(
     )
     grid = src.transpose(1, 2).reshape(batch, EMBED_DIM, height, width)
     upscaled = decoder.output_upscaling(grid)
-    wanted = 1 if main_mask_only else NUM_MASK_TOKENS
+    wanted = 1 if mask_select == "main" else NUM_MASK_TOKENS
     hyper = torch.stack(
         [decoder.output_hypernetworks_mlps[i](q[:, 1 + i]) for i in range(wanted)], dim=1
     )
+    iou = decoder.iou_prediction_head(q[:, 0])[:, :wanted]
+    if mask_select == "best_iou":
+        best = iou.argmax(dim=1, keepdim=True)
+        hyper, iou = hyper.take_along_dim(best[..., None], 1), iou.take_along_dim(best, 1)
     logits = (hyper @ upscaled.flatten(-2)).unflatten(-1, (4 * height, 4 * width))
-    return DecoderOutput(logits, decoder.iou_prediction_head(q[:, 0])[:, :wanted], q[:, 1])
+    return DecoderOutput(logits, iou, q[:, 1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +12,16 @@ from refsam_export.model.config import EMBED_DIM
 from refsam_export.model.image_encoder import l2_normalise
 
 
-def cross_modal_mlp(text_width: int) -> nn.Sequential:
-    """Return the MLP d -> d/2 -> 256 shared by words and sentence (3.3)."""
-    hidden = text_width // 2
-    return nn.Sequential(nn.Linear(text_width, hidden), nn.ReLU(), nn.Linear(hidden, EMBED_DIM))
+def cross_modal_mlp(text_width: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
+    """Return the MLP d -> `hidden` -> 256 shared by words and sentence, ReLU in between (3.3).
+
+    `hidden` None is the paper's one hidden layer of width d/2.
+    """
+    widths = [text_width, *((text_width // 2,) if hidden is None else hidden), EMBED_DIM]
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from refsam_export.graphs import build_graphs
+from refsam_export.model.hda import no_features
 from refsam_export.model.refsam import RefSam
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
 from refsam_export.tensor_files import write_tensors
@@ -26,7 +27,7 @@ from refsam_trt.families.refsam import (
     Split,
     contract,
 )
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import Preprocessor
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
@@ -50,10 +51,7 @@ def write_reference(
     """
     config = model.config
     frames = moving_frames(num_frames, FRAME_SEED)
-    preprocessor = Preprocessor(
-        frames.shape[1:3],
-        PreprocessConfig(config.image_size, config.downscale_short_side),
-    )
+    preprocessor = Preprocessor(frames.shape[1:3], config.preprocess)
     ids = [tokenizer.encode(" ".join(text.lower().split())).ids for text in EXPRESSIONS]
     tensors: dict[str, np.ndarray] = {"frames": frames}
     with torch.no_grad():
@@ -103,7 +101,8 @@ def _graph_tensors(
     tokens: Sequence[np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Run each graph's PyTorch form, in SAM's attention, on a padded batch of every expression."""
-    spec = contract(model.config.image_size, model.config.grid_size, split)
+    config = model.config
+    spec = contract(config.image_size, config.grid_size, split, hda_levels=config.hda_levels)
     modules = build_graphs(model, split, "reference")
     longest = max(len(row) for row in ids)
     input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
@@ -124,7 +123,7 @@ def _graph_tensors(
     }
     step_out = model.step(
         step_in["image_embedding"],
-        step_in["hda_features"],
+        step_in.get("hda_features", no_features(step_in["image_embedding"])),
         step_in["words"],
         step_in["word_mask"],
         step_in["sentence"],
