@@ -48,9 +48,23 @@ _SHOWN = 3
     help="Length of the chain that is compared with the PyTorch reference.",
 )
 @click.option(
+    "--expressions",
+    type=_FILE,
+    metavar="FILE",
+    help="Text file, one expression per line, to embed now: the bundle knows them without running "
+    "its text encoder. Blank lines are passed over, repeated expressions kept once.",
+)
+@click.option(
+    "--without-text-encoder",
+    is_flag=True,
+    help="Leave the text encoder out once it is proven; the bundle then knows nothing but the "
+    "expressions of --expressions.",
+)
+@click.option(
     "--include-source/--no-include-source",
     default=None,
-    help="Put the PyTorch weights into the bundle.  [default: only for nano and tiny]",
+    help="Put the PyTorch weights into the bundle, those of the text encoder always among them.  "
+    "[default: only for nano and tiny, and not --without-text-encoder]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -64,7 +78,8 @@ def command(as_json: bool, include_source: bool | None, **options: Any) -> None:
     from refsam_export.model.config import preset
 
     if include_source is None:
-        include_source = preset(options["backbone"]).preset in ("nano", "tiny")
+        is_small = preset(options["backbone"]).preset in ("nano", "tiny")
+        include_source = is_small and not options["without_text_encoder"]
     result = export_bundle(
         ExportRequest(include_source=include_source, **options),
         lambda line: click.echo(f"refsam-export: {line}", err=True),
@@ -87,6 +102,8 @@ def _print(result: Any) -> None:
             f"come from --random-init {result.loaded['random_init_seed']}, so masks of this bundle "
             "mean nothing"
         )
+    if result.num_expressions:
+        click.echo(f"text cache: {result.num_expressions} expressions")
     click.echo(f"bundle: {result.bundle}")
     click.echo(f"bundle id: {result.bundle_id}")
 
