@@ -1,5 +1,6 @@
 """Exported bundles, one export per test run however many processes share it."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ def exported(factory: pytest.TempPathFactory, preset: str, split: str = "optimis
     base = factory.getbasetemp()
     shared = base.parent if base.name.startswith("popen-") else base
     target = shared / f"bundle-{preset}-{split}"
-    if not target.exists():
-        request = ExportRequest(preset, target, random_init=0, split=split, include_source=True)
-        export_bundle(request, lambda line: None)
+    with (shared / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second worker waits for the first one's bundle
+        if not target.exists():
+            request = ExportRequest(preset, target, random_init=0, split=split, include_source=True)
+            export_bundle(request, lambda line: None)
     return target

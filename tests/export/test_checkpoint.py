@@ -195,7 +195,7 @@ class TestOwnFile:
             load_model("tiny", checkpoint=path, random_init=0)
         assert str(error.value) == (
             f"{path}: not a RefSAM weights file of ours (no 'refsam' metadata); "
-            "SAM's weights go to --sam-checkpoint"
+            "SAM's weights go to --sam-checkpoint, files of the official scripts to --part"
         )
 
     @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ class TestOwnFile:
             ({"colour": "red"}, "unknown keys ['colour']; known: ['adapter_act'"),
             ({"width": "64"}, "Expected `int`, got `str` - at `$.width`"),
             ({"width": None}, "Expected `int`, got `null` - at `$.width`"),
-            ({"itm": "qim"}, "Invalid enum value 'qim' - at `$.itm`"),
-            ({"hda_levels": 1}, "Invalid enum value 1 - at `$.hda_levels`"),
+            ({"itm": "rnn"}, "Invalid enum value 'rnn' - at `$.itm`"),
+            ({"hda_levels": 3}, "Invalid enum value 3 - at `$.hda_levels`"),
             ({"global_blocks": [1, 3]}, "four global blocks are needed and the last must be"),
             ({"num_heads": 0}, "num_heads 0 is no size"),
             ({"num_heads": 7}, "width 64 must be a multiple of num_heads 7"),
@@ -325,7 +325,7 @@ class TestRandomInit:
         assert f"{num} tensors are in none of the given files: dense_conv.bias, " in str(
             error.value
         )
-        assert f" and {num - 6} more. Give --sam-checkpoint, --checkpoint or" in str(error.value)
+        assert f" and {num - 6} more. Give --sam-checkpoint, --checkpoint, --part" in str(error.value)
         assert "fill them with --random-init SEED (for tests of speed and parity" in str(
             error.value
         )

@@ -18,7 +18,9 @@ from safetensors.numpy import load_file
 import refsam_trt
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.engine import choose_variant
 from refsam_trt.errors import UsageError
+from refsam_trt.manifest import Variant
 from refsam_trt.postprocess import Postprocessor
 from refsam_trt.preprocess import geometry
 
@@ -85,10 +87,13 @@ def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity
     """
     tensors = load_file(reference / TENSORS)
     record = json.loads((reference / RECORD).read_text(encoding="utf-8"))
+    bundle = open_bundle(folder, verify="deferred")
+    variant = choose_variant(bundle.manifest, variant)
+    _check_reference(bundle.manifest.variants[variant], tensors)
     with refsam_trt.load(folder, variant=variant) as engine:
-        backend, variant = engine.backend, engine.variant
+        backend = engine.backend
         chain = _run_chain(engine, tensors, record)
-    graphs = _run_graphs(open_bundle(folder, verify="deferred"), variant, backend, tensors)
+    graphs = _run_graphs(bundle, variant, backend, tensors)
     return Parity(
         variant=variant,
         backend=backend,
@@ -103,17 +108,26 @@ def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity
     )
 
 
+def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:
+    needed = [
+        f"{graph}.{side}.{tensor.name}"
+        for graph, entry in variant.graphs.items()
+        for side, group in (("in", entry.spec.inputs), ("out", entry.spec.outputs))
+        for tensor in group
+    ]
+    if missing := [name for name in needed if name not in tensors]:
+        raise UsageError(
+            f"the reference lacks {', '.join(missing)}: it was written for another split; write it "
+            f"for {variant.split!r}"
+        )
+
+
 def _run_graphs(
     bundle: Bundle, variant: str, backend_name: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
     backend = open_backend(backend_name)
     errors: dict[str, dict[str, float]] = {}
     for name, entry in bundle.manifest.variants[variant].graphs.items():
-        missing = [t.name for t in entry.spec.outputs if f"{name}.out.{t.name}" not in tensors]
-        if missing:
-            raise UsageError(
-                f"the reference lacks {missing} of graph {name}: it was written for another split"
-            )
         inputs = {t.name: backend.upload(tensors[f"{name}.in.{t.name}"]) for t in entry.spec.inputs}
         outputs = {
             t.name: backend.empty(tensors[f"{name}.out.{t.name}"].shape, t.dtype)
