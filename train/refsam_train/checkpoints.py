@@ -75,8 +75,7 @@ def load_checkpoint(path: Path, state: RunState, *, digest: str) -> int:
             }
             if moments:
                 state.optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in moments.items()
+                    key: value.to(parameter.device) for key, value in moments.items()
                 }
         for name, value in state.average.items():
             value.copy_(tensors[_AVERAGE + name])

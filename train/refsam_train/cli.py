@@ -50,6 +50,7 @@ def cli() -> None:
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; default PyTorch's choice."
 )
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that make batches.")
 @_weights
 @_sam
 @_text
@@ -61,6 +62,7 @@ def run(
     resume: bool,
     max_steps: int | None,
     threads: int | None,
+    workers: int | None,
     weights: Path | None,
     sam_checkpoint: Path | None,
     text_encoder: Path | None,
@@ -77,7 +79,14 @@ def run(
 
     sources = Sources(sam_checkpoint, weights, text_encoder)
     request = RunRequest(
-        sources, data_root, output, resume, max_steps, threads, show_progress=not as_json
+        sources,
+        data_root,
+        output,
+        resume,
+        max_steps,
+        threads,
+        workers,
+        show_progress=not as_json,
     )
     summary = train(recipe, request)
     _report(summary, as_json, "{checkpoint}: {step} steps of {recipe}")

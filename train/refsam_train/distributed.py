@@ -32,7 +32,18 @@ def launched_device() -> torch.device:
     """Return the device of this process: its own GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def any_process(flag: bool, place: Place, device: torch.device) -> bool:
+    """Return whether the flag is set in any process: all of them stop after the same step."""
+    if place.world_size == 1:
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32, device=device)
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def wrapped(training: nn.Module, place: Place) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from refsam_export.model.itm import ITM_NAMES
 from refsam_export.model.refsam import RefSam
 from refsam_train.forward import ClipTraining
 from refsam_train.recipe import GROUPS, Group, Recipe
@@ -24,7 +25,7 @@ _PREFIXES: tuple[tuple[str, Group], ...] = (
     ("dense_conv", "hda"),
     ("fpn_conv.", "hda"),
     ("mask_decoder.", "decoder"),
-    ("track_token_mlp.", "itm"),
+    *((f"{name}.", "itm") for name in ITM_NAMES.values()),
 )
 
 

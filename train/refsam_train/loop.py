@@ -14,7 +14,7 @@ from refsam_train.activation_checkpoints import ForgetfulEncoder
 from refsam_train.batches import Place, StepBatches, batches_from
 from refsam_train.checkpoints import RunState, load_checkpoint, save_checkpoint
 from refsam_train.clips import Batch, ClipSource, Collator
-from refsam_train.distributed import wrapped
+from refsam_train.distributed import any_process, wrapped
 from refsam_train.evaluate import TuningSet
 from refsam_train.forward import ClipResult, ClipTraining
 from refsam_train.groups import trained_parameters
@@ -37,12 +37,13 @@ _LOGGED = ("loss", "dice", "focal", "iou", "attributes")
 class RunOptions:
     """How a run is carried out; nothing here changes its result.
 
-    output: folder of checkpoint and log. max_steps: stop after so many steps in all, None: the
-    recipe's.
+    output: folder of checkpoint and log. max_steps: stop after so many steps in all. workers:
+    processes that make batches. None means the recipe's value for both.
     """
 
     output: Path
     max_steps: int | None = None
+    workers: int | None = None
     show_progress: bool = True
     device: torch.device = _CPU
     place: Place = _ALONE
@@ -98,11 +99,14 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step and save; after a signal finish the step, save, pass it on."""
         last = min(self.recipe.steps, self._options.max_steps or self.recipe.steps)
-        batches = batches_from(self._batches, self.step, self.recipe.data.workers)
+        workers = self._options.workers
+        if workers is None:
+            workers = self.recipe.data.workers
+        batches = batches_from(self._batches, self.step, workers)
         shown = self._options.show_progress and self._options.place.rank == 0
         progress = Progress(self.recipe.name, max(last - self.step, 0), enabled=shown)
         with StopRequest() as request, progress:
-            while self.step < last and not request.is_pending:
+            while self.step < last and not self._is_stopped(request):
                 progress.update(1, self._one_step(next(batches)))
                 if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
                     self._evaluate()
@@ -110,6 +114,9 @@ class Trainer:
                     self.save()
             self.save()
             request.raise_if_pending()
+
+    def _is_stopped(self, request: StopRequest) -> bool:
+        return any_process(request.is_pending, self._options.place, self._options.device)
 
     def save(self) -> None:
         """Write the checkpoint, on the first process only."""

@@ -30,6 +30,7 @@ class RunRequest:
     data_root: folder of the data set, None for synthetic videos. output: folder of the run, None
     means `train/runs/<name of the recipe>`. resume: continue what is there. max_steps: stop after
     so many steps in all, None means the recipe's. threads: of the CPU, None means PyTorch's choice.
+    workers: processes that make batches, None means the recipe's number.
     """
 
     sources: Sources = _NO_FILES
@@ -38,6 +39,7 @@ class RunRequest:
     resume: bool = False
     max_steps: int | None = None
     threads: int | None = None
+    workers: int | None = None
     show_progress: bool = True
 
 
@@ -59,7 +61,12 @@ def train(recipe_path: Path, request: RunRequest) -> dict[str, Any]:
     _prepare_folder(folder, resume=request.resume)
     with launched_place() as place:
         options = RunOptions(
-            folder, request.max_steps, request.show_progress, launched_device(), place
+            folder,
+            request.max_steps,
+            request.workers,
+            request.show_progress,
+            launched_device(),
+            place,
         )
         trainer = Trainer(recipe, start_model(recipe, request.sources), source, options)
         if request.resume:

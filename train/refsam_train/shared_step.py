@@ -47,7 +47,7 @@ def frame_side(model: RefSam, embedding: Tensor, features: Tensor) -> FrameSide:
     """Return the frame side of `RefSam.encode_image`'s results."""
     levels = torch.cat([features, embedding[:, None]], dim=1)
     base = embedding
-    for level, conv in enumerate(_convolutions(model)):
+    for level, conv in enumerate(model.dense_convolutions):
         base = base + functional.conv2d(levels[:, level], conv.weight[:, :EMBED_DIM], conv.bias)
     return FrameSide(base, levels)
 
@@ -55,7 +55,7 @@ def frame_side(model: RefSam, embedding: Tensor, features: Tensor) -> FrameSide:
 def text_side(model: RefSam, words: Tensor, word_mask: Tensor, sentence: Tensor) -> TextSide:
     """Return the text side of `RefSam.encode_text`'s results."""
     text = torch.cat([words, sentence[:, None]], dim=1)
-    weights = [conv.weight[:, EMBED_DIM:, 0, 0] for conv in _convolutions(model)]
+    weights = [conv.weight[:, EMBED_DIM:, 0, 0] for conv in model.dense_convolutions]
     values = functional.linear(text, torch.cat(weights)).unflatten(-1, (len(weights), EMBED_DIM))
     return TextSide(words, word_mask, text, values.transpose(1, 2))
 
@@ -93,11 +93,7 @@ def shared_step(
         model.mask_decoder,
         src,
         position_encoding(model.pe.gaussian, base.shape[-1]),
-        torch.cat([track_token[:, None], words], dim=1),
+        model.prompts(words, track_token),
         key_bias(torch.cat([has_track[:, None], text.word_mask], dim=1), words.dtype),
     )
     return out.logits[:, 0], out.main_mask_token
-
-
-def _convolutions(model: RefSam) -> list[torch.nn.Conv2d]:
-    return [*model.dense_conv2, model.dense_conv]

@@ -14,7 +14,9 @@ from refsam_export.checkpoint import LoadedModel, canonical_tensors, load_model
 from refsam_export.model.config import TEXT_SCALE
 from refsam_export.model.refsam import RefSam
 from refsam_export.text_encoders import build_text_encoder
+from refsam_train.local_attention import look_at_neighbours
 from refsam_train.recipe import Recipe
+from refsam_trt.errors import CheckpointError
 
 _DENSE_GAIN = 8.0
 
@@ -36,7 +38,7 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
     backbone are filled.
 
     Raises:
-        CheckpointError: a file that cannot be used.
+        CheckpointError: a file that cannot be used, or the model of an ablation.
     """
     loaded = load_model(
         recipe.preset,
@@ -45,6 +47,11 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
         text_encoder=sources.text_encoder,
         random_init=recipe.seed,
     )
+    if not loaded.model.config.hda_levels:
+        raise CheckpointError(
+            f"{sources.checkpoint}: an ablation without Dense Attention; training needs "
+            "hda_levels 1 or 4"
+        )
     with seeded(recipe.seed):
         text_encoder = build_text_encoder(loaded.text_config) if _needs_text(loaded) else None
         fresh = RefSam(loaded.model.config, text_encoder, loaded.model.text_width)
@@ -82,6 +89,7 @@ def _fill_for_full_training(model: RefSam) -> None:
     self-attention, a dense prompt ten times smaller than the position encoding.
     """
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
+    look_at_neighbours(model.image_encoder)
     decoder = model.mask_decoder
     with torch.no_grad():
         decoder.mask_tokens.weight.mul_(TEXT_SCALE)
