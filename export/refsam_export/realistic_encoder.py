@@ -105,7 +105,7 @@ def _query_size(config: ModelConfig, block: int) -> float:
     uniform attention; real ones depend on each other, most of all inside a window.
     """
     is_global = block in config.global_blocks
-    side, excess = (config.grid_size, 1.05) if is_global else (config.window_size, 1.2)
+    side, excess = (config.grid_size, 1.05) if is_global else (config.window_size, 1.32)
     scores = excess * (1.8 + 0.13 * math.log(side**2))
     return math.sqrt(scores / math.sqrt(1 + 2 * REL_POS**2))
 
