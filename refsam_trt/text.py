@@ -164,19 +164,27 @@ class TextEncoder:
         return TextEmbedding(found["words"], found["sentence"], found.get("text_values"))
 
     def _check(self, cleaned: str, found: TextEmbedding) -> None:
+        """Refuse what the step cannot take, wherever it is from."""
         arrays = found.tensors()
+        num_words = found.words.shape[0] if found.words.ndim else 0
         for spec in self._tensors:
-            expected = spec.shape({"B": 1, "N": found.num_words})[1:]
+            where = f"text embedding of {shown(cleaned)}: {spec.name}"
+            expected = spec.shape({"B": 1, "N": min(max(num_words, 1), self._tokenizer.max_words)})
             shape = arrays[spec.name].shape if spec.name in arrays else None
-            if shape != expected:
+            if shape != expected[1:]:
                 raise BundleError(
-                    f"text embedding of {shown(cleaned)}: {spec.name} has shape {shape}, the "
-                    f"step needs {expected}; export the bundle again"
+                    f"{where} has shape {shape}, the step needs {expected[1:]}; export the bundle "
+                    "again"
+                )
+            if arrays[spec.name].dtype not in (np.float32, np.float16):
+                raise BundleError(
+                    f"{where} holds {arrays[spec.name].dtype}, expected float32 or float16; export "
+                    "the bundle again"
                 )
             if not np.isfinite(arrays[spec.name]).all():
                 raise BackendError(
-                    f"text embedding of {shown(cleaned)}: {spec.name} has values that are not "
-                    "finite: the text graph overflowed; use a variant of higher precision"
+                    f"{where} has values that are not finite: the text graph overflowed; use a "
+                    "variant of higher precision"
                 )
 
     def _unknown(self, cleaned: str) -> ExpressionError:

@@ -19,7 +19,7 @@ class Tokenizer:
     Args:
         path: file of the `tokenizers` library.
         lowercase: lower-case expressions first.
-        max_words: most tokens an expression may have, begin and end tokens included.
+        max_words: most tokens an expression may have, begin and end tokens included; can be read.
 
     Raises:
         BundleError: the file cannot be read.
@@ -29,10 +29,11 @@ class Tokenizer:
         from tokenizers import Tokenizer as Library
 
         self._lowercase = lowercase
-        self._max_words = max_words
+        self.max_words = max_words
         try:
             self._library = Library.from_file(str(path))
-        except Exception as error:
+        except BaseException as error:
+            _raise_unless_of_library(error)
             raise BundleError(f"{path}: not a tokenizer ({error}); export again") from error
         self._library.no_truncation()
         self._library.no_padding()
@@ -72,19 +73,26 @@ class Tokenizer:
         """
         try:
             encoding = self._library.encode(cleaned)
-        except Exception as error:  # `tokenizers` raises a bare Exception
+        except BaseException as error:
+            _raise_unless_of_library(error)
             raise ExpressionError(
                 f"expression {shown(cleaned)} cannot be cut into tokens ({error}); reword it"
             ) from error
         num_words = len(encoding.ids)
         if sum(encoding.special_tokens_mask) == num_words:
             raise ExpressionError(f"expression {shown(cleaned)} has no word in it; reword it")
-        if num_words > self._max_words:
+        if num_words > self.max_words:
             raise ExpressionError(
                 f"expression {shown(cleaned)} has {num_words} tokens, begin and end tokens "
-                f"included, at most {self._max_words} are accepted; shorten it"
+                f"included, at most {self.max_words} are accepted; shorten it"
             )
         return np.array(encoding.ids, np.int64)
+
+
+def _raise_unless_of_library(error: BaseException) -> None:
+    """Let interruptions pass; panics of the Rust code in `tokenizers` are no `Exception` either."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def shown(expression: str) -> str:

@@ -17,6 +17,7 @@ from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageE
 from refsam_trt.families.refsam import DECODER_STEP, TEXT_ENCODER, Split
 from refsam_trt.text import (
     TextCache,
+    TextEmbedding,
     TextEncoder,
     TextMode,
     TextStatistics,
@@ -191,6 +192,25 @@ def test_a_cache_of_another_split_is_refused(bundles: dict[Split, Path], tmp_pat
     write_text_cache(tmp_path / "cache", {"a dog": random_embedding(3, values=False)})
     encoder = Setting(bundles["optimised"]).encoder(cache=tmp_path / "cache")
     with pytest.raises(BundleError, match=r"text_values has shape None, the step needs \(4, 4, 64"):
+        encoder.encode("a dog")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (np.zeros((0, 256), np.float32), r"words has shape \(0, 256\), the step needs \(1, 256\)"),
+        (np.zeros((65, 256), np.float32), r"words has shape \(65, 256\), .* needs \(64, 256\)"),
+        (np.zeros(5, np.float32), r"words has shape \(5,\), the step needs \(5, 256\)"),
+        (np.zeros((3, 256), np.int8), "words holds int8, expected float32 or float16; export"),
+    ],
+)
+def test_a_cache_that_no_step_can_use_is_refused(
+    bundles: dict[Split, Path], tmp_path: Path, words: np.ndarray, message: str
+) -> None:
+    embedding = TextEmbedding(words, np.zeros(256, np.float32), None)
+    write_text_cache(tmp_path / "cache", {"a dog": embedding})
+    encoder = Setting(bundles["baseline"]).encoder(cache=tmp_path / "cache")
+    with pytest.raises(BundleError, match=f"text embedding of 'a dog': {message}"):
         encoder.encode("a dog")
 
 

@@ -160,6 +160,24 @@ def test_another_number_of_tokens_is_damage_too(
     assert "expected {'words': ((4, 256)" in caplog.text
 
 
+def test_no_damage_whatever_raises_or_gives_other_values(cache: TextDiskCache) -> None:
+    cache.put("a dog", random_embedding(3))
+    path = only_file(cache)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    num_found = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(0, rng.choice([9, 700, len(whole)]), rng.integers(1, 4)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(len(whole))] if rng.random() < 0.1 else content)
+        found = cache.get("a dog", num_words=3)
+        if found is not None:  # nothing that counts was changed
+            num_found += 1
+            assert_same_embedding(found, random_embedding(3))
+    assert num_found < 30
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_a_pipe_or_folder_in_place_of_a_file_is_left_alone(cache: TextDiskCache) -> None:
     cache.put("a dog", random_embedding(3))
