@@ -30,18 +30,38 @@ command.add_command(accuracy)
 @click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--frames", "num_frames", type=click.IntRange(min=3), default=5, help="Chain length.")
+@click.option("--bisect", is_flag=True, help="Name the first frame, graph and tensor that differ.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Of --bisect: the largest relative error that is no difference.  [default: 1e-4]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def parity(bundle: Path, as_json: bool, **options: Any) -> None:
+def parity(
+    bundle: Path, as_json: bool, bisect: bool, tolerance: float | None, **options: Any
+) -> None:
     """Compare each graph, and a chain of frames, with the PyTorch reference.
+
+    With --bisect, each graph gets the reference's own inputs frame by frame, and the first one that
+    differs is searched for the first tensor that does.
 
     Exit codes: 0 equal within the bounds, 1 not, 2 unusable input.
     """
+    if tolerance is not None and not bisect:
+        raise click.UsageError("--tolerance belongs to --bisect; the bounds of parity are fixed")
+    options["report"] = lambda line: click.echo(f"refsam-bench: {line}", err=True)
+    if bisect:
+        options["tolerance"] = tolerance
+    passed = (_bisect if bisect else _compare)(bundle, as_json, options)
+    if not passed:
+        raise click.exceptions.Exit(1)
+
+
+def _compare(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
     from refsam_bench.parity import measure_parity
     from refsam_export.parity.process import verdict
 
-    figures = measure_parity(
-        bundle, report=lambda line: click.echo(f"refsam-bench: {line}", err=True), **options
-    )
+    figures = measure_parity(bundle, **options)
     if as_json:
         click.echo(json.dumps(figures))
     else:
@@ -54,8 +74,15 @@ def parity(bundle: Path, as_json: bool, **options: Any) -> None:
                 f"{row['logits_error']:.1e}, mask IoU {row['mask_iou']:.6f}"
             )
         click.echo(verdict(figures))
-    if not figures["passed"]:
-        raise click.exceptions.Exit(1)
+    return bool(figures["passed"])
+
+
+def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
+    from refsam_bench.parity_bisect import bisect_parity
+
+    found = bisect_parity(bundle, **options)
+    click.echo(json.dumps(found.to_json()) if as_json else found.finding)
+    return found.passed
 
 
 @command.command()

@@ -43,6 +43,20 @@ def export_graph(
     Raises:
         InternalError: the exported graph breaks the contract or holds a forbidden operator.
     """
+    program = onnx_program(module, spec, limits)
+    _finish(program.model, spec)
+    onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    return node_types(program.model)
+
+
+def onnx_program(
+    module: nn.Module, spec: GraphSpec, limits: Mapping[str, int], *, optimize: bool = True
+) -> Any:
+    """Return `torch.onnx.ONNXProgram` of a graph; arguments as of `export_graph`.
+
+    Its `exported_program` is what PyTorch computes: a node there and a tensor of the ONNX graph
+    that have the same name have the same value, optimised or not.
+    """
     examples = tuple(_example(tensor) for tensor in spec.inputs)
     # The dims need names of their own: a bare "N" is a function to sympy.
     dims = {s: torch.export.Dim(f"num_{s.lower()}", min=1, max=limits[s]) for s in limits}
@@ -58,14 +72,12 @@ def export_graph(
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=(tuple(shapes),) if named else tuple(shapes),
             external_data=True,
-            optimize=True,
+            optimize=optimize,
             verbose=False,
         )
     if program is None:
         raise InternalError("torch.onnx.export returned nothing")
-    _finish(program.model, spec)
-    onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-    return node_types(program.model)
+    return program
 
 
 def node_types(model: Any) -> dict[str, int]:
