@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refsam_trt.commands import INTERRUPTED, TERMINATED, Terminated, run_command
-from refsam_trt.errors import RefsamError, UsageError
+from refsam_trt.errors import RefsamError
 
 if TYPE_CHECKING:
     from refsam_trt.runner import RunReport
 
 _NAME = "refsam-run"
 _FILE = click.Path(path_type=Path)
+
+
+def _text_cache(context: click.Context, parameter: click.Parameter, value: str) -> str | Path:
+    return value if value in ("off", "user") else Path(value)
 
 
 @click.command(context_settings={"show_default": True})
@@ -55,6 +59,14 @@ _FILE = click.Path(path_type=Path)
     "--dataset resident]",
 )
 @click.option(
+    "--text-cache",
+    metavar="off|user|PATH",
+    default="off",
+    callback=_text_cache,
+    help="Keep text embeddings on disk from run to run: in the user's cache folder, or in PATH. "
+    "The files hold the expressions in plain text.",
+)
+@click.option(
     "--threshold",
     type=float,
     help="Logits above it belong to a mask. Label maps have a rule of their own: the largest "
@@ -88,29 +100,15 @@ def command(as_json: bool, **options: Any) -> None:
 def _request(options: dict[str, Any]) -> Any:
     from refsam_trt.run_jobs import RunRequest
     from refsam_trt.sources import Selection
+    from refsam_trt.text_file import read_expressions
 
     selection = Selection(options.pop("start"), options.pop("end"), options.pop("stride"))
-    more = _expressions_in(options.pop("expressions_file"))
+    file = options.pop("expressions_file")
+    more = [] if file is None else [text for _, text in read_expressions(file)]
     expressions = (*options.pop("expressions"), *more)
     save = options.pop("save")
     names = None if save is None else tuple(name.strip() for name in save.split(","))
     return RunRequest(expressions=expressions, save=names, selection=selection, **options)
-
-
-def _expressions_in(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
-        raise UsageError(
-            f"{path}: cannot be read as expressions ({reason}); give a text file with one per line"
-        ) from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise UsageError(f"{path}: found no expression; write one per line")
-    return found
 
 
 def _as_json(report: RunReport) -> dict[str, Any]:

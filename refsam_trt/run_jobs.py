@@ -27,6 +27,7 @@ from refsam_trt.run_outputs import (
 )
 from refsam_trt.sources import Selection, open_source
 from refsam_trt.text import TextMode
+from refsam_trt.text_disk import TextCacheChoice
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class RunRequest:
         selection: which frames of each video.
         backend, variant, num_threads: as for `load`.
         text: as for `load`; None is `lazy`, with `dataset` `resident`.
+        text_cache: as for `load`.
         threshold: logits above it belong to a mask; None is 0, for Ref-YouTube-VOS 0.01. Label maps
             are merged by a rule of their own, so not with Ref-DAVIS17.
         is_overwrite: replace what an earlier run wrote.
@@ -62,6 +64,7 @@ class RunRequest:
     variant: str | None = None
     num_threads: int | None = None
     text: TextMode | None = None
+    text_cache: TextCacheChoice = "off"
     threshold: float | None = None
     is_overwrite: bool = False
 

@@ -87,6 +87,7 @@ def run(request: RunRequest) -> RunReport:
             bundle,
             backend=request.backend,
             text=request.text_mode,
+            text_cache=request.text_cache,
             variant=request.variant,
             num_threads=request.num_threads,
         )

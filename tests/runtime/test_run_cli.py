@@ -269,3 +269,12 @@ def test_late_results_meet_their_frames(run, monkeypatch, tmp_path):
         expected = video.finish()
     for index, results in enumerate(expected, start=1):
         np.testing.assert_array_equal(read_png(out / f"masks/{index:05d}.png"), results.label_map())
+
+
+def test_embeddings_are_kept_on_disk_when_asked_to(run, bundle, clip, tmp_path):
+    cache = tmp_path / "cache"
+    for name in ("first", "second"):
+        args = (bundle, clip, "a bright square", "--output", tmp_path / name, "--end", 1)
+        ended = run(*args, "--text-cache", cache)
+        assert ended.code == 0, ended.err
+    assert len(list(cache.rglob("*.safetensors"))) == 1
