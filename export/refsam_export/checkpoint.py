@@ -1,13 +1,15 @@
 """From weight files to a model: recognised by their keys, checked, reported (refsam-model 8).
 
-Three kinds: SAM's `.pth` (flat, `image_encoder.` / `prompt_encoder.` / `mask_decoder.`), a Hugging
-Face T5 folder, and our own safetensors file, which may also hold the text encoder.
+Four kinds: SAM's `.pth` (flat, `image_encoder.` / `prompt_encoder.` / `mask_decoder.`), a Hugging
+Face folder of a text encoder, our own safetensors file, which may also hold the text encoder, and
+the part files of the official training scripts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from refsam_export.configuration import (
+    ASSUMED_ACT,
+    OFFICIAL_ACT,
+    Asked,
+    Facts,
+    derive,
+    hda_facts,
+)
 from refsam_export.model.config import ModelConfig, preset
 from refsam_export.model.refsam import RefSam
+from refsam_export.parts import read_parts
 from refsam_export.realistic_init import realistic_init
 from refsam_export.tensor_files import describe, read_metadata, read_tensors, write_tensors
 from refsam_export.text_encoders import (
@@ -33,9 +44,15 @@ from refsam_trt.manifest import Source, Weights
 
 METADATA_KEY = "refsam"
 SOURCE_SCHEMA = 1
-_GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_PROMPT = "prompt_encoder."
+_GAUSSIAN = f"{_PROMPT}pe_layer.positional_encoding_gaussian_matrix"
+_NO_MASK = f"{_PROMPT}no_mask_embed.weight"
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SHOWN = 6
+_LOST_ADAPTERS = (
+    "They are the adapters: the released training scripts save them with LoRA only, in "
+    "image_encoder_blocks_*; a model whose adapters were not saved cannot be restored. "
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to export, and where every tensor of it came from."""
+    """A model ready to export, where every tensor of it came from, and what a user should know."""
 
     model: RefSam
     tokenizer: Tokenizer
@@ -58,6 +75,17 @@ class LoadedModel:
     weights: Weights
     reports: tuple[FileReport, ...]
     missing: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    """What one file or folder gives, by canonical key."""
+
+    name: str
+    kind: str
+    tensors: Mapping[str, Tensor]
+    sources: tuple[Source, ...]
 
 
 def load_model(
@@ -65,8 +93,10 @@ def load_model(
     *,
     sam_checkpoint: Path | None = None,
     checkpoint: Path | None = None,
+    parts: Sequence[Path] = (),
     text_encoder: Path | None = None,
     random_init: int | None = None,
+    asked: Asked | None = None,
 ) -> LoadedModel:
     """Build RefSAM and fill it from files, later files over earlier ones.
 
@@ -74,48 +104,77 @@ def load_model(
         backbone: preset name.
         sam_checkpoint: SAM's own weights.
         checkpoint: our safetensors file.
-        text_encoder: Hugging Face T5 folder.
+        parts: part files of the official training scripts, instead of `checkpoint`.
+        text_encoder: Hugging Face folder.
         random_init: seed with which whatever no file gives is filled; None refuses gaps.
+        asked: fields of the configuration that were asked for (`configuration.asked_for`).
 
     Raises:
-        CheckpointError: unreadable or unsafe file, another preset's, or gaps without `random_init`.
+        CheckpointError: unreadable or unsafe file, another preset's, a file that contradicts
+            another one or `asked`, or gaps without `random_init`.
+        UsageError: both `checkpoint` and `parts`, or no such preset.
     """
-    sources: list[Source] = []
-    found: dict[str, Tensor] = {}
-    reports: list[FileReport] = []
-    config = preset(backbone)
-    text: TextSource | None = None
-    parts: list[tuple[str, str, dict[str, Tensor]]] = []
-    if sam_checkpoint is not None:
-        parts.append((str(sam_checkpoint), "SAM", _sam_tensors(sam_checkpoint)))
-        sources.append(describe("sam_checkpoint", sam_checkpoint))
-    if checkpoint is not None:
-        config, text = _own_configuration(checkpoint, config)
-        parts.append((str(checkpoint), "RefSAM", read_tensors(checkpoint)))
-        sources.append(describe("checkpoint", checkpoint))
+    config, text, own, warnings = _own_files(preset(backbone), checkpoint, parts, asked or {})
+    files = [*_sam_file(sam_checkpoint, config), *own]
     if text_encoder is not None:
         text = read_text_folder(text_encoder)
         assert text.tensors is not None
         tensors = {TEXT_PREFIX + key: value for key, value in text.tensors.items()}
-        parts.append((str(text_encoder), "T5", tensors))
-        sources.extend(text.sources)
+        files.append(_File(str(text_encoder), "T5", tensors, text.sources))
     text = text or small_text_source(config.preset)
     model = empty_model(config, text.config)
-    wanted = canonical_tensors(model)
-    for name, kind, tensors in parts:
-        reports.append(_report(name, kind, tensors, wanted))
-        for key in sorted(tensors.keys() & wanted.keys()):
-            _check_tensor(f"{name}: {key}", config.preset, tensors[key], wanted[key])
-        found.update({key: value for key, value in tensors.items() if key in wanted})
-    for key, value in found.items():
-        wanted[key].data.copy_(value)
-    missing = tuple(sorted(set(wanted) - set(found)))
+    reports, missing = _fill(model, files)
     if missing and random_init is None:
         raise CheckpointError(_gap_message(missing))
     if missing and random_init is not None:
         realistic_init(model, random_init, only=set(missing))
-    weights = Weights(tuple(sources), random_init if missing else None, len(missing))
-    return LoadedModel(model, text.tokenizer, text.config, weights, tuple(reports), missing)
+    sources = tuple(source for file in files for source in file.sources)
+    weights = Weights(sources, random_init if missing else None, len(missing))
+    return LoadedModel(model, text.tokenizer, text.config, weights, reports, missing, warnings)
+
+
+def _own_files(
+    base: ModelConfig, checkpoint: Path | None, parts: Sequence[Path], asked: Asked
+) -> tuple[ModelConfig, TextSource | None, list[_File], tuple[str, ...]]:
+    """Read what holds RefSAM's own weights: configuration, text encoder if any, files, warnings."""
+    if checkpoint is not None and parts:
+        raise UsageError(
+            f"--checkpoint {checkpoint} and --part {parts[0]} hold the same tensors; give one kind"
+        )
+    if checkpoint is not None:
+        stored, text = _own_configuration(checkpoint, base)
+        fields = {f.name: getattr(stored, f.name) for f in dataclasses.fields(stored)}
+        config = derive(base, asked, [Facts(str(checkpoint), fields)])
+        source = describe("checkpoint", checkpoint)
+        file = _File(str(checkpoint), "RefSAM", read_tensors(checkpoint), (source,))
+        return config, text, [file], ()
+    found = read_parts(parts)
+    warnings = [warning for part in found for warning in part.warnings]
+    if found and "adapter_act" not in asked:
+        asked = {**asked, "adapter_act": OFFICIAL_ACT}
+        warnings.append(ASSUMED_ACT)
+    facts = [Facts(str(part.path), part.facts) for part in found]
+    config = derive(base, asked, facts + hda_facts({p.kind: str(p.path) for p in found}))
+    files = [_File(str(p.path), p.kind, p.tensors, (describe("part", p.path),)) for p in found]
+    return config, None, files, tuple(warnings)
+
+
+def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...], tuple[str, ...]]:
+    """Copy the files' tensors into the model; return the reports and the keys in no file."""
+    wanted = canonical_tensors(model)
+    found: dict[str, Tensor] = {}
+    reports: list[FileReport] = []
+    for file in files:
+        unexpected = tuple(sorted(file.tensors.keys() - wanted.keys()))
+        num_loaded = len(file.tensors) - len(unexpected)
+        reports.append(FileReport(file.name, file.kind, num_loaded, unexpected))
+        for key in sorted(file.tensors.keys() & wanted.keys()):
+            value = file.tensors[key]
+            _check_tensor(f"{file.name}: {key}", model.config.preset, value, wanted[key])
+            found[key] = value
+    for key, value in found.items():
+        wanted[key].data.copy_(value)
+    return tuple(reports), tuple(sorted(set(wanted) - set(found)))
 
 
 def empty_model(config: ModelConfig, text_config: Mapping[str, Any]) -> RefSam:
@@ -151,7 +210,7 @@ def _own_configuration(path: Path, config: ModelConfig) -> tuple[ModelConfig, Te
     if raw is None:
         raise CheckpointError(
             f"{path}: not a RefSAM weights file of ours (no {METADATA_KEY!r} metadata); "
-            "SAM's weights go to --sam-checkpoint"
+            "SAM's weights go to --sam-checkpoint, files of the official scripts to --part"
         )
     record = _parse_record(raw, path)
     try:
@@ -182,22 +241,21 @@ def _parse_record(raw: str, path: Path) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def _sam_tensors(path: Path) -> dict[str, Tensor]:
+def _sam_file(path: Path | None, config: ModelConfig) -> list[_File]:
+    if path is None:
+        return []
     tensors = read_tensors(path)
     if not any(key.startswith("image_encoder.") for key in tensors) or _GAUSSIAN not in tensors:
         raise CheckpointError(
             f"{path}: not a SAM checkpoint; expected keys image_encoder.*, mask_decoder.* and "
-            f"{_GAUSSIAN}, found {_shown(sorted(tensors))}; weights of RefSAM go to --checkpoint"
+            f"{_GAUSSIAN}, found {_shown(sorted(tensors))}; weights of RefSAM go to --checkpoint "
+            "or --part"
         )
     tensors["pe.gaussian"] = tensors.pop(_GAUSSIAN)
-    return {k: v for k, v in tensors.items() if not k.startswith("prompt_encoder.")}
-
-
-def _report(
-    name: str, kind: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> FileReport:
-    unexpected = tuple(sorted(set(tensors) - set(wanted)))
-    return FileReport(name, kind, len(tensors) - len(unexpected), unexpected)
+    if config.hda_levels == 0 and not config.dense_origin and _NO_MASK in tensors:
+        tensors[_NO_MASK.removeprefix(_PROMPT)] = tensors.pop(_NO_MASK)
+    kept = {key: value for key, value in tensors.items() if not key.startswith(_PROMPT)}
+    return [_File(str(path), "SAM", kept, (describe("sam_checkpoint", path),))]
 
 
 def _check_tensor(name: str, backbone: str, found: Tensor, wanted: Tensor) -> None:
@@ -218,9 +276,11 @@ def _check_tensor(name: str, backbone: str, found: Tensor, wanted: Tensor) -> No
 
 def _gap_message(missing: Iterable[str]) -> str:
     keys = list(missing)
+    only_adapters = all("_Adapter." in key for key in keys)
     return (
         f"{len(keys)} tensors are in none of the given files: {_shown(keys)}. "
-        "Give --sam-checkpoint, --checkpoint or --text-encoder, or fill them with "
+        f"{_LOST_ADAPTERS if only_adapters else ''}"
+        "Give --sam-checkpoint, --checkpoint, --part or --text-encoder, or fill them with "
         "--random-init SEED (for tests of speed and parity: the masks will mean nothing)"
     )
 

@@ -20,7 +20,39 @@ _SHOWN = 3
 @click.option("--backbone", required=True, help="Preset: vitb, vitl, vith, nano or tiny.")
 @click.option("--sam-checkpoint", type=_FILE, help="SAM's own weights (sam_vit_h_4b8939.pth).")
 @click.option("--checkpoint", type=_FILE, help="RefSAM weights: one safetensors file of ours.")
+@click.option(
+    "--part",
+    "parts",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Instead of --checkpoint, one file of the official training scripts (resizer_*.pth, "
+    "mask_decoder_*.pth and so on); may be given several times. Its keys tell which part it is.",
+)
 @click.option("--text-encoder", type=_FILE, help="Hugging Face folder of a T5 encoder.")
+@click.option(
+    "--configuration",
+    type=click.Choice(["paper", "released"]),
+    help="Insist on the paper's model or on that of the released scripts.  [default: what the "
+    "files hold, and the paper's where they do not tell]",
+)
+@click.option(
+    "--adapter-act",
+    type=click.Choice(["relu", "gelu"]),
+    help="Activation of the adapters.  [default: gelu with --part, else relu]",
+)
+@click.option(
+    "--ablation",
+    "ablations",
+    type=click.Choice(["no-dense-attention", "dense-origin", "no-word-tokens"]),
+    multiple=True,
+    help="Export a model that was trained without one of its parts.",
+)
+@click.option(
+    "--mask-select",
+    type=click.Choice(["main", "best_iou"]),
+    help="Which of SAM's four masks is returned; only main is trained.  [default: main]",
+)
 @click.option(
     "--random-init",
     type=click.IntRange(0, 2**32 - 1),
@@ -69,19 +101,29 @@ _SHOWN = 3
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.version_option(package_name="refsam-trt")
-def command(as_json: bool, include_source: bool | None, **options: Any) -> None:
+def command(
+    as_json: bool,
+    include_source: bool | None,
+    configuration: Any,
+    adapter_act: str | None,
+    ablations: Any,
+    mask_select: str | None,
+    **options: Any,
+) -> None:
     """Export RefSAM to a bundle of ONNX graphs and prove it equal to the PyTorch reference.
 
     Exit codes: 0 done, 1 parity failed (no bundle is written), 2 unusable input.
     """
+    from refsam_export.configuration import asked_for
     from refsam_export.exporter import ExportRequest, export_bundle
     from refsam_export.model.config import preset
 
     if include_source is None:
         is_small = preset(options["backbone"]).preset in ("nano", "tiny")
         include_source = is_small and not options["without_text_encoder"]
+    asked = asked_for(configuration, adapter_act, mask_select, ablations)
     result = export_bundle(
-        ExportRequest(include_source=include_source, **options),
+        ExportRequest(include_source=include_source, asked=asked, **options),
         lambda line: click.echo(f"refsam-export: {line}", err=True),
     )
     if as_json:

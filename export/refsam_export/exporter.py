@@ -6,13 +6,14 @@ import gc
 import importlib.metadata
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from refsam_export.checkpoint import LoadedModel, load_model, save_source
+from refsam_export.configuration import Asked
 from refsam_export.graphs import build_graphs
 from refsam_export.known_text import (
     TEXT_CACHE,
@@ -61,6 +62,8 @@ Report = Callable[[str], None]
 class ExportRequest:
     """What `refsam-export` was asked for; see its `--help` for every field.
 
+    `asked`: fields of the configuration, as `configuration.asked_for` returns them.
+
     Raises:
         UsageError: neither a text encoder nor expressions to know without one.
     """
@@ -69,7 +72,9 @@ class ExportRequest:
     output: Path
     sam_checkpoint: Path | None = None
     checkpoint: Path | None = None
+    parts: tuple[Path, ...] = ()
     text_encoder: Path | None = None
+    asked: Asked = field(default_factory=dict)
     random_init: int | None = None
     split: refsam.Split = "optimised"
     attention: str = "augmented"
@@ -124,9 +129,13 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
             request.backbone,
             sam_checkpoint=request.sam_checkpoint,
             checkpoint=request.checkpoint,
+            parts=request.parts,
             text_encoder=request.text_encoder,
             random_init=request.random_init,
+            asked=request.asked,
         )
+        for warning in loaded.warnings:
+            report(f"warning: {warning}")
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
@@ -230,4 +239,5 @@ def _summary(loaded: LoadedModel) -> dict[str, Any]:
         "num_missing": len(loaded.missing),
         "missing": list(loaded.missing),
         "random_init_seed": loaded.weights.random_init_seed,
+        "warnings": list(loaded.warnings),
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from refsam_export.checkpoint import LoadedModel, load_model
+from refsam_export.model.config import ModelConfig
 from refsam_export.tensor_files import describe
 from refsam_trt.bundle import Bundle
 from refsam_trt.errors import CheckpointError
 from refsam_trt.manifest import Source
-
-_ROLES = ("sam_checkpoint", "checkpoint", "text_encoder")
 
 
 def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
@@ -32,14 +33,19 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
     wanted = manifest.weights
     if folder is None and wanted.sources:
         raise CheckpointError(_no_source_message(bundle))
-    files = {role: _find(folder, role, wanted.sources) for role in _ROLES}
-    text = files["text_encoder"]
+    sam, own, text = (
+        _find(folder, role, [source for source in wanted.sources if source.role == role])
+        for role in ("sam_checkpoint", "checkpoint", "text_encoder")
+    )
+    parts = [source for source in wanted.sources if source.role == "part"]
     loaded = load_model(
         manifest.preset,
-        sam_checkpoint=next(iter(files["sam_checkpoint"]), None),
-        checkpoint=next(iter(files["checkpoint"]), None),
+        sam_checkpoint=next(iter(sam), None),
+        checkpoint=next(iter(own), None),
+        parts=[path for part in parts for path in _find(folder, "part", [part])],
         text_encoder=text[0].parent if text else None,
         random_init=wanted.random_init_seed,
+        asked=_recorded_fields(bundle),
     )
     if loaded.weights != wanted:
         raise CheckpointError(
@@ -49,9 +55,14 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
     return loaded
 
 
-def _find(folder: Path | None, role: str, sources: Iterable[Source]) -> list[Path]:
-    """Return the files of one role, which lie in one folder; [] if there are none."""
-    wanted = [source for source in sources if source.role == role]
+def _recorded_fields(bundle: Bundle) -> dict[str, Any]:
+    """Return the whole configuration as fields asked for: options of the export included."""
+    config = ModelConfig.from_json(bundle.manifest.configuration.get("model", {}))
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _find(folder: Path | None, role: str, wanted: Sequence[Source]) -> list[Path]:
+    """Return files of one role that lie in one folder; [] if none are wanted."""
     if folder is None or not wanted:
         return []
     places = sorted({path.parent for path in folder.rglob("*") if path.name == wanted[0].name})

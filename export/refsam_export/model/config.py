@@ -114,7 +114,7 @@ class ModelConfig:
     @property
     def adapter_dim(self) -> int:
         """Hidden width of an adapter."""
-        return int(self.width * self.adapter_ratio)
+        return round(self.width * self.adapter_ratio)
 
     @property
     def intermediate_blocks(self) -> tuple[int, ...]:

@@ -160,6 +160,8 @@ def decode(
     iou = decoder.iou_prediction_head(q[:, 0])[:, :wanted]
     if mask_select == "best_iou":
         best = iou.argmax(dim=1, keepdim=True)
-        hyper, iou = hyper.take_along_dim(best[..., None], 1), iou.take_along_dim(best, 1)
+        # Not `take_along_dim`, with which torch 2.13 exports a fixed batch.
+        iou = iou.gather(1, best)
+        hyper = hyper.gather(1, best[..., None].expand(-1, -1, hyper.shape[-1]))
     logits = (hyper @ upscaled.flatten(-2)).unflatten(-1, (4 * height, 4 * width))
     return DecoderOutput(logits, iou, q[:, 1])
