@@ -11,7 +11,7 @@ import errno
 import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from refsam_trt.errors import MissingExtraError, VideoError
+from refsam_trt.errors import VideoError
+from refsam_trt.pyav import decoder_limits, file_address, import_av, limit_decoder
 
 MAX_FRAME_PIXELS = 64_000_000
 """Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""
 
-_MIN_AV = 17
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -86,28 +86,6 @@ def open_frames(path: str | Path, max_pixels: int = MAX_FRAME_PIXELS) -> FrameSo
     if path.suffix.lower() in _FORMATS:
         return _Images([path], path.stem, max_pixels)
     return _Video(path, max_pixels)
-
-
-def import_av(needed_for: str) -> ModuleType:
-    """Return PyAV.
-
-    Raises:
-        MissingExtraError: it is not installed, or too old.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError("video", needed_for, str(error)) from error
-    # Older ones decode BT.709, the colours of most HD videos, as BT.601: up to 26 levels off.
-    if int(av.__version__.split(".")[0]) < _MIN_AV:
-        cause = f"found PyAV {av.__version__}, expected {_MIN_AV} or later"
-        raise MissingExtraError("video", needed_for, cause)
-    return av
-
-
-def file_address(path: Path) -> str:
-    """Return the address of a local file: in `take:1.mp4` FFmpeg would see a protocol."""
-    return f"file:{path}"
 
 
 class _Source:
@@ -234,7 +212,11 @@ class _Video(_Source):
         first_hw = None
         num_done = 0
         try:
-            with self._av.open(file_address(self._path)) as container:
+            with self._av.open(
+                file_address(self._path),
+                options=decoder_limits(self._max_pixels),
+                metadata_errors="replace",  # titles are often not UTF-8, and are not needed
+            ) as container:
                 # Threads per slice, PyAV's default: with threads per frame ("AUTO") the error of
                 # a last, cut off packet is lost (PyAV 18.1) and the video just ends early.
                 for frame in container.decode(self._stream(container)):
@@ -256,6 +238,7 @@ class _Video(_Source):
         if not container.streams.video:
             raise VideoError(f"{self._path}: found no video stream; choose a video file")
         stream = container.streams.video[0]
+        limit_decoder(stream, str(self._path), self._max_pixels)
         _require_pixels(stream.height, stream.width, self._max_pixels, self._path)
         self.num_frames = stream.frames or None
         self.fps = float(stream.average_rate) if stream.average_rate else None

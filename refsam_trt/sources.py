@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_trt.errors import UsageError, VideoError
-from refsam_trt.frames import MAX_FRAME_PIXELS, FrameSource, import_av, open_frames
+from refsam_trt.frames import MAX_FRAME_PIXELS, FrameSource, open_frames
+from refsam_trt.pyav import decoder_limits, import_av, limit_decoder
 
 OPEN_TIMEOUT_S = READ_TIMEOUT_S = 10.0
 """How long a stream may keep us waiting, for its first byte and for any later one."""
@@ -135,7 +136,11 @@ class LiveStream:
         timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
         try:
             self._container: Any = av.open(
-                url, format=input_format, options=dict(options), timeout=timeout
+                url,
+                format=input_format,
+                options=options | decoder_limits(MAX_FRAME_PIXELS),
+                metadata_errors="replace",
+                timeout=timeout,
             )
         except av.FFmpegError as error:
             raise VideoError(self._unusable(error)) from error
@@ -194,6 +199,7 @@ class LiveStream:
         if not self._container.streams.video:
             raise VideoError(f"{self.name}: found no video stream; choose an address of video")
         stream = self._container.streams.video[0]
+        limit_decoder(stream, self.name, MAX_FRAME_PIXELS)
         if stream.height * stream.width > MAX_FRAME_PIXELS:
             raise VideoError(
                 f"{self.name}: found {stream.height} x {stream.width} pixels, expected at most "

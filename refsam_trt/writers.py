@@ -20,8 +20,8 @@ from PIL import Image
 
 from refsam_trt.atomic import atomic_folder, atomic_path
 from refsam_trt.errors import OutputError, UsageError
-from refsam_trt.frames import file_address, import_av
 from refsam_trt.overlay import PALETTE
+from refsam_trt.pyav import file_address, import_av
 from refsam_trt.rle import rle_from_mask
 
 _MAX_FPS = 1000.0
