@@ -233,8 +233,20 @@ def request(output: Path, **changes: Any) -> ExportRequest:
 STAGES = ("load_model", "export_graph", "write_reference", "compare_in_process", "write_bundle")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quicker")
 class TestInterrupted:
+    @pytest.fixture
+    def quicker(self, quick: None, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take models from memory and figures from `bundle`: only the files are real."""
+        (figures,) = open_bundle(bundle).manifest.parity.values()
+
+        def touch(*arguments: Any) -> None:
+            arguments[-1].joinpath("reference.safetensors").touch()
+
+        monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
+        monkeypatch.setattr(exporter, "write_reference", touch)
+        monkeypatch.setattr(exporter, "compare_in_process", lambda *_: figures)
+
     @pytest.fixture(params=STAGES)
     def stage(self, request: pytest.FixtureRequest) -> str:
         found: str = request.param
@@ -422,8 +434,7 @@ class TestRefusedAtTheDoor:
         assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_real_signal_ends_a_real_export(number: int, code: int, place: Path) -> None:
+def test_a_real_signal_ends_a_real_export(place: Path) -> None:
     script = "from refsam_export.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -436,11 +447,11 @@ def test_a_real_signal_ends_a_real_export(number: int, code: int, place: Path) -
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     assert any("exporting image_encoder" in line for line in lines)
-    process.send_signal(number)
+    process.terminate()
     out, err = process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert out == ""
-    assert err.strip() in ("refsam-export: terminated", "refsam-export: interrupted")
+    assert err.strip() == "refsam-export: terminated"
     assert list(place.iterdir()) == []
 
 
