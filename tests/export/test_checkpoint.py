@@ -325,7 +325,9 @@ class TestRandomInit:
         assert f"{num} tensors are in none of the given files: dense_conv.bias, " in str(
             error.value
         )
-        assert f" and {num - 6} more. Give --sam-checkpoint, --checkpoint, --part" in str(error.value)
+        assert f" and {num - 6} more. Give --sam-checkpoint, --checkpoint, --part" in str(
+            error.value
+        )
         assert "fill them with --random-init SEED (for tests of speed and parity" in str(
             error.value
         )
