@@ -214,7 +214,8 @@ class _Video(_Source):
         try:
             with self._av.open(
                 file_address(self._path),
-                options=decoder_limits(self._max_pixels),
+                # A file may name addresses (playlists do); none of them is opened.
+                options={"protocol_whitelist": "file", **decoder_limits(self._max_pixels)},
                 metadata_errors="replace",  # titles are often not UTF-8, and are not needed
             ) as container:
                 # Threads per slice, PyAV's default: with threads per frame ("AUTO") the error of

@@ -22,6 +22,8 @@ import click
 import numpy as np
 import torch
 
+from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
+from refsam_bench.fuzz import TOTAL_S, fuzz, target_names
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
 from refsam_export.checkpoint import load_model
 from refsam_export.exporter import ExportRequest, export_bundle
@@ -40,24 +42,35 @@ Step = Callable[[], dict[str, Any]]
 
 
 def main(names: list[str]) -> None:
-    """Run the named steps, or all."""
+    """Run the named steps, or all; exit code 1 if one lists `failures`."""
     if unknown := sorted(set(names) - set(STEPS)):
         raise UsageError(f"no step named {unknown}; steps: {', '.join(STEPS)}")
     commit = _git("rev-parse", "HEAD")
     if _git("status", "--porcelain", "--untracked-files=no"):
         click.echo("note: uncommitted changes; results are marked as such", err=True)
         commit += "-dirty"
+    failures = []
     for name in names or STEPS:
         path = RESULTS / f"{name}.json"
-        if path.is_file() and json.loads(path.read_text())["commit"] == commit:
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        if record.get("commit") == commit:
             click.echo(f"{name}: measured at this commit already")
-            continue
-        start = time.monotonic()
-        figures = STEPS[name]()
-        record = {"step": name, "commit": commit, "environment": environment(None), **figures}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        click.echo(f"{name}: {time.monotonic() - start:.0f} s -> {path.relative_to(ROOT)}")
+        else:
+            record = _measure(name, commit, path)
+        failures += [f"{name}: {failure}" for failure in record.get("failures", [])]
+    for failure in failures:
+        click.echo(f"does not hold: {failure}", err=True)
+    sys.exit(bool(failures))
+
+
+def _measure(name: str, commit: str, path: Path) -> dict[str, Any]:
+    start = time.monotonic()
+    figures = STEPS[name]()
+    record = {"step": name, "commit": commit, "environment": environment(None), **figures}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{name}: {time.monotonic() - start:.0f} s -> {path.relative_to(ROOT)}")
+    return record
 
 
 def import_time() -> dict[str, Any]:
@@ -140,6 +153,21 @@ def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
     return step
 
 
+def footprint(request: FootprintRequest) -> Step:
+    """Size of an installation, time and memory to the first mask (`failures` over the limits)."""
+
+    def export(bundle: Path) -> None:
+        request = ExportRequest("nano", bundle, random_init=SEED, parity_frames=3)
+        export_bundle(request, lambda line: click.echo(f"  {line}"))
+
+    return lambda: measure_footprint(request, export)
+
+
+def fuzzing(target: str) -> Step:
+    """Fuzz one target for its share of an hour (`failures`: what was found)."""
+    return lambda: fuzz(target, TOTAL_S // len(target_names()))
+
+
 def _git(*arguments: str) -> str:
     return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
 
@@ -152,6 +180,9 @@ STEPS: dict[str, Step] = {
     "parity-vitb": parity("vitb", 5),
     "speed-nano": speed("nano", 20, 2),
     "speed-vitb": speed("vitb", 4, 2),
+    "footprint-oldest": footprint(OLDEST),
+    "footprint-newest": footprint(NEWEST),
+    **{f"fuzz-{name}": fuzzing(name) for name in target_names()},
 }
 
 if __name__ == "__main__":
