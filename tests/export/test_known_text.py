@@ -43,6 +43,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer=Library.from_file(str(fake / "tokenizer.json")),
         reports=(),
         missing=(),
+        warnings=(),
         weights=manifest.weights,
     )
 
