@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from refsam_bench.interpreters import find_python
+from refsam_trt.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_RUNS = 5
 FIRST_MASK_LIMIT_S = 1.5
+_SHOWN_CHARACTERS = 2000
 _STAGES = {
     "interpreter": ("spawned_s", "started_s"),
     "import": ("started_s", "imported_s"),
@@ -60,7 +62,7 @@ def measure_footprint(
         export: writes the bundle to be run.
 
     Raises:
-        UsageError: there is no such Python here.
+        UsageError: there is no such Python here, or building, installing or running failed.
     """
     python, version = find_python(request.python)
     with tempfile.TemporaryDirectory() as name:
@@ -159,5 +161,12 @@ def _broken(request: FootprintRequest, measured: dict[str, Any]) -> list[str]:
 
 
 def _run(command: Sequence[object]) -> str:
+    """Return what a program printed; what it said besides is shown only if it failed."""
     words = [str(word) for word in command]
-    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UsageError(
+            f"`{' '.join(words)}` ended with exit code {done.returncode}; make it work and measure "
+            f"again. It said: {done.stderr[-_SHOWN_CHARACTERS:]}"
+        )
+    return done.stdout

@@ -112,3 +112,9 @@ def test_what_is_timed_imports_only_the_runtime(tmp_path):
     )
     footprint._run([sys.executable, "-c", code, fake_bundle.make_bundle(tmp_path / "bundle")])
     assert first_mask.resident_mb() > 10
+
+
+def test_a_failing_program_is_shown_with_what_it_said():
+    code = "import sys; sys.exit('no room')"
+    with pytest.raises(UsageError, match=r"exit code 1; make it work .* It said: no room"):
+        footprint._run([sys.executable, "-c", code])
