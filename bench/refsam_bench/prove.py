@@ -50,6 +50,7 @@ def main(names: list[str]) -> None:
         click.echo("note: uncommitted changes; results are marked as such", err=True)
         commit += "-dirty"
     failures = []
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names or STEPS:
         path = RESULTS / f"{name}.json"
         record = json.loads(path.read_text()) if path.is_file() else {}
