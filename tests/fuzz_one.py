@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def mutate_json(data: bytes, max_size: int, seed: int) -> bytes:
 def main() -> None:
     """Run until libFuzzer's options end it; it leaves the process itself."""
     name = sys.argv.pop(1)
+    logging.disable()
     with tempfile.TemporaryDirectory() as scratch:
         with atheris.instrument_imports(include=["refsam_trt", "PIL"]):
             import fuzz_targets

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 import refsam_trt
-from refsam_trt import rle, state_file, text_cache
+from refsam_trt import rle, state_file, text_cache, text_disk
 from refsam_trt.datasets import load_dataset
 from refsam_trt.errors import RefsamError
 from refsam_trt.frames import open_frames
@@ -125,6 +125,29 @@ def cache(scratch: Path) -> Target:
     return one
 
 
+def disk_cache(scratch: Path) -> Target:
+    """A file among the user's text embeddings: used if it is sound, else passed over."""
+    with refsam_trt.load(fake_bundle.make_bundle(scratch / "bundle"), num_threads=1) as engine:
+        tensors = engine.family.text_inputs
+    key = text_disk.TextKey(tokenizer="0" * 64, text_graph="1" * 64, backend="ort-cpu")
+    folder = scratch / "cache"
+    words = np.zeros((4, 256), np.float32)
+    kept = text_disk.TextDiskCache(folder, key, tensors)
+    kept.put("dog", text_cache.TextEmbedding(words, words[0], None))
+    (path,) = folder.iterdir()
+
+    def one(data: bytes) -> None:
+        path.write_bytes(as_safetensors(data, text_disk.METADATA_KEY))
+        found = text_disk.TextDiskCache(folder, key, tensors).get("dog", num_words=4)
+        if found is None:
+            refusals.num += 1
+        else:
+            assert found.words.shape == (4, 256)
+            assert np.isfinite(found.words).all()
+
+    return one
+
+
 def run_lengths(scratch: Path) -> Target:
     """COCO RLE: a JSON object, or two bytes for the size and a string; read, written, read."""
     del scratch
@@ -203,6 +226,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": manifest,
     "state": state,
     "text-cache": cache,
+    "text-disk": disk_cache,
     "rle": run_lengths,
     "onnx": onnx,
     "tokenizer": tokenizer,
@@ -210,7 +234,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "image": image,
     "video": video,
 }
-JSON_TARGETS = {"manifest", "state", "text-cache", "rle", "tokenizer", "dataset"}
+JSON_TARGETS = {"manifest", "state", "text-cache", "text-disk", "rle", "tokenizer", "dataset"}
 
 
 def read_frames(path: Path, data: bytes) -> None:

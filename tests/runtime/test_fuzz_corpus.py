@@ -14,6 +14,7 @@ SOUND = {
     "state/two.json": 0,
     "state/fresh.json": 0,
     "text-cache/two.json": 0,
+    "text-disk/dog.json": 0,
     "rle/compressed.json": 0,
     "rle/uncompressed.json": 0,
     "rle/string": 0,
