@@ -39,6 +39,7 @@ from refsam_export.text_encoders import (
     small_text_source,
     stored_text_source,
 )
+from refsam_export.text_families import text_family
 from refsam_trt.errors import CheckpointError, UsageError
 from refsam_trt.manifest import Source, Weights
 
@@ -71,6 +72,7 @@ class LoadedModel:
 
     model: RefSam
     tokenizer: Tokenizer
+    pad_id: int
     text_config: dict[str, Any]
     weights: Weights
     reports: tuple[FileReport, ...]
@@ -120,7 +122,7 @@ def load_model(
         text = read_text_folder(text_encoder)
         assert text.tensors is not None
         tensors = {TEXT_PREFIX + key: value for key, value in text.tensors.items()}
-        files.append(_File(str(text_encoder), "T5", tensors, text.sources))
+        files.append(_File(str(text_encoder), text.family.title, tensors, text.sources))
     text = text or small_text_source(config.preset)
     model = empty_model(config, text.config)
     reports, missing = _fill(model, files)
@@ -130,7 +132,9 @@ def load_model(
         realistic_init(model, random_init, only=set(missing))
     sources = tuple(source for file in files for source in file.sources)
     weights = Weights(sources, random_init if missing else None, len(missing))
-    return LoadedModel(model, text.tokenizer, text.config, weights, reports, missing, warnings)
+    return LoadedModel(
+        model, text.tokenizer, text.pad_id, text.config, weights, reports, missing, warnings
+    )
 
 
 def _own_files(
@@ -179,11 +183,12 @@ def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...]
 
 def empty_model(config: ModelConfig, text_config: Mapping[str, Any]) -> RefSam:
     """Return a model whose tensors hold no values yet: nothing is initialised to be overwritten."""
+    family = text_family(text_config, "text encoder")
     with torch.device("meta"):
         encoder = build_text_encoder(text_config)
-        model = RefSam(config, encoder, int(text_config["d_model"]))
+        model = RefSam(config, encoder, int(text_config[family.width]))
     model.to_empty(device="cpu")
-    encoder.set_input_embeddings(encoder.shared)  # `to_empty` unties the two embeddings
+    family.restore(encoder)
     return model
 
 

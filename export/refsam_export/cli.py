@@ -29,7 +29,9 @@ _SHOWN = 3
     help="Instead of --checkpoint, one file of the official training scripts (resizer_*.pth, "
     "mask_decoder_*.pth and so on); may be given several times. Its keys tell which part it is.",
 )
-@click.option("--text-encoder", type=_FILE, help="Hugging Face folder of a T5 encoder.")
+@click.option(
+    "--text-encoder", type=_FILE, help="Hugging Face folder of a T5, RoBERTa or CLIP text encoder."
+)
 @click.option(
     "--configuration",
     type=click.Choice(["paper", "released"]),

@@ -40,7 +40,6 @@ from refsam_trt.manifest import (
 from refsam_trt.text import Tokenizer as TextTokenizer
 from refsam_trt.text_file import read_expressions
 
-PAD_ID = 0
 _TOKENIZER = "tokenizer.json"
 _TOOLS = (
     "torch",
@@ -223,7 +222,7 @@ def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | N
         weights=loaded.weights,
         tools={name: importlib.metadata.version(name) for name in ("refsam-trt", *_TOOLS)},
         preprocess=config.preprocess,
-        tokenizer=Tokenizer(_TOKENIZER, config.lowercase, PAD_ID),
+        tokenizer=Tokenizer(_TOKENIZER, config.lowercase, loaded.pad_id),
         variants=variants,
         state=(StateEntry("track_token", "next_track_token", "has_track"),),
         limits=Limits(refsam.MAX_FRAMES, refsam.MAX_EXPRESSIONS, refsam.MAX_WORDS),

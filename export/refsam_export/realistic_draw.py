@@ -25,7 +25,7 @@ class Draw:
     """One tensor about to be filled.
 
     `index` is the number in its key (block, layer, HDA level), 0 without one. `text_head_dim` is
-    the width of a head of the text encoder, 0 without one.
+    the width of a head of T5, 0 with another text encoder or none.
     """
 
     config: ModelConfig

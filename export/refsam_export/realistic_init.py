@@ -18,6 +18,7 @@ from refsam_export.model.config import EMBED_DIM
 from refsam_export.model.refsam import RefSam
 from refsam_export.realistic_draw import Draw, Rule, after_activation, centre, linear, noise, seeded
 from refsam_export.realistic_encoder import ENCODER_RULES
+from refsam_export.realistic_text import TEXT_RULES
 from refsam_trt.errors import UsageError
 
 NORMED = EMBED_DIM**0.5
@@ -62,11 +63,6 @@ def _hypernetwork_weight(draw: Draw) -> Tensor:
     return centre(draw.linear(HYPERNETWORK), dim=0)
 
 
-def _text_query_weight(draw: Draw) -> Tensor:
-    """Return q of T5, which has no 1/sqrt(d_kv) elsewhere; about 0.6 of the uniform entropy."""
-    return draw.linear(1.5 / draw.text_head_dim**0.5)
-
-
 _DECODER = r"mask_decoder\."
 _LAYER = _DECODER + r"transformer\.layers\.(?P<index>\d)\."
 _ITM_NORM = r"(track_token_mlp\.norm|temporal_aggregation_network\.norm_feat)"
@@ -97,13 +93,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"temporal_aggregation_network\.self_attn\.in_proj_bias", noise(0.1)),
     (r"resizer\.0\.weight", linear(1.4)),
     (r"resizer\.\d\.weight", after_activation(1.4)),
-    (r"text_encoder\.shared\.weight", noise(1.0)),
-    (r"text_encoder\..*\.SelfAttention\.q\.weight", _text_query_weight),
-    (r"text_encoder\..*\.SelfAttention\.relative_attention_bias\.weight", noise(1.0)),
-    (r"text_encoder\..*\.SelfAttention\.[kvo]\.weight", linear(1.0)),
-    (r"text_encoder\..*\.DenseReluDense\.wi\.weight", linear(1.0)),
-    (r"text_encoder\..*\.DenseReluDense\.wo\.weight", after_activation(1.0)),
-    (r"text_encoder\..*layer_norm\.weight", noise(0.2, mean=1.0)),
+    *TEXT_RULES,
     (r"(?!text_encoder\.).*\.norm(\d|_final_attn)?\.weight", noise(0.2, mean=1.0)),
     (_DECODER + r"output_upscaling\.1\.weight", noise(0.2, mean=1.0)),
     (r"(?!text_encoder\.).*\.weight", linear(1.0)),
@@ -116,13 +106,14 @@ def realistic_init(model: RefSam, seed: int, *, only: Collection[str] | None = N
     """Fill the parameters and the buffer `pe.gaussian` of `model` in place.
 
     Args:
-        model: any preset; its text encoder, if there is one, must be T5 with a ReLU feed-forward.
+        model: any preset; its text encoder, if there is one, must be T5 with a ReLU feed-forward,
+            RoBERTa or CLIP.
         seed: seeds differ in all values; the behaviour is the same.
         only: keys of `model.state_dict()` to fill, the rest stays untouched; None fills all.
 
     Raises:
         UsageError: `only` names a key that the model lacks, or the text encoder has a tensor that
-            no T5 encoder has.
+            none of these has.
     """
     state: dict[str, Tensor] = model.state_dict()
     keys = state.keys() if only is None else only
@@ -135,7 +126,7 @@ def realistic_init(model: RefSam, seed: int, *, only: Collection[str] | None = N
     text = model.text_encoder
     for key, (name, rule, index) in rules.items():
         target = state[key]
-        text_head_dim = 0 if text is None else text.config.d_kv
+        text_head_dim = getattr(text.config, "d_kv", 0) if text is not None else 0
         generator = seeded(seed, name)
         draw = Draw(model.config, seed, tuple(target.shape), index, text_head_dim, generator)
         with torch.no_grad():
@@ -153,5 +144,5 @@ def _rule_of(key: str) -> tuple[str, Rule, int]:
             return name, rule, int(match.groupdict().get("index") or 0)
     raise UsageError(
         f"realistic_init: no rule for {key}; the text encoder must be a T5 encoder with a ReLU "
-        "feed-forward (t5-small to t5-11b)"
+        "feed-forward (t5-small to t5-11b), RoBERTa or CLIP"
     )

@@ -1,4 +1,4 @@
-"""Text encoders: T5 from a Hugging Face folder, and the small ones of `nano` and `tiny`.
+"""Text encoders: from a Hugging Face folder, and the small T5 of `nano` and `tiny`.
 
 The folder is read tensor by tensor here, not by `from_pretrained`: no network, no remote code, and
 a report of what was loaded, missing and unexpected.
@@ -6,7 +6,7 @@ a report of what was loaded, missing and unexpected.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +17,28 @@ from torch import Tensor
 
 from refsam_export.nano_tokenizer import ASSET, VOCAB_SIZE
 from refsam_export.tensor_files import describe, read_json_object, read_tensors
+from refsam_export.text_families import TextFamily, text_family
 from refsam_trt.errors import CheckpointError
 from refsam_trt.manifest import Source
 
 TEXT_PREFIX = "text_encoder."
-# The decoder half of a sequence-to-sequence T5, and the copies of the tied embedding.
-_NOT_ENCODER = re.compile(r"^(decoder\.|lm_head\.)")
-_TIED = "encoder.embed_tokens.weight"
 _SMALL = {
     "nano": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 3, "num_heads": 4},
     "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
 }
-_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-_END_ID = 1
 
 
 @dataclass(frozen=True)
 class TextSource:
     """A text encoder before its weights: its configuration, its tokenizer, its tensors if any.
 
-    `tensors` have the names of `T5EncoderModel`'s state dictionary; None means: none were given.
+    `tensors` have the names of transformers' module; None means: none were given.
     """
 
+    family: TextFamily
     config: dict[str, Any]
     tokenizer: Tokenizer
+    pad_id: int
     tensors: Mapping[str, Tensor] | None
     sources: tuple[Source, ...]
 
@@ -55,11 +53,11 @@ def small_text_source(preset: str) -> TextSource:
         **_SMALL.get(preset, _SMALL["nano"]),
     }
     tokenizer = Tokenizer.from_str(ASSET.read_text(encoding="utf-8"))
-    return TextSource(config, tokenizer, None, ())
+    return _checked(config, tokenizer, "the small text encoder")
 
 
 def read_text_folder(folder: Path) -> TextSource:
-    """Read a Hugging Face T5 folder: configuration, tokenizer, weights (one file or sharded).
+    """Read a Hugging Face folder: configuration, tokenizer, weights (one file or sharded).
 
     Raises:
         CheckpointError: a part is missing, unreadable or of another architecture.
@@ -68,17 +66,22 @@ def read_text_folder(folder: Path) -> TextSource:
         raise CheckpointError(
             f"{folder}: no such folder; --text-encoder takes a Hugging Face folder"
         )
-    config = read_json_object(folder / "config.json")
-    _check_config(config, str(folder / "config.json"))
+    config_file = folder / "config.json"
+    config = read_json_object(config_file)
+    family = text_family(config, str(config_file))
+    config = family.complete(config)
+    family.check(config, str(config_file))
     files = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_tensors(file))
-    tokenizer, tokenizer_file = _read_tokenizer(folder)
-    _check_tokenizer(tokenizer, config, str(tokenizer_file))
-    used = [folder / "config.json", tokenizer_file, *files]
-    return TextSource(
-        config, tokenizer, _encoder_part(tensors), tuple(describe("text_encoder", f) for f in used)
+    tokenizer, tokenizer_files = _read_tokenizer(folder, family)
+    source = _checked(config, tokenizer, str(tokenizer_files[0]))
+    used = [config_file, *tokenizer_files, *files]
+    return dataclasses.replace(
+        source,
+        tensors=family.encoder_part(tensors),
+        sources=tuple(describe("text_encoder", file) for file in used),
     )
 
 
@@ -95,62 +98,35 @@ def stored_text_source(config: Any, tokenizer: Any, where: str) -> TextSource:
     """
     if not isinstance(config, dict) or not isinstance(tokenizer, str):
         raise CheckpointError(f"{where}: damaged description of the text encoder")
-    _check_config(config, where)
+    family = text_family(config, where)
+    config = family.complete(config)
+    family.check(config, where)
     try:
         found = Tokenizer.from_str(tokenizer)
     except Exception as error:  # `tokenizers` raises a bare Exception
         raise CheckpointError(f"{where}: not a readable tokenizer: {error}") from error
-    _check_tokenizer(found, config, where)
-    return TextSource(config, found, None, ())
+    return _checked(config, found, where)
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
-    """Return a `transformers.T5EncoderModel` of that configuration, weights not yet set."""
-    from transformers import T5Config, T5EncoderModel
-
-    model: Any = T5EncoderModel(T5Config(**{**config, "dropout_rate": 0.0}))
-    return model.eval().requires_grad_(False)
+    """Return transformers' module of that configuration, weights not yet set."""
+    module = text_family(config, "text encoder").build(config)
+    return module.eval().requires_grad_(False)
 
 
-def _check_config(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what is not the original T5, whose feed-forward is not gated (refsam-model 3.2)."""
-    if config.get("model_type") != "t5":
-        raise CheckpointError(f"{where}: model_type {config.get('model_type')!r}; expected 't5'")
-    form = config.get("feed_forward_proj", "relu")
-    if form != "relu":
-        raise CheckpointError(
-            f"{where}: feed_forward_proj {form!r}; expected 'relu': RefSAM uses the original T5 "
-            "(t5-small to t5-11b), not T5 v1.1 or Flan-T5"
-        )
-    for key in _SIZES:
-        value = config.get(key)
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{where}: {key} is {value!r}; expected a positive whole number")
-
-
-def _check_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], where: str) -> None:
+def _checked(config: dict[str, Any], tokenizer: Tokenizer, where: str) -> TextSource:
+    """Return a source without weights whose tokenizer belongs to its configuration."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    family = text_family(config, where)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config["vocab_size"]:
         raise CheckpointError(
             f"{where}: has a token of id {largest}, the text encoder knows {config['vocab_size']}; "
             "it belongs to another model"
         )
-    ids = tokenizer.encode("a").ids
-    if len(ids) < 2 or ids[-1] != _END_ID:
-        raise CheckpointError(
-            f"{where}: makes {ids} of the word 'a'; expected tokens and, last, the end token "
-            f"{_END_ID}, as T5's tokenizer does"
-        )
-
-
-def _encoder_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    kept = {key: value for key, value in tensors.items() if not _NOT_ENCODER.match(key)}
-    tied = kept.pop(_TIED, None)
-    if tied is not None:
-        kept.setdefault("shared.weight", tied)
-    return kept
+    pad_id = family.check_tokenizer(tokenizer, where)
+    return TextSource(family, config, tokenizer, pad_id, None, ())
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -178,26 +154,31 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
+def _read_tokenizer(folder: Path, family: TextFamily) -> tuple[Tokenizer, list[Path]]:
     path = folder / "tokenizer.json"
     if path.is_file():
         try:
-            return Tokenizer.from_file(str(path)), path
+            return Tokenizer.from_file(str(path)), [path]
         except Exception as error:  # `tokenizers` raises a bare Exception
             raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
-    path = folder / "spiece.model"
-    if path.is_file():
-        return _sentencepiece_tokenizer(path), path
-    raise CheckpointError(f"{folder}: no tokenizer; expected tokenizer.json or spiece.model")
+    paths = [folder / name for name in family.tokenizer_files]
+    if all(path.is_file() for path in paths):
+        return _converted_tokenizer(paths, family), paths
+    raise CheckpointError(
+        f"{folder}: no tokenizer; expected tokenizer.json or {' and '.join(family.tokenizer_files)}"
+    )
 
 
-def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
+def _converted_tokenizer(paths: list[Path], family: TextFamily) -> Tokenizer:
     import transformers
 
-    library: Any = transformers  # its names are made at run time
+    reader: Any = getattr(transformers, family.tokenizer_class)  # a name made at run time
     try:
-        fast = library.T5TokenizerFast.from_pretrained(str(path.parent), local_files_only=True)
+        fast = reader.from_pretrained(str(paths[0].parent), local_files_only=True)
     except Exception as error:  # whatever the conversion stumbles over
-        raise CheckpointError(f"{path}: not a readable SentencePiece model: {error}") from error
+        names = " and ".join(path.name for path in paths)
+        raise CheckpointError(
+            f"{paths[0]}: {names} are not a readable {family.title} tokenizer: {error}"
+        ) from error
     tokenizer: Tokenizer = fast.backend_tokenizer
     return tokenizer

@@ -1,18 +1,46 @@
-"""T5's encoder on transformers' weights, spelled for export (refsam-model 3.2).
+"""Text encoders on transformers' weights, spelled for export (refsam-model 3.2, 3.4).
 
-transformers builds its masks and position buckets with Python logic on shapes; here the bias table
-of every distance up to `max_words` is a constant and is sliced, so that B and N stay dynamic.
+transformers builds its masks and positions with Python logic on shapes; here the positions up to
+`max_words` are constants that are sliced, so that B and N stay dynamic. Attention is matmul,
+softmax, matmul.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from refsam_export.model.hda import key_bias
+from refsam_export.model.hda import MASKED, key_bias
 from refsam_trt.errors import CheckpointError
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Tensor) -> Tensor:
+    """Attend with projected q, k, v [B, N, C]; `bias` is added to the scores, which are not scaled.
+
+    Returns:
+        [B, N, C], the heads side by side.
+    """
+
+    def split(x: Tensor) -> Tensor:
+        return torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2)
+
+    scores = split(q) @ split(k).transpose(-1, -2)
+    return (torch.softmax(scores + bias, dim=-1) @ split(v)).transpose(1, 2).flatten(-2)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Approximate GELU as the first CLIP does."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "quick_gelu": quick_gelu,
+}
 
 
 class T5Graph(nn.Module):
@@ -45,19 +73,11 @@ class T5Graph(nn.Module):
         bias = bias + key_bias(mask, x.dtype)[:, None, None]
         for block in self.blocks:
             attention, feed_forward = block.layer[0], block.layer[1]
-            y = self._norm(attention.layer_norm, x)
-            x = x + self._attend(attention.SelfAttention, y, bias)
+            y, module = self._norm(attention.layer_norm, x), attention.SelfAttention
+            x = x + module.o(attend(module.q(y), module.k(y), module.v(y), self.num_heads, bias))
             dense = feed_forward.DenseReluDense
             x = x + dense.wo(torch.relu(dense.wi(self._norm(feed_forward.layer_norm, x))))
         return self._norm(self.final_norm, x)
-
-    def _attend(self, module: Any, y: Tensor, bias: Tensor) -> Tensor:
-        def split(x: Tensor) -> Tensor:
-            return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
-
-        q, k, v = split(module.q(y)), split(module.k(y)), split(module.v(y))
-        out = torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v
-        return module.o(out.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
     @staticmethod
     def _norm(module: Any, x: Tensor) -> Tensor:
@@ -65,6 +85,76 @@ class T5Graph(nn.Module):
         return module.weight * (x * scale)  # type: ignore[no-any-return]
 
 
+class RobertaGraph(nn.Module):
+    """The same of RoBERTa: norms after each branch, positions counted from behind the pad's id."""
+
+    positions: Tensor  # [max_words, d], the only token type added
+
+    def __init__(self, encoder: Any, max_words: int) -> None:
+        super().__init__()
+        config, embeddings = encoder.config, encoder.embeddings
+        self.num_heads = config.num_attention_heads
+        self.act = _ACTIVATIONS[config.hidden_act]
+        self.embedding, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
+        self.layers = encoder.encoder.layer
+        first = config.pad_token_id + 1
+        table = embeddings.position_embeddings.weight[first : first + max_words]
+        kind = embeddings.token_type_embeddings.weight[0]
+        self.register_buffer("positions", (table + kind).detach().clone())
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Encode a padded batch; pads are no keys."""
+        x = self.norm(self.embedding(input_ids) + self.positions[: input_ids.shape[1]])
+        bias = key_bias(mask, x.dtype)[:, None, None]
+        for layer in self.layers:
+            module, after = layer.attention.self, layer.attention.output
+            q = module.query(x) * (x.shape[-1] // self.num_heads) ** -0.5
+            y = attend(q, module.key(x), module.value(x), self.num_heads, bias)
+            x = after.LayerNorm(x + after.dense(y))
+            y = layer.output.dense(self.act(layer.intermediate.dense(x)))
+            x = layer.output.LayerNorm(x + y)
+        return x  # type: ignore[no-any-return]
+
+
+class ClipGraph(nn.Module):
+    """The same of CLIP: norms before each branch, and no token sees those behind it."""
+
+    positions: Tensor  # [max_words, d]
+    later: Tensor  # [max_words, max_words]: the bias of keys behind their query
+
+    def __init__(self, encoder: Any, max_words: int) -> None:
+        super().__init__()
+        config, embeddings = encoder.config, encoder.embeddings
+        self.num_heads = config.num_attention_heads
+        self.act = _ACTIVATIONS[config.hidden_act]
+        self.embedding = embeddings.token_embedding
+        self.layers, self.norm = encoder.encoder.layers, encoder.final_layer_norm
+        table = embeddings.position_embedding.weight[:max_words].detach().clone()
+        later = torch.full((max_words, max_words), MASKED, dtype=table.dtype).triu(1)
+        self.register_buffer("positions", table)
+        self.register_buffer("later", later)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Encode a padded batch; pads are no keys."""
+        num_words = input_ids.shape[1]
+        x = self.embedding(input_ids) + self.positions[:num_words]
+        bias = self.later[:num_words, :num_words] + key_bias(mask, x.dtype)[:, None, None]
+        for layer in self.layers:
+            y, module = layer.layer_norm1(x), layer.self_attn
+            q = module.q_proj(y) * (x.shape[-1] // self.num_heads) ** -0.5
+            y = attend(q, module.k_proj(y), module.v_proj(y), self.num_heads, bias)
+            x = x + module.out_proj(y)
+            x = x + layer.mlp.fc2(self.act(layer.mlp.fc1(layer.layer_norm2(x))))
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+_GRAPHS: dict[str, Callable[[Any, int], nn.Module]] = {
+    "t5": T5Graph,
+    "roberta": RobertaGraph,
+    "clip_text_model": ClipGraph,
+}
+
+
 def text_graph(encoder: Any, max_words: int) -> nn.Module:
-    """Return the export form of transformers' encoder: `input_ids`, bool mask -> [B, N, d]."""
-    return T5Graph(encoder, max_words)
+    """Return the export form of transformers' module: `input_ids`, bool mask -> [B, N, d]."""
+    return _GRAPHS[encoder.config.model_type](encoder, max_words)

@@ -42,6 +42,7 @@ ENCODER_KEYS = {
         )
     ),
 }
+KNOWN = "'t5', 'roberta', 'clip', 'clip_text_model'"
 SENTENCES = ("the red disc", "  blue   ball on the left", "Ωmega zebra-42")
 
 
@@ -169,8 +170,8 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model_type": "bert"}, "model_type 'bert'; expected 't5'"),
-        ({"model_type": None}, "model_type None; expected 't5'"),
+        ({"model_type": "bert"}, f"model_type 'bert'; expected one of {KNOWN}"),
+        ({"model_type": None}, f"model_type None; expected one of {KNOWN}"),
         (
             {"feed_forward_proj": "gated-gelu"},
             "feed_forward_proj 'gated-gelu'; expected 'relu': RefSAM uses the original T5 "
