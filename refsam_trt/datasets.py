@@ -30,6 +30,8 @@ YOUTUBE_THRESHOLD = 0.01
 
 _NUM_ANNOTATORS = 4
 _MAX_BYTES = 256 * 2**20
+_MAX_NAME_BYTES = 200
+"""File systems take 255; results add a suffix."""
 
 
 class _Expression(msgspec.Struct):
@@ -201,7 +203,7 @@ def _read(path: Path) -> dict[str, _Video]:
 def _video(kind: DatasetKind, root: Path, name: str, video: _Video, path: Path) -> DatasetVideo:
     where = f"{path}: video {name}"
     if bad := [n for n in (name, *video.frames, *video.expressions) if not _is_name(n)]:
-        raise DatasetError(f"{where}: {bad[0]!r} cannot be the name of a file; correct it")
+        raise DatasetError(f"{where}: {bad[0][:80]!r} cannot be the name of a file; correct it")
     if not video.frames or len(set(video.frames)) < len(video.frames) or not video.expressions:
         raise DatasetError(
             f"{where}: found {len(video.frames)} frames and {len(video.expressions)} expressions, "
@@ -237,4 +239,5 @@ def _checked_keys(video: _Video, where: str) -> list[str]:
 
 def _is_name(name: str) -> bool:
     """Tell whether a name from the file stays in the folder that it is joined to."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    is_short = len(name.encode()) <= _MAX_NAME_BYTES
+    return is_short and name not in ("", ".", "..") and not set(name) & set("/\\\0")

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from refsam_trt.errors import VideoError
 from refsam_trt.pyav import decoder_limits, file_address, import_av, limit_decoder
@@ -26,6 +26,15 @@ MAX_FRAME_PIXELS = 64_000_000
 """Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+_EXIF_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
@@ -155,17 +164,26 @@ def _image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
             _require_usable(image, path)
             # Palette transparency makes Pillow warn on the way to RGB; it is dropped anyway.
             image.info.pop("transparency", None)
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(_upright(image).convert("RGB"))
+    except VideoError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoError(
             f"{path}: found too many pixels ({error}), expected at most {max_pixels:,} in a frame; "
             "shrink it first"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged files make Pillow raise whatever its parsers stumble over
         raise VideoError(
             f"{path}: not a readable image ({error}); it is damaged, cut off or of another format: "
             "convert it to PNG or remove it"
         ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation asks, without ever writing its EXIF anew."""
+    image.load()  # a PNG's EXIF may stand behind its pixels
+    turn = _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _require_usable(image: Image.Image, path: Path) -> None:

@@ -23,6 +23,7 @@ SOUND = {
     "tokenizer/bpe.json": 0,
     "dataset/davis.json": 0,
     "image/exif.jpg": 0,
+    "image/exif-that-cannot-be-written": 0,
     "image/palette.png": 0,
     "image/rgb.bmp": 0,
     "image/rgb.webp": 0,

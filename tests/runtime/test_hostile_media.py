@@ -1,11 +1,13 @@
-"""Videos that are not what they announce: refused by us, before memory is spent on them."""
+"""Videos that are not what they announce, and images that Pillow stumbles over: refused by us."""
 
+import struct
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import small_videos
+from PIL import Image
 
 from refsam_trt.errors import VideoError
 from refsam_trt.frames import open_frames
@@ -73,3 +75,29 @@ def test_titles_that_are_not_utf8_do_no_harm(tmp_path: Path):
     path.write_bytes(content.replace(b"cafe", b"caf\xe9"))
     with open_frames(path) as frames:
         assert len(list(frames)) == 1
+
+
+def test_a_turn_that_stands_behind_the_pixels_is_seen(tmp_path: Path):
+    path = tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(path, exif=exif)
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    end = content.index(b"IEND") - 4
+    assert stop <= content.index(b"IDAT")
+    path.write_bytes(content[:start] + content[stop:end] + content[start:stop] + content[end:])
+    with open_frames(path) as frames:
+        assert frames.original_hw == (8, 4)
+
+
+def test_whatever_pillow_raises_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stumble(image: Image.Image) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (8, 4)).save(path)
+    monkeypatch.setattr(Image.Image, "getexif", stumble)
+    with pytest.raises(VideoError, match="not a readable image .unpack requires a buffer"):
+        open_frames(path)
