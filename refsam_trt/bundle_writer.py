@@ -67,7 +67,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(
             f"{target}: exists already, and a bundle is never changed; choose another folder or "
-            "ask to overwrite it"
+            "ask to replace it (--overwrite)"
         )
     if not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
         raise OutputError(

@@ -47,7 +47,7 @@ def test_command_lines_are_understood(page: str, line: str):
         makefile = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{arguments[0]}:", makefile, re.M), line
     elif name == "pip":
-        extras = re.findall(r"refsam-trt\[([a-z,-]+)\]", line)[0].split(",")
+        extras = re.findall(r"\.\[([a-z,-]+)\]", line)[0].split(",")
         declared = (ROOT / "pyproject.toml").read_text()
         assert not [extra for extra in extras if f"\n{extra} = [" not in declared]
     else:

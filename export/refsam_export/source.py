@@ -33,6 +33,11 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
     wanted = manifest.weights
     if folder is None and wanted.sources:
         raise CheckpointError(_no_source_message(bundle))
+    if folder is not None and not wanted.sources:
+        raise CheckpointError(
+            f"{folder}: the bundle was made from no file (its weights are random), so there is "
+            "nothing to look for there; leave --source out"
+        )
     sam, own, text = (
         _find(folder, role, [source for source in wanted.sources if source.role == role])
         for role in ("sam_checkpoint", "checkpoint", "text_encoder")

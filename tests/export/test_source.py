@@ -98,6 +98,11 @@ def test_files_of_the_same_name_are_told_apart_by_hash(
     assert "text_encoder config.json (" in refusal(without_source(bundle, weights), tmp_path)
 
 
+def test_a_folder_for_a_bundle_made_from_no_file(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="made from no file .* leave --source out"):
+        load_source(bundle, tmp_path)
+
+
 def test_no_folder(bundle: Bundle, exported_from: LoadedModel) -> None:
     found = refusal(without_source(bundle, exported_from.weights), None)
     assert found == (
