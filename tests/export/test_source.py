@@ -99,7 +99,7 @@ def test_files_of_the_same_name_are_told_apart_by_hash(
 
 
 def test_a_folder_for_a_bundle_made_from_no_file(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="made from no file .* leave --source out"):
+    with pytest.raises(CheckpointError, match=r"made from no file .* leave --source out"):
         load_source(bundle, tmp_path)
 
 
