@@ -9,7 +9,7 @@ import torch
 
 from refsam_export.checkpoint import LoadedModel
 from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import Preprocessor
 
 
 class ReferenceLoop:
@@ -19,8 +19,7 @@ class ReferenceLoop:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._tokens: dict[str, torch.Tensor] = {}
         config = self._model.config
-        preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
-        self._preprocessor = Preprocessor(frame_hw, preprocess)
+        self._preprocessor = Preprocessor(frame_hw, config.preprocess)
         low_res_hw = (4 * config.grid_size,) * 2
         self._postprocessor = Postprocessor(self._preprocessor.geometry, low_res_hw)
 

@@ -13,7 +13,7 @@ from refsam_export.checkpoint import LoadedModel
 from refsam_trt.engine import Engine
 from refsam_trt.errors import UsageError
 from refsam_trt.postprocess import Postprocessor, mask_from_logits
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import Preprocessor
 
 Frames: TypeAlias = Iterable[NDArray[np.uint8]]
 Masks: TypeAlias = list[NDArray[np.bool_]]
@@ -55,7 +55,7 @@ class ReferenceTracker:
     def __init__(self, loaded: LoadedModel) -> None:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         config = loaded.model.config
-        self._preprocess = PreprocessConfig(config.image_size, config.downscale_short_side)
+        self._preprocess = config.preprocess
         self._low_res_hw = (4 * config.grid_size,) * 2
 
     def track(

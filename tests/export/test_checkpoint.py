@@ -172,6 +172,8 @@ class TestOwnFile:
         assert_holds(found, tensors_of(loaded("tiny", 4)), refsam_tensors())
         assert found.missing
         assert all(key.startswith(TEXT) for key in found.missing)
+        assert found.weights.random_init_seed == 4
+        assert found.weights.num_random_tensors == len(found.missing)
 
     @pytest.mark.parametrize(("backbone", "other"), [("nano", "tiny"), ("tiny", "nano")])
     def test_another_preset(self, backbone: str, other: str, tmp_path: Path) -> None:

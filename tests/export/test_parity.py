@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from exported import exported
 from numpy.testing import assert_array_equal
 from reference_models import loaded, model, relative
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refsam_export.parity.compare import (
@@ -242,3 +243,16 @@ class TestCompare:
         figures, heavy = map(json.loads, done.stdout.splitlines())
         assert figures["passed"]
         assert heavy == []
+
+    def test_a_wrong_chain_alone_fails(self, bundle: Path, reference: Path, tmp_path: Path) -> None:
+        changed = load_file(reference / "reference.safetensors")
+        key = "chain.0.2.low_res_logits"
+        changed[key] = -changed[key]
+        save_file(changed, tmp_path / "reference.safetensors")
+        shutil.copy(reference / "reference.json", tmp_path)
+        found = compare(bundle, tmp_path)
+        assert found.max_graph_error <= MAX_RELATIVE_ERROR
+        assert not found.passed
+        bad = [(r["frame"], r["expression"]) for r in found.chain if r["mask_iou"] < MIN_MASK_IOU]
+        assert bad == [(2, 0)]
+        assert found.max_chain_error > 1

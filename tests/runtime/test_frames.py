@@ -360,3 +360,10 @@ def test_a_relative_file_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
             writer.write(frame)
     with open_frames("take:2.mp4") as found:
         assert len(list(found)) == 3
+
+
+def test_video_colours_are_red_green_blue(tmp_path):
+    frame = np.full((32, 48, 3), (200, 90, 20), np.uint8)
+    with open_frames(small_videos.write_video(tmp_path / "clip.mp4", [frame] * 3)) as source:
+        for found in source:
+            assert np.abs(found.astype(int) - frame).max() < 30

@@ -99,5 +99,5 @@ def test_whatever_pillow_raises_is_a_refusal(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "photo.png"
     Image.new("RGB", (8, 4)).save(path)
     monkeypatch.setattr(Image.Image, "getexif", stumble)
-    with pytest.raises(VideoError, match="not a readable image .unpack requires a buffer"):
+    with pytest.raises(VideoError, match=r"not a readable image .unpack requires a buffer"):
         open_frames(path)

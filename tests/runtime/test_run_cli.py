@@ -20,6 +20,7 @@ from refsam_trt.manifest import Weights
 from refsam_trt.overlay import colors_for, draw
 from refsam_trt.rle import mask_from_rle
 from refsam_trt.run_outputs import RANDOM_CAPTION
+from refsam_trt.writers import OverlayVideoWriter
 
 TEXTS = ("the dog on the left", "A red frisbee")
 NUM_FRAMES = 7
@@ -278,3 +279,20 @@ def test_embeddings_are_kept_on_disk_when_asked_to(run, bundle, clip, tmp_path):
         ended = run(*args, "--text-cache", cache)
         assert ended.code == 0, ended.err
     assert len(list(cache.rglob("*.safetensors"))) == 1
+
+
+def test_the_overlay_shows_each_mask_on_its_own_frame(run, trained, tmp_path, monkeypatch):
+    frames, shown, write = moving_frames(NUM_FRAMES), [], OverlayVideoWriter.write
+
+    def spy(self, frame):
+        shown.append(frame.copy())
+        return write(self, frame)
+
+    monkeypatch.setattr(OverlayVideoWriter, "write", spy)
+    source = write_images(tmp_path / "images", frames)
+    ended = run(trained, source, *TEXTS, "--output", tmp_path / "out", "--save", "overlay")
+    assert ended.code == 0, ended.err
+    expected = expected_results(trained, source)
+    for found, frame, results in zip(shown, frames, expected, strict=True):
+        masks = [result.mask for result in results]
+        np.testing.assert_array_equal(found, draw(frame, masks, TEXTS, colors_for(2)))

@@ -225,3 +225,19 @@ def test_wrong_calls_are_refused(engine: Engine, video: Session) -> None:
     for closed_call in (*finished, video.reset, lambda: video.load_state("never")):
         with pytest.raises(UsageError, match=r"the session is closed; open another one"):
             closed_call()
+
+
+def test_a_failed_first_frame_leaves_the_size_open(
+    video: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video.add_expression("dog")
+
+    def fail(*_: Any) -> None:
+        raise BackendError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OrtContext, "run", fail)
+        with pytest.raises(BackendError, match="lost"):
+            video.step(random_frames(1)[0])
+    assert (video.num_frames, video.frame_hw) == (0, None)
+    assert len(video.step(random_frames(1, (9, 9))[0])) == 1

@@ -195,3 +195,15 @@ def test_a_state_for_other_frames_or_unknown_expressions_is_refused(
         with pytest.raises(ExpressionError, match="not among the 0 cached in the bundle"):
             video.load_state(state)
         assert video.expressions == {}
+
+
+def test_a_restored_state_saves_the_same_again(engine: Engine, tmp_path: Path) -> None:
+    saved_after(engine, tmp_path / "a", random_frames(2))
+    with engine.open_video() as video:
+        video.load_state(tmp_path / "a")
+        video.save_state(tmp_path / "b")
+    a, b = (load_file(tmp_path / name) for name in "ab")
+    assert a["has_track"].tolist() == [True, True, False]
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
