@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -90,3 +91,22 @@ def test_pictures_of_the_readme_exist():
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     assert pictures
     assert not [picture for picture in pictures if not (ROOT / picture).is_file()]
+
+
+def test_figures_of_the_readme_are_those_of_the_result_files():
+    readme = (ROOT / "README.md").read_text()
+    results = {p.stem: json.loads(p.read_text()) for p in (ROOT / "bench/results").glob("*.json")}
+    expected = []
+    for preset in ("nano", "vitb"):
+        splits = results[f"parity-{preset}"]["splits"].values()
+        assert all(figures["passed"] for figures in splits)
+        expected.append(f"{max(figures['max_graph_error'] for figures in splits):.1e} per graph")
+        expected.append(f"IoU at least {min(figures['min_mask_iou'] for figures in splits):.5f}")
+    speed = results["speed-nano"]["speed"]
+    expected.append(f"{speed['speedup']['p50']:.1f} times as fast")
+    for age in ("oldest", "newest"):
+        extras = results[f"footprint-{age}"]["extras"]
+        sizes = [extras[name]["installed_mb"] for name in ("cpu", "cpu,video")]
+        expected.append(f"{sizes[0]:.0f} / {sizes[1]:.0f} MB")
+        expected.append(f"{extras['cpu']['first_mask_s']:.2f} s")
+    assert not [figure for figure in expected if figure not in readme]
