@@ -78,7 +78,7 @@ def test_existing_target_is_kept_unless_it_is_to_be_overwritten(parts: Parts, tm
         write_bundle(target, manifest=manifest, files=again)
     assert str(caught.value) == (
         f"{target}: exists already, and a bundle is never changed; choose another folder or ask "
-        "to overwrite it"
+        "to replace it (--overwrite)"
     )
     assert open_bundle(target).bundle_id == first.bundle_id
     other = msgspec.structs.replace(manifest, preset="other")
