@@ -35,6 +35,8 @@ _OPTIONS = (
     "-len_control=0",
     "-print_final_stats=1",
 )
+_INTERRUPTED = 72
+"""libFuzzer's exit code after SIGINT or SIGTERM: neither a finding nor a finished run."""
 _STATISTICS = {
     "num_executions": "number_of_executed_units",
     "slowest_s": "slowest_unit_time_sec",
@@ -56,6 +58,7 @@ def fuzz(target: str, seconds: int) -> dict[str, Any]:
     Raises:
         UsageError: no such target.
         MissingExtraError: the fuzzer is not installed.
+        KeyboardInterrupt: it was interrupted, here or there.
     """
     if target not in target_names():
         raise UsageError(f"no target {target!r}; targets: {', '.join(target_names())}")
@@ -78,6 +81,8 @@ def fuzz(target: str, seconds: int) -> dict[str, Any]:
             env={**os.environ, "RUST_BACKTRACE": "0", "OMP_NUM_THREADS": "1"},
             check=False,
         )
+    if done.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt
     text = log.read_text(encoding="utf-8", errors="replace")
     return {
         "target": target,

@@ -31,6 +31,8 @@ import json, os, sys
 if sys.argv[1] == "broken":
     print({CRASH!r}, file=sys.stderr)
     sys.exit(77)
+if os.path.exists("interrupt"):
+    sys.exit(72)
 print(json.dumps([sys.argv[1:], os.environ["RUST_BACKTRACE"]]), flush=True)
 print({STATISTICS!r}, file=sys.stderr)
 """
@@ -79,3 +81,10 @@ def test_unknown_targets_and_a_missing_fuzzer_are_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'fuzzing needs .*pip install "refsam-trt\[dev\]"'):
         fuzz.fuzz("sound", 1)
+
+
+def test_an_interrupted_run_is_no_result(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tree)
+    (tree / "interrupt").touch()
+    with pytest.raises(KeyboardInterrupt):
+        fuzz.fuzz("sound", 5)
