@@ -1,7 +1,8 @@
 """`make prove`: measures every figure that README states and writes it to `bench/results/`.
 
 Each step writes one JSON file with the commit it was measured at. A step whose file is of the
-present commit is skipped, so an interrupted run goes on where it stopped. As a program:
+present commit is skipped, so an interrupted run goes on where it stopped; fuzzing goes on within
+its hour, as long as the code that it fuzzes is the same. As a program:
 `python -m refsam_bench.prove [STEP ...]` (all of them without an argument).
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
-from refsam_bench.fuzz import TOTAL_S, fuzz, target_names
+from refsam_bench.fuzz_record import fuzz_all
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
 from refsam_export.checkpoint import load_model
 from refsam_export.exporter import ExportRequest, export_bundle
@@ -43,18 +44,22 @@ Step = Callable[[], dict[str, Any]]
 
 def main(names: list[str]) -> None:
     """Run the named steps, or all; exit code 1 if one lists `failures`."""
-    if unknown := sorted(set(names) - set(STEPS)):
-        raise UsageError(f"no step named {unknown}; steps: {', '.join(STEPS)}")
+    steps = [*STEPS, FUZZ]
+    if unknown := sorted(set(names) - set(steps)):
+        raise UsageError(f"no step named {unknown}; steps: {', '.join(steps)}")
     commit = _git("rev-parse", "HEAD")
     if _git("status", "--porcelain", "--untracked-files=no"):
         click.echo("note: uncommitted changes; results are marked as such", err=True)
         commit += "-dirty"
     failures = []
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in names or STEPS:
+    for name in names or steps:
         path = RESULTS / f"{name}.json"
         record = json.loads(path.read_text()) if path.is_file() else {}
-        if record.get("commit") == commit:
+        if name == FUZZ:
+            about = {"step": name, "commit": commit, "environment": environment(None)}
+            record = fuzz_all(path, about, click.echo)
+        elif record.get("commit") == commit:
             click.echo(f"{name}: measured at this commit already")
         else:
             record = _measure(name, commit, path)
@@ -164,11 +169,6 @@ def footprint(request: FootprintRequest) -> Step:
     return lambda: measure_footprint(request, export)
 
 
-def fuzzing(target: str) -> Step:
-    """Fuzz one target for its share of an hour (`failures`: what was found)."""
-    return lambda: fuzz(target, TOTAL_S // len(target_names()))
-
-
 def _git(*arguments: str) -> str:
     return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
 
@@ -183,8 +183,8 @@ STEPS: dict[str, Step] = {
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
-    **{f"fuzz-{name}": fuzzing(name) for name in target_names()},
 }
+FUZZ = "fuzz"
 
 if __name__ == "__main__":
     main(sys.argv[1:])
