@@ -40,7 +40,7 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
     except Terminated:
         _end(name, "terminated", TERMINATED)
     except click.ClickException as error:
-        error.show()
+        click.echo(_wrong_use(error, name), err=True)
         sys.exit(2)
     except RefsamError as error:
         _end(name, str(error), error.exit_code)
@@ -52,6 +52,15 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _end(name, f"no space left: {error}; free some and try again", 2)
+
+
+def _wrong_use(error: click.ClickException, name: str) -> str:
+    """Return click's words, which may have several lines, as one, and where to read on."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; its words are the help page
+        return error.format_message()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else name
+    return f"{name}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

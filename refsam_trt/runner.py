@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import refsam_trt
 from refsam_trt.atomic import atomic_folder
+from refsam_trt.bundle import open_bundle
 from refsam_trt.engine import Engine, load
 from refsam_trt.errors import (
     BundleError,
@@ -83,6 +84,7 @@ def run(request: RunRequest) -> RunReport:
     bundle = _bundle_folder(request.bundle)
     with ExitStack() as stack:
         jobs = open_jobs(request, stack)
+        _check_expressions(request, jobs, bundle)
         engine = load(
             bundle,
             backend=request.backend,
@@ -92,8 +94,6 @@ def run(request: RunRequest) -> RunReport:
             num_threads=request.num_threads,
         )
         stack.enter_context(engine)
-        if request.dataset is not None:
-            _check_expressions(jobs, bundle, engine)
         return _run_jobs(request, jobs, engine)
 
 
@@ -121,19 +121,25 @@ def _bundle_folder(bundle: str) -> Path:
     return Path(bundle)
 
 
-def _check_expressions(jobs: list[Job], bundle: Path, engine: Engine) -> None:
-    """Refuse an unusable expression now, not when its video comes, hours later."""
-    manifest = engine.manifest
-    tokenizer = Tokenizer(
-        bundle / manifest.tokenizer.file,
-        lowercase=manifest.tokenizer.lowercase,
-        max_words=manifest.limits.max_words,
-    )
+def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> None:
+    """Refuse an unusable expression before graphs are loaded, and hours before its video comes."""
+    try:
+        bundle = open_bundle(folder, verify="deferred")
+        manifest = bundle.manifest
+        tokenizer = Tokenizer(
+            bundle.verify_file(manifest.tokenizer.file),
+            lowercase=manifest.tokenizer.lowercase,
+            max_words=manifest.limits.max_words,
+        )
+    except BundleError:
+        return  # `load` checks more, in a better order, and says what is wrong
     for job in jobs:
         for text in job.expressions:
             try:
                 tokenizer.encode(tokenizer.clean(text))
             except ExpressionError as error:
+                if request.dataset is None:
+                    raise
                 raise ExpressionError(f"{job.name}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """How every command ends: exit code, one message, and tracebacks for our own mistakes only."""
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -75,11 +76,43 @@ def test_an_exit_code_that_was_asked_for(end: Callable[..., Ended]) -> None:
     assert end(click.exceptions.Exit(1)) == Ended(1, "", "")
 
 
-def test_wrong_use_shows_how(end: Callable[..., Ended]) -> None:
-    done = end(None, "--count", "0")
-    assert done.code == 2
-    assert done.err.startswith(f"Usage: {NAME} [OPTIONS]")
-    assert "0 is not in the range x>=1" in done.message
+@pytest.mark.parametrize(
+    ("arguments", "message"),  # click's own words, which differ between its versions
+    [
+        (["--count", "0"], r"Invalid value for '--count': 0 is not in the range x>=1"),
+        (["--cout", "1"], r"No such option:? '?--cout'?[.]? .*--count.*"),
+        (["--count"], r"Option '--count' requires an argument"),
+        (["more"], r"Got unexpected extra argument \(?'?more'?\)?"),
+    ],
+)
+def test_wrong_use_is_one_message(
+    end: Callable[..., Ended], arguments: list[str], message: str
+) -> None:
+    done = end(None, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(rf"{NAME}: {message}; see {NAME} --help\n", done.err)
+
+
+def test_wrong_use_of_a_sub_command_names_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @click.group()
+    def group() -> None: ...
+
+    @group.command("one")
+    @click.option("--kind", type=click.Choice(["a", "b"]), required=True)
+    def one(kind: str) -> None: ...
+
+    call = Commands(monkeypatch, capfd)
+    done = call(lambda: run_command(group, "export", NAME), "one")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(
+        f"{NAME}: Missing option '--kind'. Choose from: a, b; see {NAME} one"
+    )
+    assert call(lambda: run_command(group, "export", NAME), "two").err == (
+        f"{NAME}: No such command 'two'; see {NAME} --help\n"
+    )
+    assert call(lambda: run_command(group, "export", NAME)).err.startswith(f"Usage: {NAME} ")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from commands_in_process import Commands, Ended
 from small_videos import moving_frames, write_images, write_video
 
-from refsam_trt import run_outputs
+from refsam_trt import run_outputs, runner
 from refsam_trt.cli import main
 from refsam_trt.errors import UsageError
 
@@ -142,6 +142,15 @@ def test_unusable_input_ends_with_one_message_and_nothing_written(run, place, wh
     assert "secret" not in ended.err
     assert "Traceback" not in ended.err
     assert names_in(place) == before
+
+
+@pytest.mark.parametrize("what", ["an empty expression", "an overlong expression"])
+def test_expressions_are_refused_before_graphs_are_loaded(run, place, monkeypatch, what):
+    loaded = []
+    monkeypatch.setattr(runner, "load", lambda *_, **__: loaded.append(1))
+    arguments, message = REFUSED[what]
+    assert message in run(*arguments, "--output", "out").message
+    assert not loaded
 
 
 @pytest.mark.parametrize(
