@@ -36,6 +36,7 @@ track = 1
 
 [optimiser]
 learning_rate = 1e-3
+matrix_rate = 2e-3
 warmup_steps = 1
 clip_norm = 1.0
 

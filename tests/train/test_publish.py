@@ -18,7 +18,7 @@ from refsam_trt.errors import CheckpointError
 
 
 def test_published_weights_are_the_rounded_average(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, resolution='"low-res"\nattributes = 1.0')
+    path = write_recipe(tmp_path, resolution='"low-res"\ncells = 1.0')
     train(path, RunRequest(output=tmp_path / "run", show_progress=False, max_steps=2))
     checkpoint, target = tmp_path / "run" / "checkpoint.safetensors", tmp_path / "out.safetensors"
     published = publish(read_recipe(path), checkpoint, Sources(), target)

@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, state: RunState, *, step: int, digest: str) -> N
     tensors |= {_AVERAGE + name: value for name, value in state.average.items()}
     for name, parameter in state.parameters.items():
         moments = state.optimiser.state.get(parameter, {})
-        tensors |= {f"{_OPTIMISER}{name}.{key}": moments[key] for key in _MOMENTS if moments}
+        tensors |= {f"{_OPTIMISER}{name}.{key}": moments[key] for key in _MOMENTS if key in moments}
     record = json.dumps({"schema": _SCHEMA, "step": step, "recipe": digest}, sort_keys=True)
     with atomic_path(path) as part:
         safetensors.torch.save_file(tensors, part, {_METADATA_KEY: record})

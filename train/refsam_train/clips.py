@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from refsam_export.model.config import ModelConfig
+from refsam_train.cells import CellLabels, Shown, cell_labels
 from refsam_trt.errors import DatasetError
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 
@@ -24,14 +25,14 @@ class Clip:
 
     frames: uint8 [T, H, W, 3], RGB. masks: bool [E, T, H, W]. texts: one per expression. name:
     where it came from, for messages.
-    attributes: uint8 [T, 3, H, W], see `attribute_maps`; None where nobody knows.
+    shown: what the frames show; None where nobody knows.
     """
 
     frames: npt.NDArray[np.uint8]
     masks: npt.NDArray[np.bool_]
     texts: tuple[str, ...]
     name: str
-    attributes: npt.NDArray[np.uint8] | None = None
+    shown: Shown | None = None
 
 
 class ClipSource(Protocol):
@@ -60,8 +61,8 @@ class Batch:
     """Clips of equal length, ready for the model.
 
     images: float32 [T, C, 3, S, S], normalised and padded. input_ids, attention_mask: int64 [E, N].
-    clip_of: int64 [E], which clip an expression speaks of. groups: the masks. attributes: uint8 [T,
-    C, 3, H, W] if every clip has them, else None.
+    clip_of: int64 [E], which clip an expression speaks of. groups: the masks. cells: labels
+    with the leading axes T and C if every clip has them, else None.
     """
 
     images: Tensor
@@ -69,7 +70,7 @@ class Batch:
     attention_mask: Tensor
     clip_of: Tensor
     groups: tuple[MaskGroup, ...]
-    attributes: Tensor | None = None
+    cells: CellLabels | None = None
 
     @property
     def num_targets(self) -> int:
@@ -87,7 +88,7 @@ class Batch:
             self.attention_mask.to(device),
             self.clip_of.to(device),
             groups,
-            None if self.attributes is None else self.attributes.to(device),
+            None if self.cells is None else CellLabels(*(x.to(device) for x in self.cells)),
         )
 
 
@@ -116,15 +117,21 @@ class Collator:
         input_ids, attention_mask = self._tokens(clips)
         counts = torch.tensor([len(clip.texts) for clip in clips])
         clip_of = torch.repeat_interleave(torch.arange(len(clips)), counts)
-        attributes = [clip.attributes for clip in clips if clip.attributes is not None]
         return Batch(
             torch.from_numpy(images),
             input_ids,
             attention_mask,
             clip_of,
             self._groups(clips, clip_of),
-            torch.from_numpy(np.stack(attributes, axis=1)) if attributes else None,
+            self._cells(clips),
         )
+
+    def _cells(self, clips: Sequence[Clip]) -> CellLabels | None:
+        grid = self._config.grid_size
+        labels = [cell_labels(clip.shown, grid) for clip in clips if clip.shown is not None]
+        if len(labels) < len(clips):
+            return None
+        return CellLabels(*(torch.stack(part, dim=1) for part in zip(*labels, strict=True)))
 
     def _network_input(self, clip: Clip) -> npt.NDArray[np.float32]:
         preprocessor = _preprocessor(clip.frames.shape[1:3], self._config.image_size)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from refsam_export.model.config import EMBED_DIM
 from refsam_export.model.refsam import RefSam
-from refsam_train.attributes import AttributeHeads
+from refsam_train.cells import CellHeads, CellLabels
 from refsam_train.clips import Batch, MaskGroup
 from refsam_train.losses import dice_loss, focal_loss, mask_iou
 from refsam_train.recipe import Loss
@@ -19,13 +19,17 @@ from refsam_train.shared_step import FrameSide, frame_side, shared_step, text_si
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What a batch gave. loss: scalar with gradient. The others: means, without gradient."""
+    """What a batch gave. loss: scalar with gradient. The others: means, without gradient.
+
+    cells, shapes: loss and share of right shapes of the auxiliary task, 0 without it.
+    """
 
     loss: Tensor
     dice: Tensor
     focal: Tensor
     iou: Tensor
-    attributes: Tensor
+    cells: Tensor
+    shapes: Tensor
 
 
 def encode_frames(model: RefSam, batch: Batch, image_encoder: nn.Module | None = None) -> FrameSide:
@@ -91,7 +95,7 @@ class ClipTraining(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.attribute_heads = AttributeHeads(model.config.hda_levels) if loss.attributes else None
+        self.cell_heads = CellHeads(model.config.hda_levels) if loss.cells else None
         self._loss = loss
         self._bf16 = bf16
         self._image_encoder = image_encoder
@@ -102,17 +106,19 @@ class ClipTraining(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
             frames = encode_frames(self.model, batch, self._image_encoder)
             logits = clip_logits(self.model, batch, frames)
-            attributes = self._attribute_loss(frames, batch)
+            cells, shapes = self._cell_loss(frames, batch)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal
-        loss = loss + self._loss.attributes * attributes
-        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, attributes)))
+        loss = loss + self._loss.cells * cells
+        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes)))
 
-    def _attribute_loss(self, frames: FrameSide, batch: Batch) -> Tensor:
-        if self.attribute_heads is None or batch.attributes is None:
-            return torch.zeros((), device=batch.images.device)
-        return self.attribute_heads(frames.levels, batch.attributes.flatten(0, 1))  # type: ignore[no-any-return]
+    def _cell_loss(self, frames: FrameSide, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.cell_heads is None or batch.cells is None:
+            none = torch.zeros((), device=batch.images.device)
+            return none, none
+        labels = CellLabels(*(part.flatten(0, 1) for part in batch.cells))
+        return self.cell_heads(frames.levels, labels)  # type: ignore[no-any-return]
 
     def _terms(self, logits: Tensor, group: MaskGroup) -> Tensor:
         image_size = self.model.config.image_size

@@ -59,9 +59,9 @@ def trained_parameters(
         parameter.requires_grad_(rate > 0.0)
         if rate > 0.0:
             chosen[name] = (parameter, rate)
-    if training.attribute_heads is not None:
+    if training.cell_heads is not None:
         rate = recipe.optimiser.learning_rate or max(recipe.optimiser.rates.values())
-        for name, parameter in training.attribute_heads.named_parameters():
+        for name, parameter in training.cell_heads.named_parameters():
             chosen[AUXILIARY + name] = (parameter, rate)
     return chosen
 

@@ -19,7 +19,7 @@ from refsam_train.evaluate import TuningSet
 from refsam_train.forward import ClipResult, ClipTraining
 from refsam_train.groups import trained_parameters
 from refsam_train.interrupts import StopRequest
-from refsam_train.optimiser import MovingAverage, adamw, rate_factor, set_rates
+from refsam_train.optimiser import MovingAverage, optimiser_of, rate_factor, set_rates
 from refsam_train.recipe import Recipe
 from refsam_train.run_log import RunLog
 from refsam_train.start import seeded
@@ -30,7 +30,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
 _LOG_EVERY = 10
 _SEED_STRIDE = 1 << 32
-_LOGGED = ("loss", "dice", "focal", "iou", "attributes")
+_LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Trainer:
             raise UsageError(f"recipe {recipe.name}: trains nothing; give rates above 0")
         parameters = {name: parameter for name, (parameter, _) in trained.items()}
         self._average = MovingAverage(parameters if recipe.average else {}, recipe.average)
-        self.state = RunState(parameters, self._average.values, adamw(trained, recipe.optimiser))
+        self.state = RunState(
+            parameters, self._average.values, optimiser_of(trained, recipe.optimiser)
+        )
         self._training = wrapped(training, options.place)
         collator = Collator(self._model.config, loaded.tokenizer)
         self._batches = StepBatches(recipe, source, collator, options.place)

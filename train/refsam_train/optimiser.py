@@ -8,9 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from refsam_train.groups import AUXILIARY
+from refsam_train.muon import MATRIX, MuonAdamW
 from refsam_train.recipe import Optimiser
 
 _BASE_RATE = "base_rate"
+_TABLES = ("mask_tokens", "iou_token", "embed_tokens", "shared", "relative_attention_bias")
 
 
 def rate_factor(step: int, num_steps: int, settings: Optimiser) -> float:
@@ -20,18 +23,32 @@ def rate_factor(step: int, num_steps: int, settings: Optimiser) -> float:
     return min(warm, 1.0, left)
 
 
-def adamw(
+def optimiser_of(
     parameters: Mapping[str, tuple[nn.Parameter, float]], settings: Optimiser
 ) -> torch.optim.AdamW:
-    """Return AdamW with one group per learning rate; like the paper's it decays every parameter."""
-    by_rate: dict[float, list[nn.Parameter]] = {}
-    for parameter, rate in parameters.values():
-        by_rate.setdefault(rate, []).append(parameter)
+    """Return AdamW with one group per learning rate; like the paper's it decays every parameter.
+
+    With a `matrix_rate`, weight matrices are in a group of their own, which Muon updates.
+    """
+    by_rate: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, (parameter, rate) in parameters.items():
+        matrix = settings.matrix_rate > 0.0 and is_matrix(name, parameter)
+        key = (settings.matrix_rate if matrix else rate, matrix)
+        by_rate.setdefault(key, []).append(parameter)
     groups = [
-        {"params": members, "lr": rate, _BASE_RATE: rate} for rate, members in by_rate.items()
+        {"params": members, "lr": rate, _BASE_RATE: rate, MATRIX: matrix}
+        for (rate, matrix), members in by_rate.items()
     ]
-    return torch.optim.AdamW(
-        groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    return MuonAdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter maps vectors to vectors: no table, no bias, no convolution."""
+    return (
+        parameter.ndim == 2
+        and name.endswith(".weight")
+        and not name.startswith(AUXILIARY)
+        and not any(table in name for table in _TABLES)
     )
 
 

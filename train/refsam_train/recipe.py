@@ -24,7 +24,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     expressions_per_clip: at most so many expressions of a clip; its frames are encoded once for
     all. num_frames: length of a clip. single_frame_share: share of the batches that are single
     frames (num_frames times as many clips), 0 to 1. slices: weights of the slices of synthetic
-    videos. max_stride: synthetic clips take every frame, every second, ... up to this.
+    videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
+    1. max_stride: synthetic clips take every frame, every second, ... up to this.
     augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
     processes that make batches, 0 means the training process itself.
     """
@@ -35,6 +36,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     num_frames: int = 1
     single_frame_share: float = 0.0
     slices: dict[str, float] = {}
+    crowd_share: float = 0.0
     max_stride: int = 3
     augmentation: Literal["none", "video", "image"] = "none"
     workers: int = 1
@@ -43,11 +45,14 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Optimiser(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """AdamW with warm-up, constant rate, linear decay over the last `decay_steps`.
 
-    learning_rate: of every parameter in `full` training. rates: of the groups of refsam-model 9.1
-    in `parameter-efficient` training. clip_norm: largest norm of the gradient, 0 means no clipping.
+    learning_rate: of every parameter in `full` training. matrix_rate: of weight matrices in `full`
+    training, which Muon updates then; 0 means that AdamW does. rates: of the groups of refsam-model
+    9.1 in `parameter-efficient` training. clip_norm: largest norm of the gradient, 0 means no
+    clipping.
     """
 
     learning_rate: float = 0.0
+    matrix_rate: float = 0.0
     rates: dict[Group, float] = {}
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
@@ -60,14 +65,14 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Weights of the loss terms and where they are measured.
 
     resolution: "image" compares at the size of the (augmented) image, as the paper does; "low-res"
-    compares the decoder's own logits with masks averaged down to them. attributes: weight of the
-    auxiliary task of `attributes.py`, for synthetic videos; 0 means it is left out.
+    compares the decoder's own logits with masks averaged down to them. cells: weight of the
+    auxiliary task of `cells.py`, for synthetic videos; 0 means it is left out.
     """
 
     dice: float = 1.0
     focal: float = 1.0
     resolution: Literal["image", "low-res"] = "image"
-    attributes: float = 0.0
+    cells: float = 0.0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,8 +132,8 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
     if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
         problems.append("data.slices: needed for synthetic videos and for them only")
-    if recipe.loss.attributes and recipe.data.kind != "synthetic":
-        problems.append("loss.attributes: only synthetic videos tell attributes; leave it out")
+    if recipe.loss.cells and recipe.data.kind != "synthetic":
+        problems.append("loss.cells: only synthetic videos tell what cells show; leave it out")
     if problems:
         raise UsageError(f"{path}: {'; '.join(problems)}")
 
@@ -150,9 +155,13 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         "optimiser.warmup_steps": optimiser.warmup_steps,
         "optimiser.decay_steps": optimiser.decay_steps,
         "optimiser.clip_norm": optimiser.clip_norm,
-        "loss.attributes": recipe.loss.attributes,
+        "optimiser.matrix_rate": optimiser.matrix_rate,
+        "loss.cells": recipe.loss.cells,
     }
-    shares = {"average": recipe.average, "data.single_frame_share": data.single_frame_share}
+    shares = {
+        "data.single_frame_share": data.single_frame_share,
+        "data.crowd_share": data.crowd_share,
+    }
     return [
         *(
             f"{name} {value}: expected 1 or more"
@@ -165,9 +174,14 @@ def _out_of_range(recipe: Recipe) -> list[str]:
             if value < 0
         ),
         *(
-            f"{name} {value}: expected 0 to below 1"
+            f"{name} {value}: expected 0 to 1"
             for name, value in shares.items()
-            if not 0.0 <= value < 1.0
+            if not 0.0 <= value <= 1.0
+        ),
+        *(
+            [f"average {recipe.average}: expected 0 to below 1"]
+            if not 0.0 <= recipe.average < 1.0
+            else []
         ),
     ]
 
@@ -180,6 +194,9 @@ def _wrong_rates(recipe: Recipe) -> list[str]:
             if rate > 0 and not rates
             else ["optimiser: `full` training needs learning_rate above 0 and no rates"]
         )
-    if rates and not rate and min(rates.values()) > 0:
+    if rates and not rate and not recipe.optimiser.matrix_rate and min(rates.values()) > 0:
         return []
-    return [f"optimiser.rates: expected rates above 0 of {', '.join(GROUPS)}, and no learning_rate"]
+    return [
+        f"optimiser.rates: expected rates above 0 of {', '.join(GROUPS)}, and no learning_rate"
+        " or matrix_rate"
+    ]

@@ -95,6 +95,7 @@ def open_source(recipe: Recipe, data_root: Path | None) -> ClipSource:
             data.slices,
             max_stride=data.max_stride,
             expressions_per_clip=data.expressions_per_clip,
+            crowd_share=data.crowd_share,
         )
     if data_root is None:
         raise UsageError(f"recipe {recipe.name} needs {data.kind}: give its folder with --data")

@@ -8,8 +8,9 @@ import numpy as np
 
 from refsam_bench.synthetic import Expression, generate
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
-from refsam_train.attributes import attribute_maps
+from refsam_train.cells import shown_objects
 from refsam_train.clips import Clip
+from refsam_train.crowds import crowd_clip
 from refsam_trt.errors import UsageError
 
 # Expressions that are true from the first frame on, but not of any frame by itself.
@@ -24,13 +25,19 @@ class SyntheticClips:
         slices: how often each slice is drawn, relative to the others.
         max_stride: a clip takes every frame, every second, ... up to this.
         expressions_per_clip: at most so many, of as many different objects as there are.
+        crowd_share: share of clips of one frame that are crowds instead.
 
     Raises:
         UsageError: a weight that is not above 0.
     """
 
     def __init__(
-        self, slices: Mapping[str, float], *, max_stride: int, expressions_per_clip: int
+        self,
+        slices: Mapping[str, float],
+        *,
+        max_stride: int,
+        expressions_per_clip: int,
+        crowd_share: float = 0.0,
     ) -> None:
         if not slices or min(slices.values()) <= 0.0:
             raise UsageError(f"data.slices {dict(slices)}: expected weights above 0")
@@ -38,12 +45,15 @@ class SyntheticClips:
         self._shares = np.array(list(slices.values())) / sum(slices.values())
         self._max_stride = max_stride
         self._expressions_per_clip = expressions_per_clip
+        self._crowd_share = crowd_share
 
     def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
         """Return the clip of this key; seeds stay below those that tune and evaluate."""
         rng = np.random.default_rng(key)
         name = self._slices[rng.choice(len(self._slices), p=self._shares)]
         seed, index = int(rng.integers(TUNE_SEED)), int(rng.integers(1 << 20))
+        if num_frames == 1 and rng.random() < self._crowd_share:
+            return crowd_clip(seed, index, self._expressions_per_clip)
         video = generate(
             seed,
             index,
@@ -54,8 +64,9 @@ class SyntheticClips:
         chosen = self._expressions(rng, video.expressions)
         masks = np.stack([video.mask(expression.object_id) for expression in chosen])
         texts = tuple(expression.text for expression in chosen)
-        attributes = attribute_maps(video, NUM_FRAMES)
-        return Clip(video.frames, masks, texts, f"synthetic {name} {seed}/{index}", attributes)
+        times = [frame / (NUM_FRAMES - 1) for frame in video.frame_indices]
+        shown = shown_objects(video.scene, video.label_map, times)
+        return Clip(video.frames, masks, texts, f"synthetic {name} {seed}/{index}", shown)
 
     def _frames(self, rng: np.random.Generator, name: str, num_frames: int) -> tuple[int, ...]:
         """Return which frames of a video of the usual length: evenly spaced, in order."""

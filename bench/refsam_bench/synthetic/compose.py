@@ -32,7 +32,7 @@ def compose(draws: Draws, name: Slice, view_hw: tuple[float, float]) -> Scene | 
     if items is None:
         return None
     objects = tuple(replace(item, object_id=rank) for rank, item in enumerate(items, start=1))
-    return Scene(view_hw, objects, _pole(draws, view_hw), _look(draws, name))
+    return Scene(view_hw, objects, _pole(draws, view_hw), draw_look(draws, name))
 
 
 def _beside_each_other(
@@ -85,7 +85,8 @@ def _pole(draws: Draws, view_hw: tuple[float, float]) -> Pole | None:
     return Pole(*ends, width=width, grey=draws.pick((55.0, 95.0, 190.0)))
 
 
-def _look(draws: Draws, name: Slice) -> Look:
+def draw_look(draws: Draws, name: Slice) -> Look:
+    """Return how the picture of a scene of this slice is taken."""
     # Where motion is the question the camera keeps almost still: motion refers to the frame.
     drift = 0.03 if name == "motion" else 0.25
     return Look(
