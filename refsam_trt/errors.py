@@ -45,6 +45,36 @@ class BackendError(RefsamError):
     """A backend that is not available here, or that failed to load or run a graph."""
 
 
+class PlanError(RefsamError):
+    """Plans of `refsam-build` that cannot be made or used; its subclasses tell what is wrong."""
+
+
+class PlanBuildError(PlanError):
+    """TensorRT refused a graph, or the graph is not of the precision that its bundle states."""
+
+
+class PlanDamagedError(PlanError):
+    """A folder of plans that is incomplete or altered, or of another bundle."""
+
+
+class PlanVersionError(PlanError):
+    """Plans that another TensorRT, another version of it, or another system has to run."""
+
+
+class PlanDeviceError(PlanError):
+    """Plans that were built for another GPU."""
+
+
+class PlanMemoryError(PlanError):
+    """Plans that need more GPU memory than is free."""
+
+
+class PlanMismatchError(PlanError):
+    """A plan that computes something else than the graph it was built from."""
+
+    exit_code = 1
+
+
 class StateError(RefsamError):
     """A saved session state that does not belong here."""
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "refsam-run": ("refsam_trt.cli", "command"),
     "refsam-doctor": ("refsam_trt.doctor", "command"),
     "refsam-export": ("refsam_export.cli", "command"),
+    "refsam-build": ("refsam_engines.cli", "command"),
     "refsam-bench": ("refsam_bench.cli", "command"),
     "refsam-train": ("refsam_train.cli", "command"),
 }

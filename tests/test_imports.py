@@ -7,12 +7,16 @@ import pytest
 
 HEAVY = (
     "av",
+    "cuda",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
     "scipy",
     "segment_anything",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
     "torch",
     "transformers",
 )
@@ -20,6 +24,7 @@ COMMANDS = {
     "refsam-run": "refsam_trt.cli",
     "refsam-doctor": "refsam_trt.doctor",
     "refsam-export": "refsam_export.cli",
+    "refsam-build": "refsam_engines.cli",
     "refsam-bench": "refsam_bench.cli",
     "refsam-train": "refsam_train.cli",
 }
@@ -61,6 +66,11 @@ def test_help_works_without_anything_heavy(name: str):
             "export",
         ),
         ("refsam-bench", ["parity", "never"], "export,bench"),
+        (
+            "refsam-build",
+            ["never", "--backend", "tensorrt-rtx", "--precision", "fp32", "--output", "never"],
+            "tensorrt-rtx",
+        ),
     ],
 )
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(name, arguments, extra, tmp_path):

@@ -1,0 +1,124 @@
+"""Runs the graphs once with ONNX Runtime on the CPU, for plans to be compared with later.
+
+A real chain: the step decodes what the encoders made of a random image and a sentence, for one
+expression that has a track token and one that has none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from refsam_engines.profiles import Sizes
+from refsam_trt.backends.base import Backend, numpy_dtype
+from refsam_trt.backends.select import open_backend
+from refsam_trt.bundle import Bundle
+from refsam_trt.errors import UsageError
+from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.golden import GoldenRun, write_golden
+from refsam_trt.manifest import Variant
+from refsam_trt.text_tokenizer import Tokenizer
+
+_REFEREE = "ort-cpu"
+_SENTENCE = "the small dog on the left"
+_SEED = 0
+
+
+def golden_source(bundle: Bundle, variant_name: str) -> str:
+    """Return the variant to compare with: the fp32 one of the same split, else the one itself.
+
+    Raises:
+        UsageError: a bf16 variant alone, which nothing on a CPU can run.
+    """
+    variants = bundle.manifest.variants
+    chosen = variants[variant_name]
+    for name, variant in sorted(variants.items()):
+        if variant.precision == "fp32" and variant.split == chosen.split:
+            return name
+    if chosen.precision == "bf16":
+        raise UsageError(
+            f"{bundle.folder}: no fp32 variant that bf16 plans could be compared with; export the "
+            "bundle anew with --precision fp32,bf16"
+        )
+    return variant_name
+
+
+def write_golden_runs(
+    bundle: Bundle, source: str, graphs: tuple[str, ...], sizes: Sizes, target: Path
+) -> None:
+    """Run the named graphs of variant `source` and write inputs and outputs.
+
+    Raises:
+        MissingExtraError: no ONNX Runtime.
+        BackendError: it cannot run them.
+    """
+    variant = bundle.manifest.variants[source]
+    backend = open_backend(_REFEREE)
+    try:
+        values = _Values(bundle, sizes)
+        runs = {}
+        for name in _in_order(variant, graphs):
+            entry = variant.graphs[name]
+            path = bundle.verify_file(entry.file)
+            runs[name] = _run(backend, path, entry.spec, values)
+    finally:
+        backend.close()
+    write_golden(target, runs)
+
+
+class _Values:
+    """Values for inputs: what graphs made so far, else drawn; always the same for one bundle."""
+
+    def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
+        tokenizer = bundle.manifest.tokenizer
+        path = bundle.verify_file(tokenizer.file)
+        encoder = Tokenizer(
+            path, lowercase=tokenizer.lowercase, max_words=bundle.manifest.limits.max_words
+        )
+        self.ids = encoder.encode(encoder.clean(_SENTENCE))[: sizes.max_words]
+        self.num_expressions = min(2, sizes.max_expressions)
+        self.made: dict[str, np.ndarray] = {}
+        self._random = np.random.default_rng(_SEED)
+
+    def of(self, tensor: TensorSpec, num_rows: int) -> np.ndarray:
+        """Return the value of an input; `num_rows` stands for B."""
+        shape = tensor.shape({"M": 1, "B": num_rows, "N": len(self.ids)})
+        if tensor.name in self.made:
+            made = self.made[tensor.name]
+            return np.repeat(made, num_rows, axis=0) if shape[0] != made.shape[0] else made
+        if tensor.name == "input_ids":
+            return np.broadcast_to(self.ids, shape).astype(np.int64)
+        dtype = numpy_dtype(tensor.dtype, _REFEREE)
+        if dtype.kind in "ib":  # masks; of the tracks, every second one is there
+            present = np.ones(shape, dtype)
+            present[::2] = tensor.scope != "video"
+            return present
+        return self._random.standard_normal(shape).astype(dtype)
+
+
+def _in_order(variant: Variant, graphs: tuple[str, ...]) -> list[str]:
+    """Return the graphs so that each comes after those that make its inputs."""
+    specs = {name: variant.graphs[name].spec for name in graphs}
+    made = {tensor.name for spec in specs.values() for tensor in spec.outputs}
+
+    def num_made(name: str) -> int:
+        return sum(tensor.name in made for tensor in specs[name].inputs)
+
+    return sorted(graphs, key=lambda name: (num_made(name), name))
+
+
+def _run(backend: Backend, path: Path, spec: GraphSpec, values: _Values) -> GoldenRun:
+    is_text = {tensor.scope for tensor in spec.inputs} == {"expression"}
+    num_rows = 1 if is_text else values.num_expressions
+    inputs = {tensor.name: values.of(tensor, num_rows) for tensor in spec.inputs}
+    sizes = {"M": 1, "B": num_rows, "N": len(values.ids)}
+    outputs = {t.name: backend.empty(t.shape(sizes), t.dtype) for t in spec.outputs}
+    uploaded = {name: backend.upload(np.ascontiguousarray(a)) for name, a in inputs.items()}
+    backend.load(path, spec).context().run(uploaded, outputs)
+    found = {name: backend.download(buffer) for name, buffer in outputs.items()}
+    values.made.update(found)
+    return GoldenRun(inputs, {name: array.astype(np.float32) for name, array in found.items()})
+
+
+__all__ = ["golden_source", "write_golden_runs"]

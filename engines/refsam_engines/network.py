@@ -1,0 +1,133 @@
+"""ONNX file -> TensorRT network, and the proof that it has the types that the bundle states.
+
+Since TensorRT 11 a graph decides its own precision and nothing is said about it: an fp32 graph
+called fp16 builds, loads and runs at a quarter of the speed. So every type is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from refsam_trt.backends.trt_flavour import Flavour
+from refsam_trt.backends.trt_log import TrtLog
+from refsam_trt.errors import PlanBuildError
+from refsam_trt.families.base import GraphSpec
+
+_FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}
+_ALL_FLOATS = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
+_TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+
+LayerTypes = dict[str, dict[str, int]]
+
+
+def parse_graph(flavour: Flavour, network: Any, logger: Any, log: TrtLog, path: Path) -> None:
+    """Parse an ONNX file, its external data beside it, into an empty network.
+
+    Raises:
+        PlanBuildError: something in the graph is not supported.
+    """
+    trt = flavour.trt
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        problems = [_problem(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise PlanBuildError(
+            f"{path}: {flavour.backend} {flavour.version} cannot parse this graph: "
+            f"{'; '.join(problems) or log.errors()}; export the bundle with another --attention or "
+            "--precision, or use a newer TensorRT"
+        )
+
+
+def count_types(network: Any) -> LayerTypes:
+    """Return per layer type and type of its first output how many layers there are."""
+    counts: dict[str, Counter[str]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.num_outputs:
+            name, dtype = layer.type.name, layer.get_output(0).dtype.name
+            counts.setdefault(name, Counter())[dtype] += 1
+    return {name: dict(sorted(types.items())) for name, types in sorted(counts.items())}
+
+
+def check_tensors(path: Path, network: Any, spec: GraphSpec) -> None:
+    """Refuse a network whose inputs or outputs are not those of `spec`, or of another type.
+
+    Raises:
+        PlanBuildError: they differ.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for kind, found, specs in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        is_there = {tensor.name: tensor.dtype.name for tensor in found}
+        expected = {tensor.name: _TYPES[tensor.dtype] for tensor in specs}
+        if is_there != expected:
+            raise PlanBuildError(
+                f"{path}: TensorRT parsed {kind}s {is_there}, the bundle's manifest says "
+                f"{expected}; export the bundle anew with refsam-export"
+            )
+
+
+def check_precision(
+    path: Path, precision: str, found: LayerTypes, stated: dict[str, dict[str, int]] | None
+) -> None:
+    """Refuse a network whose arithmetic is not of the precision that the bundle states.
+
+    Args:
+        path: of the ONNX file, for the message.
+        precision: `fp32`, `fp16` or `bf16`.
+        found: what `count_types` returned.
+        stated: number of nodes per ONNX operator and ONNX type, as the bundle's manifest has them;
+            None where it has none, in which case only forbidden types are looked for.
+
+    Raises:
+        PlanBuildError: another floating-point type occurs, or the numbers differ.
+    """
+    allowed = _FLOATS[precision]
+    used = {dtype for types in found.values() for dtype in types} & _ALL_FLOATS
+    if wrong := sorted(used - allowed):
+        raise PlanBuildError(
+            f"{path}: the graph computes in {', '.join(wrong)}, but its variant is called "
+            f"{precision}; export the bundle anew with refsam-export"
+        )
+    if stated is None:
+        return
+    for layer, operators in ARITHMETIC.items():
+        expected: Counter[str] = Counter()
+        for operator in operators:
+            for dtype, count in stated.get(operator, {}).items():
+                expected[_TYPES[dtype]] += count
+        if dict(expected) != found.get(layer, {}):
+            raise PlanBuildError(
+                f"{path}: TensorRT parsed {layer} layers of types {found.get(layer, {})}, the "
+                f"bundle's manifest says {dict(expected)}: this {precision} variant is not what it "
+                "is called; export the bundle anew with refsam-export"
+            )
+
+
+ARITHMETIC = {
+    "MATRIX_MULTIPLY": ("MatMul", "Gemm"),
+    "CONVOLUTION": ("Conv",),
+    "DECONVOLUTION": ("ConvTranspose",),
+}
+"""TensorRT layers that cost, and the ONNX operators that become them, one for one."""
+
+
+def _problem(error: Any) -> str:
+    return f"node {error.node()}: {error.desc()}"
+
+
+__all__ = [
+    "ARITHMETIC",
+    "LayerTypes",
+    "check_precision",
+    "check_tensors",
+    "count_types",
+    "parse_graph",
+]

@@ -1,0 +1,223 @@
+"""Bundle -> folder of plans: one plan per graph, golden tensors, manifest; whole or not at all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.golden import golden_source, write_golden_runs
+from refsam_engines.machine import BuildMachine, examine_machine
+from refsam_engines.profiles import Sizes, profiles_for, sizes_within
+from refsam_engines.rtx_header import RtxHeader, read_rtx_header
+from refsam_engines.variants import variant_for
+from refsam_trt.atomic import atomic_folder
+from refsam_trt.backends.trt_flavour import Flavour, open_flavour
+from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.bundle_files import HASH_FILE, MANIFEST_FILE, sha256_of_file
+from refsam_trt.errors import InternalError, OutputError, UsageError
+from refsam_trt.manifest import FileEntry, GraphEntry
+from refsam_trt.plan import Plans, is_plans, open_plans
+from refsam_trt.plan_manifest import (
+    GOLDEN_FILE,
+    PLAN_SCHEMA_VERSION,
+    Builder,
+    PlanBackend,
+    PlanEntry,
+    PlanManifest,
+    plan_id,
+)
+
+_TOOLS = ("refsam-trt", "onnxruntime", "numpy", "msgspec")
+
+Report = Callable[[str], None]
+
+
+class BuildStopped(Exception):
+    """The build was given up because `BuildOptions.should_stop` said so; nothing is left of it."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What `refsam-build` was asked for; see its `--help`. None leaves a choice to the program."""
+
+    bundle: Path
+    output: Path
+    backend: PlanBackend
+    precision: str
+    attention: str | None = None
+    split: str | None = None
+    max_frames: int | None = None
+    max_texts: int | None = None
+    max_expressions: int | None = None
+    max_words: int | None = None
+    overwrite: bool = False
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+def build_plans(request: PlanRequest, report: Report) -> Plans:
+    """Build the plans of one variant of a bundle.
+
+    Args:
+        request: what to build and where to.
+        report: called with one line per stage.
+
+    Raises:
+        BundleError, UsageError: no such bundle or variant, or sizes that it does not have.
+        MissingExtraError: the backend's library, or ONNX Runtime, is not installed.
+        PlanError: no GPU where one is needed, or a graph that cannot be built as it is.
+        OutputError: the output exists already, or cannot be written.
+        BuildStopped: asked for by `request.options.should_stop`.
+    """
+    _check_target(request.output, overwrite=request.overwrite)
+    flavour = open_flavour(request.backend)
+    if flavour.is_rtx and request.options.timing_cache:
+        raise UsageError(
+            f"--timing-cache: backend {flavour.backend} measures no kernels when it builds, so it "
+            "has no timing cache; leave the option out"
+        )
+    bundle = open_bundle(request.bundle)
+    variant = variant_for(bundle, request.precision, request.attention, request.split)
+    golden = golden_source(bundle, variant)
+    sizes = sizes_within(
+        bundle.manifest.limits,
+        max_frames=request.max_frames,
+        max_texts=request.max_texts,
+        max_expressions=request.max_expressions,
+        max_words=request.max_words,
+    )
+    machine = examine_machine(flavour)
+    work = _Work(flavour, bundle, variant, sizes, request.options, report)
+    with atomic_folder(request.output, request.overwrite) as folder:
+        entries = work.build(folder)
+        report(f"running variant {golden} on the CPU, to compare the plans with")
+        write_golden_runs(bundle, golden, tuple(entries), sizes, folder / GOLDEN_FILE)
+        manifest = PlanManifest(
+            schema_version=PLAN_SCHEMA_VERSION,
+            bundle_id=bundle.bundle_id,
+            variant=variant,
+            precision=request.precision,
+            builder=_builder(flavour, machine, request.options, work.headers),
+            limits=sizes.limits(),
+            tools=_tools(),
+            graphs=entries,
+            golden_source=golden,
+            files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+        )
+        raw = manifest.to_bytes()
+        (folder / MANIFEST_FILE).write_bytes(raw)
+        (folder / HASH_FILE).write_bytes(f"{plan_id(raw)}\n".encode())
+        if request.options.should_stop():
+            raise BuildStopped
+    return open_plans(request.output)
+
+
+class _Work:
+    """Builds the graphs one after the other and keeps what their headers say."""
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        bundle: Bundle,
+        variant: str,
+        sizes: Sizes,
+        options: BuildOptions,
+        report: Report,
+    ) -> None:
+        self.headers: list[RtxHeader | None] = []
+        self._flavour = flavour
+        self._bundle = bundle
+        self._variant = bundle.manifest.variants[variant]
+        self._sizes = sizes
+        self._options = options
+        self._report = report
+
+    def build(self, folder: Path) -> dict[str, PlanEntry]:
+        """Build every graph of the variant into `folder`."""
+        return {
+            name: self._build(name, entry, folder / f"{name}.plan")
+            for name, entry in sorted(self._variant.graphs.items())
+        }
+
+    def _build(self, name: str, entry: GraphEntry, target: Path) -> PlanEntry:
+        self._report(f"building {name}")
+        profiles = profiles_for(entry.spec, self._sizes)
+        source = GraphSource(
+            self._bundle.verify_file(entry.file),
+            entry.spec,
+            self._variant.precision,
+            profiles,
+        )
+        report = build_plan(self._flavour, source, self._options, target)
+        if report is None:
+            raise BuildStopped
+        if self._flavour.is_rtx:
+            self.headers.append(read_rtx_header(target))
+        graph_id = self._bundle.content_id(entry.file)
+        return PlanEntry(target.name, graph_id, entry.spec, profiles, report)
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a place for plans before long work begins; `atomic_folder` checks the rest."""
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not is_plans(target):
+        raise OutputError(
+            f"{target}: holds no plans, so it is not overwritten; choose another folder"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{target}: exists already, and plans are never changed; choose another folder or ask "
+            "to replace it (--overwrite)"
+        )
+
+
+def _builder(
+    flavour: Flavour,
+    machine: BuildMachine,
+    options: BuildOptions,
+    headers: list[RtxHeader | None],
+) -> Builder:
+    return Builder(
+        backend=flavour.backend,
+        version=flavour.version,
+        cuda_major=flavour.cuda_major,
+        platform=machine.platform,
+        compute_capabilities=_capabilities(flavour, machine, headers),
+        gpu_name=machine.gpu_name,
+        driver_version=machine.driver_version,
+        has_tf32=options.has_tf32,
+        workspace_mib=options.workspace_mib,
+    )
+
+
+def _capabilities(
+    flavour: Flavour, machine: BuildMachine, headers: list[RtxHeader | None]
+) -> tuple[str, ...] | None:
+    if not flavour.is_rtx:
+        return (machine.compute_capability,) if machine.compute_capability else None
+    known = [header for header in headers if header]
+    if len(known) < len(headers):
+        return None
+    for header in known:
+        if header.version != flavour.version:
+            raise InternalError(f"{flavour.version} wrote a plan of version {header.version}")
+    common = set.intersection(*(set(header.compute_capabilities) for header in known))
+    return tuple(name for name in known[0].compute_capabilities if name in common)
+
+
+def _tools() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in _TOOLS}
+    return {"python": platform.python_version(), **versions}
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+
+
+__all__ = ["BuildStopped", "PlanRequest", "build_plans"]

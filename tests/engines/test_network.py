@@ -1,0 +1,85 @@
+"""The types of a parsed network against what the bundle says, on stand-ins for TensorRT's."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from refsam_engines.network import check_precision, check_tensors, count_types
+from refsam_trt.errors import PlanBuildError
+from refsam_trt.families.base import GraphSpec, TensorSpec
+
+PATH = Path("image_encoder.onnx")
+SPEC = GraphSpec(
+    (TensorSpec("image", "float32", ("M", 3), "frame"),),
+    (TensorSpec("embedding", "float32", ("M", 8), "frame"),),
+)
+
+
+def named(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name)
+
+
+def layer(kind: str, *dtypes: str) -> SimpleNamespace:
+    outputs = [SimpleNamespace(dtype=named(dtype)) for dtype in dtypes]
+    return SimpleNamespace(
+        type=named(kind), num_outputs=len(outputs), get_output=outputs.__getitem__
+    )
+
+
+def network(inputs: dict[str, str], outputs: dict[str, str]) -> SimpleNamespace:
+    ins = [SimpleNamespace(name=name, dtype=named(dtype)) for name, dtype in inputs.items()]
+    outs = [SimpleNamespace(name=name, dtype=named(dtype)) for name, dtype in outputs.items()]
+    return SimpleNamespace(
+        num_inputs=len(ins),
+        get_input=ins.__getitem__,
+        num_outputs=len(outs),
+        get_output=outs.__getitem__,
+    )
+
+
+def test_layers_are_counted_by_type_and_output():
+    layers = [layer("SOFTMAX", "FLOAT"), layer("CONVOLUTION", "HALF"), layer("ASSERTION")]
+    layers.append(layer("CONVOLUTION", "FLOAT"))
+    found = count_types(SimpleNamespace(num_layers=4, get_layer=layers.__getitem__))
+    assert found == {"CONVOLUTION": {"FLOAT": 1, "HALF": 1}, "SOFTMAX": {"FLOAT": 1}}
+
+
+def test_other_tensors_than_the_manifests_are_refused():
+    check_tensors(PATH, network({"image": "FLOAT"}, {"embedding": "FLOAT"}), SPEC)
+    expected = (
+        "image_encoder.onnx: TensorRT parsed outputs {'embedding': 'HALF'}, the bundle's manifest "
+        "says {'embedding': 'FLOAT'}; export the bundle anew with refsam-export"
+    )
+    with pytest.raises(PlanBuildError, match=f"^{re.escape(expected)}$"):
+        check_tensors(PATH, network({"image": "FLOAT"}, {"embedding": "HALF"}), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", "HALF"), ("fp32", "BF16"), ("fp16", "BF16"), ("bf16", "HALF")]
+)
+def test_types_that_a_precision_does_not_allow_are_refused(precision: str, dtype: str):
+    expected = (
+        f"image_encoder.onnx: the graph computes in {dtype}, but its variant is called "
+        f"{precision}; export the bundle anew with refsam-export"
+    )
+    with pytest.raises(PlanBuildError, match=f"^{re.escape(expected)}$"):
+        check_precision(PATH, precision, {"ELEMENTWISE": {dtype: 1, "INT64": 2}}, {})
+
+
+def test_an_fp16_variant_that_computes_in_fp32_is_refused():
+    stated = {"MatMul": {"float16": 3}, "Gemm": {"float16": 1, "float32": 1}, "Add": {"float16": 9}}
+    check_precision(PATH, "fp16", {"MATRIX_MULTIPLY": {"FLOAT": 1, "HALF": 4}}, stated)
+    expected = (
+        "image_encoder.onnx: TensorRT parsed MATRIX_MULTIPLY layers of types {'FLOAT': 5}, the "
+        "bundle's manifest says {'HALF': 4, 'FLOAT': 1}: this fp16 variant is not what it is "
+        "called; export the bundle anew with refsam-export"
+    )
+    with pytest.raises(PlanBuildError, match=f"^{re.escape(expected)}$"):
+        check_precision(PATH, "fp16", {"MATRIX_MULTIPLY": {"FLOAT": 5}}, stated)
+
+
+def test_a_convolution_that_the_manifest_does_not_know_is_refused():
+    with pytest.raises(PlanBuildError, match="parsed CONVOLUTION layers of types"):
+        check_precision(PATH, "fp16", {"CONVOLUTION": {"HALF": 1}}, {})

@@ -1,0 +1,235 @@
+"""Folders of plans as TensorRT-RTX really builds them, and every way they can be spoilt."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import fake_bundle
+import msgspec
+import pytest
+from rtx_probe import needs_rtx
+
+from refsam_engines.build import BuildOptions
+from refsam_engines.inspect import report_lines
+from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
+from refsam_trt.bundle import open_bundle
+from refsam_trt.errors import OutputError, PlanBuildError, PlanDamagedError, UsageError
+from refsam_trt.golden import read_golden
+from refsam_trt.manifest import Limits
+from refsam_trt.plan import Plans, is_plans, open_plans
+from refsam_trt.plan_manifest import PlanManifest, Profile
+
+pytestmark = needs_rtx
+
+
+@pytest.fixture
+def copy(plans: Plans, tmp_path: Path) -> Path:
+    return shutil.copytree(plans.folder, tmp_path / "copy")
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    """Change fields of the manifest, its hash fitting: only its content is wrong."""
+    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=PlanManifest)
+    raw = msgspec.structs.replace(manifest, **changes).to_bytes()
+    (folder / "manifest.json").write_bytes(raw)
+    (folder / "manifest.sha256").write_text(f"{hashlib.sha256(raw).hexdigest()}\n")
+
+
+def test_the_manifest_tells_what_was_built_from_what(plans: Plans, bundle_folder: Path):
+    bundle = open_bundle(bundle_folder)
+    manifest = plans.manifest
+    assert manifest.bundle_id == bundle.bundle_id
+    assert (manifest.variant, manifest.precision) == ("fp32-plain-optimised", "fp32")
+    assert manifest.limits == Limits(max_frames=1, max_expressions=8, max_words=64)
+    builder = manifest.builder
+    assert builder.backend == "tensorrt-rtx"
+    assert re.fullmatch(r"1\.\d+\.\d+\.\d+", builder.version)
+    assert builder.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1", ">12.0")
+    assert builder.gpu_name is None
+    assert not builder.has_tf32
+    assert set(manifest.graphs) == {"image_encoder", "text_encoder", "decoder_step"}
+    (variant,) = bundle.manifest.variants.values()
+    for name, entry in manifest.graphs.items():
+        assert entry.spec == variant.graphs[name].spec
+        assert entry.graph_id == bundle.content_id(variant.graphs[name].file)
+    step = manifest.graphs["decoder_step"].profiles["has_track"]
+    assert step == Profile((1,), (4,), (8,))
+    plans.check_bundle(bundle)
+    assert open_plans(plans.folder) == plans
+
+
+def test_what_is_known_without_a_gpu_is_told_and_the_rest_is_null(plans: Plans):
+    report = plans.manifest.graphs["decoder_step"].report
+    assert report.num_layers == sum(sum(types.values()) for types in report.layers.values())
+    assert report.layers["DECONVOLUTION"] == {"FLOAT": 1}
+    assert report.activation_bytes is not None
+    assert report.activation_bytes > 0
+    assert report.num_engine_layers is None
+    assert report.precision_warnings == ()
+    lines = "\n".join(report_lines(plans.manifest))
+    assert "for compute capabilities 8.0, 8.6, 8.9, 12.0, 12.1, >12.0" in lines
+    assert "layers, unknown in the plan; fused attention in 0 of 0" in lines
+    assert "1 MATRIX_MULTIPLY FLOAT, 1 DECONVOLUTION FLOAT" in lines
+
+
+def test_golden_tensors_are_a_real_chain(plans: Plans, bundle_folder: Path):
+    runs = read_golden(plans.golden)
+    assert runs.keys() == plans.manifest.graphs.keys()
+    encoder, step = runs["image_encoder"], runs["decoder_step"]
+    assert step.inputs["image_embedding"].tolist() == encoder.outputs["image_embedding"].tolist()
+    assert step.inputs["has_track"].tolist() == [False, True]
+    for name, run in runs.items():
+        again = fake_bundle.run_graph(bundle_folder, name, dict(run.inputs))
+        assert max(run.errors(again).values()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["decoder_step.plan", "golden.safetensors", "manifest.json", "manifest.sha256"],
+)
+def test_one_changed_byte_is_refused(copy: Path, name: str):
+    raw = bytearray((copy / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (copy / name).write_bytes(raw)
+    with pytest.raises(PlanDamagedError) as refused:
+        open_plans(copy)
+    is_manifest = name.startswith("manifest")
+    expected = "one of the two was altered" if is_manifest else "damaged or changed"
+    assert f"{expected}; build the plans again with refsam-build" in str(refused.value)
+    assert str(copy / ("manifest.json" if is_manifest else name)) in str(refused.value)
+
+
+def test_a_truncated_plan_is_refused(copy: Path):
+    path = copy / "image_encoder.plan"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PlanDamagedError, match=r"image_encoder.plan: \d+ bytes, the manifest says"):
+        open_plans(copy)
+
+
+def test_files_that_are_missing_or_too_many_are_refused(copy: Path):
+    (copy / "extra").write_bytes(b"")
+    with pytest.raises(PlanDamagedError, match="'extra' is not listed in the manifest"):
+        open_plans(copy)
+    (copy / "extra").unlink()
+    (copy / "text_encoder.plan").unlink()
+    with pytest.raises(PlanDamagedError, match=r"text_encoder\.plan: missing, but listed"):
+        open_plans(copy)
+
+
+def test_a_manifest_of_another_schema_or_none_is_refused(copy: Path, tmp_path: Path):
+    change_manifest(copy, schema_version=2)
+    with pytest.raises(PlanDamagedError, match="schema version 2, 1 expected; build the plans"):
+        open_plans(copy)
+    change_manifest(copy, schema_version=1, golden_source=3)
+    with pytest.raises(PlanDamagedError, match="not a plan manifest of schema 1"):
+        open_plans(copy)
+    with pytest.raises(PlanDamagedError, match="give a folder that refsam-build wrote"):
+        open_plans(tmp_path)
+
+
+def test_a_manifest_that_forgets_files_is_refused(copy: Path, plans: Plans):
+    change_manifest(copy, files={})
+    with pytest.raises(PlanDamagedError, match="is not listed in the manifest"):
+        open_plans(copy)
+    files = {n: f for n, f in plans.manifest.files.items() if n != "golden.safetensors"}
+    change_manifest(copy, files=files)
+    (copy / "golden.safetensors").unlink()
+    with pytest.raises(PlanDamagedError, match=r"'golden\.safetensors' is not among files"):
+        open_plans(copy)
+
+
+def test_a_path_that_leaves_the_folder_is_refused(copy: Path, plans: Plans):
+    files = dict(plans.manifest.files)
+    files["../x.plan"] = files["image_encoder.plan"]
+    change_manifest(copy, files=files)
+    with pytest.raises(PlanDamagedError, match="a path that leaves its folder"):
+        open_plans(copy)
+
+
+def test_plans_of_another_bundle_are_refused(plans: Plans, copy: Path, bundle_folder: Path):
+    bundle = open_bundle(bundle_folder)
+    change_manifest(copy, bundle_id="0" * 64)
+    with pytest.raises(PlanDamagedError) as refused:
+        open_plans(copy).check_bundle(bundle)
+    assert str(refused.value) == (
+        f"{copy}: built from bundle {'0' * 64}, given was {bundle_folder}, bundle "
+        f"{bundle.bundle_id}; refsam-build BUNDLE --backend tensorrt-rtx --precision fp32 "
+        "--output PLANS"
+    )
+    entry = plans.manifest.graphs["image_encoder"]
+    changed = msgspec.structs.replace(entry, graph_id="1" * 64)
+    graphs = {**plans.manifest.graphs, "image_encoder": changed}
+    change_manifest(copy, bundle_id=bundle.bundle_id, graphs=graphs)
+    with pytest.raises(PlanDamagedError, match=f"was built from graph {'1' * 64}, the bundle has"):
+        open_plans(copy).check_bundle(bundle)
+    change_manifest(copy, graphs=plans.manifest.graphs, variant="other")
+    with pytest.raises(PlanDamagedError, match="has other tensors than variant 'other'"):
+        open_plans(copy).check_bundle(bundle)
+
+
+def test_a_plan_that_was_not_built_is_named(plans: Plans):
+    with pytest.raises(UsageError, match="no plan of graph 'other', only decoder_step, image_enc"):
+        plans.plan("other")
+
+
+def request(bundle: Path, output: Path, **changes: object) -> PlanRequest:
+    return PlanRequest(bundle, output, "tensorrt-rtx", "fp32", **changes)
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_built(copy: Path, tmp_path: Path):
+    absent = tmp_path / "no bundle"
+    with pytest.raises(OutputError, match="exists already, and plans are never changed"):
+        build_plans(request(absent, copy), lambda line: None)
+    with pytest.raises(OutputError, match="holds no plans, so it is not overwritten"):
+        build_plans(request(absent, tmp_path, overwrite=True), lambda line: None)
+    with pytest.raises(OutputError, match="does not exist; create it first"):
+        build_plans(request(absent, tmp_path / "a" / "b"), lambda line: None)
+
+
+def test_a_build_that_is_stopped_leaves_nothing(bundle_folder: Path, tmp_path: Path):
+    steps: list[str] = []
+    options = BuildOptions(on_progress=steps.append, should_stop=lambda: len(steps) > 40)
+    with pytest.raises(BuildStopped):
+        build_plans(request(bundle_folder, tmp_path / "p", options=options), lambda line: None)
+    assert "Building engine" in steps
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_tensorrt_does_not_know_is_refused_with_the_node(tmp_path: Path):
+    import onnx
+
+    folder = fake_bundle.make_bundle(tmp_path / "bundle")
+    path = folder / "graphs/fp32-plain-baseline/image_encoder.onnx"
+    model = onnx.load(path)
+    node = onnx.helper.make_node("NonZero", [model.graph.input[0].name], ["unused"], name="odd")
+    model.graph.node.insert(0, node)
+    onnx.save(model, path)
+    manifest = fake_bundle.read_manifest(folder)
+    (variant,) = manifest["variants"].values()
+    entry = variant["graphs"]["image_encoder"]
+    entry["node_types"]["NonZero"] = 1
+    if "node_dtypes" in entry:
+        entry["node_dtypes"]["int64"] = entry["node_dtypes"].get("int64", 0) + 1
+    fake_bundle.rewrite_manifest(folder, manifest)
+    fake_bundle.refresh_files(folder)
+    with pytest.raises(PlanBuildError) as refused:
+        build_plans(request(folder, tmp_path / "plans"), lambda line: None)
+    assert re.search(r"image_encoder.onnx: tensorrt-rtx 1.*cannot", str(refused.value))
+    assert not (tmp_path / "plans").exists()
+
+
+def test_rtx_has_no_timing_cache(bundle_folder: Path, tmp_path: Path):
+    options = BuildOptions(timing_cache=tmp_path / "timing.cache")
+    with pytest.raises(UsageError) as refused:
+        build_plans(request(bundle_folder, tmp_path / "a", options=options), lambda line: None)
+    assert str(refused.value) == (
+        "--timing-cache: backend tensorrt-rtx measures no kernels when it builds, so it has no "
+        "timing cache; leave the option out"
+    )
+
+
+def test_a_bundle_is_not_taken_for_plans(plans: Plans, bundle_folder: Path, tmp_path: Path):
+    assert is_plans(plans.folder)
+    assert not is_plans(bundle_folder)
+    assert not is_plans(tmp_path)

@@ -1,0 +1,250 @@
+"""A stand-in for TensorRT proper: builds nothing, but objects to whatever the real API lacks.
+
+It has exactly the names of the version that it plays (from the lists of the real APIs) and no
+others. Its plans are the ONNX file itself, which ONNX Runtime runs on the addresses it is given, so
+it needs memory that the host can read (see `fake_cuda`).
+"""
+
+import ctypes
+import json
+from enum import Enum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+DATA = Path(__file__).parent / "engines" / "data"
+MAGIC = b"fake plan of "
+_LAYERS = {
+    "MatMul": "MATRIX_MULTIPLY",
+    "Gemm": "MATRIX_MULTIPLY",
+    "Conv": "CONVOLUTION",
+    "ConvTranspose": "DECONVOLUTION",
+    "Softmax": "SOFTMAX",
+}
+_DTYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 7: "INT64", 9: "BOOL", 6: "INT32"}
+
+
+def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:
+    """Return a module that plays TensorRT of a version; `module.calls` lists what was called."""
+    names = json.loads((DATA / f"api_{version}.json").read_text())["names"]
+    trt: Any = ModuleType("tensorrt")
+    trt.__version__ = version
+    trt.calls = []
+    trt.fails_to_build = False
+    trt.fails_to_deserialise = False
+    for name, entry in names.items():
+        if entry["kind"] == "enum":
+            setattr(trt, name, Enum(name, entry["members"]))
+    trt.NetworkDefinitionCreationFlag.__int__ = lambda flag: 1 if version[:2] == "10" else 0
+    logger = type("ILogger", (), {"__init__": lambda self: None})
+    severities = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+    logger.Severity = Enum("Severity", severities)
+    trt.ILogger = logger
+    trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
+    trt.Builder = lambda log: _Builder(trt, names, log)
+    trt.OnnxParser = lambda network, log: _Parser(trt, network)
+    trt.Runtime = lambda log: _Runtime(trt, names, log)
+    return trt
+
+
+class _Checked:
+    """Refuses attributes that the real class of that version does not have."""
+
+    _class = ""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        object.__setattr__(self, "_members", names[self._class]["members"])
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in object.__getattribute__(self, "_members"):
+            raise AttributeError(f"{type(self)._class} has no {name}")
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in self._members:
+            raise AttributeError(f"{type(self)._class} has no {name}")
+        object.__setattr__(self, name, value)
+
+
+class _Builder(_Checked):
+    _class = "Builder"
+
+    def __init__(self, trt: Any, names: dict[str, Any], log: Any) -> None:
+        super().__init__(names)
+        self._trt, self._names, self._log = trt, names, log
+
+    def create_network(self, flags: int) -> Any:
+        self._trt.calls.append(("create_network", flags))
+        return SimpleNamespace(num_layers=0, path=None)
+
+    def create_builder_config(self) -> Any:
+        return _Config(self._trt, self._names)
+
+    def create_optimization_profile(self) -> Any:
+        def set_shape(name: str, *shapes: tuple[int, ...]) -> None:
+            self._trt.calls.append(("set_shape", name, *shapes))
+
+        return SimpleNamespace(set_shape=set_shape)
+
+    def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        monitor, severity = config.progress_monitor, self._trt.ILogger.Severity
+        monitor.phase_start("Building engine", None, 2)
+        if not all([monitor.step_complete("Building engine", step) for step in range(2)]):
+            return None
+        monitor.phase_finish("Building engine")
+        if self._trt.fails_to_build:
+            self._log.log(severity.INTERNAL_ERROR, "no kernel fits")
+            return None
+        self._log.log(severity.WARNING, "Detected layernorm nodes in FP16, may cause overflow")
+        self._log.log(severity.WARNING, "Using default profile")
+        self._log.log(severity.VERBOSE, "a line per layer")
+        self._log.log(severity.INFO, "Total Activation Memory: 1024 bytes")
+        return MAGIC + str(network.path).encode()
+
+
+class _Config(_Checked):
+    _class = "IBuilderConfig"
+
+    def __init__(self, trt: Any, names: dict[str, Any]) -> None:
+        super().__init__(names)
+        self._trt, self._cache = trt, None
+        self.progress_monitor = None
+
+    def clear_flag(self, flag: Enum) -> None:
+        self._trt.calls.append(("clear_flag", flag.name))
+
+    def set_memory_pool_limit(self, pool: Enum, size: int) -> None:
+        self._trt.calls.append(("set_memory_pool_limit", pool.name, size))
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        return 0
+
+    def create_timing_cache(self, raw: bytes) -> Any:
+        return None if raw == b"broken" else SimpleNamespace(serialize=lambda: raw + b"+")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return not ignore_mismatch
+
+    def get_timing_cache(self) -> Any:
+        return self._cache
+
+
+class _Parser:
+    """Reads the ONNX file for its tensors and nodes; every layer gets the type of its ONNX type."""
+
+    def __init__(self, trt: Any, network: Any) -> None:
+        self._trt, self._network = trt, network
+        self.num_errors = 0
+
+    def parse_from_file(self, path: str) -> bool:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+        graph, network, trt = model.graph, self._network, self._trt
+        values = [*graph.value_info, *graph.input, *graph.output]
+        types = {v.name: trt.DataType[_DTYPES[v.type.tensor_type.elem_type]] for v in values}
+        network.path = path
+        layers = [
+            SimpleNamespace(
+                type=SimpleNamespace(name=_LAYERS.get(node.op_type, "ELEMENTWISE")),
+                num_outputs=int(node.output[0] in types),
+                get_output=lambda index, name=node.output[0]: SimpleNamespace(dtype=types[name]),
+            )
+            for node in graph.node
+        ]
+        network.num_layers, network.get_layer = len(layers), layers.__getitem__
+        for kind, tensors in (("input", graph.input), ("output", graph.output)):
+            found = [SimpleNamespace(name=t.name, dtype=types[t.name]) for t in tensors]
+            setattr(network, f"num_{kind}s", len(found))
+            setattr(network, f"get_{kind}", found.__getitem__)
+        return True
+
+
+class _Runtime(_Checked):
+    _class = "Runtime"
+
+    def __init__(self, trt: Any, names: dict[str, Any], log: Any) -> None:
+        super().__init__(names)
+        trt.calls.append(("Runtime",))
+        self._trt, self._names, self._log = trt, names, log
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Any:
+        self._trt.calls.append(("deserialize_cuda_engine",))
+        if self._trt.fails_to_deserialise:
+            self._log.log(self._trt.ILogger.Severity.ERROR, "Platform specific tag mismatch")
+            return None
+        return _Engine(self._trt, self._names, bytes(plan).removeprefix(MAGIC).decode())
+
+
+class _Engine(_Checked):
+    _class = "ICudaEngine"
+
+    def __init__(self, trt: Any, names: dict[str, Any], path: str) -> None:
+        super().__init__(names)
+        self._trt, self._names = trt, names
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self.num_io_tensors = len(self._tensors)
+        self.num_layers = 7
+        self.device_memory_size_v2 = 2048
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(self._tensors[index].name)
+
+    def create_execution_context(self) -> Any:
+        self._trt.calls.append(("create_execution_context",))
+        return _Context(self._trt, self._names, self._session)
+
+
+class _Context(_Checked):
+    _class = "IExecutionContext"
+
+    def __init__(self, trt: Any, names: dict[str, Any], session: Any) -> None:
+        super().__init__(names)
+        self._trt, self._session = trt, session
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shapes[name] = tuple(shape)
+        return all(size < 1000 for size in shape)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return address != 0
+
+    def infer_shapes(self) -> list[str]:
+        return [i.name for i in self._session.get_inputs() if i.name not in self._shapes]
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self._trt.calls.append(("execute_async_v3", stream_handle))
+        feeds = {
+            tensor.name: _view(self._addresses[tensor.name], self._shapes[tensor.name], tensor.type)
+            for tensor in self._session.get_inputs()
+        }
+        names = [tensor.name for tensor in self._session.get_outputs()]
+        for name, found in zip(names, self._session.run(names, feeds), strict=True):
+            if name in self._addresses:
+                target = np.ctypeslib.as_array(
+                    (ctypes.c_uint8 * found.nbytes).from_address(self._addresses[name])
+                )
+                target[:] = np.frombuffer(found.tobytes(), np.uint8)
+        return True
+
+
+_ORT_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _view(address: int, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    dtype = np.dtype(_ORT_DTYPES[kind])
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return raw.view(dtype).reshape(shape).copy()
