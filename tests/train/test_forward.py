@@ -19,6 +19,7 @@ from refsam_train.forward import (
     ClipTraining,
     clip_logits,
     encode_frames,
+    encode_texts,
     image_logits,
     low_res_masks,
 )
@@ -35,7 +36,9 @@ def test_shared_step_equals_the_reference_expression_by_expression(tmp_path: Pat
     # Large texts: otherwise attention is uniform and its errors are invisible (refsam-model 5.1).
     model.config = _without_text_norm(model)
     batch = _doubled(batch_of(recipe, loaded))
-    found = clip_logits(model, batch, encode_frames(model, batch)).double()
+    found = clip_logits(
+        model, batch, encode_frames(model, batch), encode_texts(model, batch)
+    ).double()
     assert float(found.std()) > 1e-3
     for row in range(len(batch.clip_of)):
         expected = _slow_logits(model, batch, row)
@@ -48,7 +51,9 @@ def test_gradient_flows_back_through_the_track_token(tmp_path: Path) -> None:
     loaded = fresh_model(recipe)
     model = loaded.model.requires_grad_(True)
     batch = batch_of(recipe, loaded)
-    clip_logits(model, batch, encode_frames(model, batch))[1].sum().backward()
+    clip_logits(model, batch, encode_frames(model, batch), encode_texts(model, batch))[
+        1
+    ].sum().backward()
     grad = model.track_token_mlp.linear1.weight.grad
     assert grad is not None
     assert float(grad.abs().max()) > 0.0
@@ -59,7 +64,9 @@ def test_one_frame_leaves_the_tracking_module_alone(tmp_path: Path) -> None:
     loaded = fresh_model(recipe)
     model = loaded.model.requires_grad_(True)
     batch = batch_of(recipe, loaded)
-    clip_logits(model, batch, encode_frames(model, batch)).sum().backward()
+    clip_logits(
+        model, batch, encode_frames(model, batch), encode_texts(model, batch)
+    ).sum().backward()
     assert model.track_token_mlp.linear1.weight.grad is None
 
 
@@ -143,7 +150,12 @@ def test_dice_at_image_size_is_that_of_the_enlarged_logits(tmp_path: Path) -> No
     loaded = fresh_model(recipe)
     batch = batch_of(recipe, loaded)
     with torch.no_grad():
-        logits = clip_logits(loaded.model, batch, encode_frames(loaded.model, batch))
+        logits = clip_logits(
+            loaded.model,
+            batch,
+            encode_frames(loaded.model, batch),
+            encode_texts(loaded.model, batch),
+        )
         result = ClipTraining(loaded.model, Loss(focal=0.0), bf16=False)(batch)
     (group,) = batch.groups
     enlarged = torch.nn.functional.interpolate(logits, (128, 128), mode="bilinear")

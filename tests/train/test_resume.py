@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from tiny_training import write_recipe
 
+from refsam_train.checkpoints import read_weights
 from refsam_train.session import RunRequest, train
 from refsam_trt.commands import Terminated
 from refsam_trt.errors import CheckpointError, UsageError
@@ -97,6 +98,30 @@ def test_a_signal_lets_the_step_end_saves_and_is_passed_on(
     train(recipe, _request(tmp_path / "plain", max_steps=1))
     assert _same_tensors(tmp_path / "signalled", tmp_path / "plain")
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_to_the_whole_group_is_the_runs_business_alone(tmp_path: Path) -> None:
+    """As Ctrl-C on a terminal and schedulers send it: the processes that make batches live on."""
+    recipe = write_recipe(
+        tmp_path, steps="400", checkpoint_every="2", clips_per_batch="1", expressions_per_clip="1"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "refsam_train.cli", str(recipe), "--output", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--workers", "1", "--json"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    checkpoint = out / "checkpoint.safetensors"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors.decode()
+    assert read_weights(checkpoint)[0] >= 2
 
 
 def test_a_run_is_not_overwritten_without_resume(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ That is what makes a resumed run see exactly the data that an uninterrupted one 
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,10 +82,13 @@ def batches_from(batches: StepBatches, first_step: int, num_workers: int) -> Ite
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and schedulers signal the whole group: the run decides then, and saves first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from refsam_train.cells import CellHeads, CellLabels
 from refsam_train.clips import Batch, MaskGroup
 from refsam_train.losses import dice_loss, focal_loss, mask_iou
 from refsam_train.recipe import Loss
-from refsam_train.shared_step import FrameSide, frame_side, shared_step, text_side
+from refsam_train.shared_step import FrameSide, TextSide, frame_side, shared_step, text_side
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,13 @@ def encode_frames(model: RefSam, batch: Batch, image_encoder: nn.Module | None =
     return frame_side(model, *model.encode_image(batch.images.flatten(0, 1), image_encoder))
 
 
-def clip_logits(model: RefSam, batch: Batch, frames: FrameSide) -> Tensor:
+def encode_texts(model: RefSam, batch: Batch) -> TextSide:
+    """Return the text side of all expressions."""
+    words, sentence = model.encode_text(batch.input_ids, batch.attention_mask)
+    return text_side(model, words, batch.attention_mask.bool(), sentence)
+
+
+def clip_logits(model: RefSam, batch: Batch, frames: FrameSide, text: TextSide) -> Tensor:
     """Return the low-resolution logits of all frames and expressions, float32 [T, E, 4h, 4w].
 
     Gradient flows from every frame back through the track tokens to the frames before it.
@@ -46,12 +52,11 @@ def clip_logits(model: RefSam, batch: Batch, frames: FrameSide) -> Tensor:
         model: the reference.
         batch: clips.
         frames: from `encode_frames`.
+        text: from `encode_texts`.
     """
     num_frames, num_clips = batch.images.shape[:2]
-    words, sentence = model.encode_text(batch.input_ids, batch.attention_mask)
-    text = text_side(model, words, batch.attention_mask.bool(), sentence)
-    track = words.new_zeros(len(words), EMBED_DIM)
-    has_track = torch.zeros(len(words), dtype=torch.bool, device=words.device)
+    track = text.words.new_zeros(len(text.words), EMBED_DIM)
+    has_track = torch.zeros(len(track), dtype=torch.bool, device=track.device)
     logits = []
     for frame in range(num_frames):
         frame_of = frame * num_clips + batch.clip_of
@@ -105,20 +110,27 @@ class ClipTraining(nn.Module):
         device = batch.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
             frames = encode_frames(self.model, batch, self._image_encoder)
-            logits = clip_logits(self.model, batch, frames)
-            cells, shapes = self._cell_loss(frames, batch)
+            text = encode_texts(self.model, batch)
+            logits = clip_logits(self.model, batch, frames, text)
+            cells, shapes = self._cell_loss(frames, text, batch)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal
         loss = loss + self._loss.cells * cells
         return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes)))
 
-    def _cell_loss(self, frames: FrameSide, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _cell_loss(self, frames: FrameSide, text: TextSide, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.cell_heads is None or batch.cells is None:
             none = torch.zeros((), device=batch.images.device)
             return none, none
         labels = CellLabels(*(part.flatten(0, 1) for part in batch.cells))
-        return self.cell_heads(frames.levels, labels)  # type: ignore[no-any-return]
+        loss, shapes = self.cell_heads(frames.levels, labels)
+        # Only the first frame: of some expressions the later ones tell nothing.
+        embedding = frames.levels[batch.clip_of, -1]
+        named = torch.cat([g.masks[0].float() for g in batch.groups])
+        order = torch.cat([g.rows for g in batch.groups])
+        match = self.cell_heads.match(embedding[order], text.text[order, -1], named)
+        return loss + match, shapes
 
     def _terms(self, logits: Tensor, group: MaskGroup) -> Tensor:
         image_size = self.model.config.image_size
