@@ -72,6 +72,13 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
     help="Logits above it belong to a mask. Label maps have a rule of their own: the largest "
     "logit wins where it exceeds 0.1.  [default: 0; with --dataset ref-youtube-vos 0.01]",
 )
+@click.option(
+    "--track-state-scope",
+    type=click.Choice(["expression", "object"]),
+    default="expression",
+    help="Whose a track token is. object: with --dataset ref-davis, the four annotators of an "
+    "object share one, as in the released scripts; slower, and only to compare with them.",
+)
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace what a run wrote before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.version_option(package_name="refsam-trt")

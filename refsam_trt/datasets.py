@@ -28,7 +28,8 @@ DatasetKind = Literal["ref-davis", "ref-youtube-vos"]
 YOUTUBE_THRESHOLD = 0.01
 """Logit above which the Ref-YouTube-VOS scripts count a pixel (refsam-model 2.3)."""
 
-_NUM_ANNOTATORS = 4
+NUM_ANNOTATORS = 4
+"""Of Ref-DAVIS17: each has an expression for every object."""
 _MAX_BYTES = 256 * 2**20
 _MAX_NAME_BYTES = 200
 """File systems take 255; results add a suffix."""
@@ -149,7 +150,7 @@ def open_dataset_outputs(
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(PalettePngWriter(_folder(folder / str(k)) / video.name))
-                for k in range(_NUM_ANNOTATORS)
+                for k in range(NUM_ANNOTATORS)
             ]
             yield lambda done: _write_label_maps(writers, done)
     else:
@@ -160,7 +161,7 @@ def open_dataset_outputs(
 def _write_label_maps(writers: Sequence[PalettePngWriter], done: FinishedFrame) -> None:
     results = done.results
     for annotator, writer in enumerate(writers):
-        said = results[annotator::_NUM_ANNOTATORS]
+        said = results[annotator::NUM_ANNOTATORS]
         merged = FrameResults(results.frame_index, results.frame_hw, said)
         writer.write(done.name, merged.label_map())
 
@@ -222,17 +223,17 @@ def _video(kind: DatasetKind, root: Path, name: str, video: _Video, path: Path) 
 def _checked_keys(video: _Video, where: str) -> list[str]:
     """Return the ids 0, 1, ... of Ref-DAVIS17's expressions: object by object, four each."""
     keys = [str(index) for index in range(len(video.expressions))]
-    if len(keys) % _NUM_ANNOTATORS or set(keys) != video.expressions.keys():
+    if len(keys) % NUM_ANNOTATORS or set(keys) != video.expressions.keys():
         raise DatasetError(
             f"{where}: found the expressions {', '.join(video.expressions)}, expected 0, 1, ... "
-            f"with {_NUM_ANNOTATORS} per object; is this Ref-DAVIS17?"
+            f"with {NUM_ANNOTATORS} per object; is this Ref-DAVIS17?"
         )
     for index, key in enumerate(keys):
-        object_id = index // _NUM_ANNOTATORS + 1
+        object_id = index // NUM_ANNOTATORS + 1
         if video.expressions[key].obj_id not in (None, object_id, str(object_id)):
             raise DatasetError(
                 f"{where}: expression {key} is of object {video.expressions[key].obj_id}, expected "
-                f"{object_id}: expressions stand object by object, {_NUM_ANNOTATORS} each"
+                f"{object_id}: expressions stand object by object, {NUM_ANNOTATORS} each"
             )
     return keys
 

@@ -25,6 +25,7 @@ from refsam_trt.run_outputs import (
     check_outputs,
     open_outputs,
 )
+from refsam_trt.shared_tracks import TrackStateScope
 from refsam_trt.sources import Selection, open_source
 from refsam_trt.text import TextMode
 from refsam_trt.text_disk import TextCacheChoice
@@ -47,6 +48,8 @@ class RunRequest:
         text_cache: as for `load`.
         threshold: logits above it belong to a mask; None is 0, for Ref-YouTube-VOS 0.01. Label maps
             are merged by a rule of their own, so not with Ref-DAVIS17.
+        track_state_scope: whose a track token is: `object` shares it between the annotators of
+            Ref-DAVIS17, as the released scripts do; only with that data set.
         is_overwrite: replace what an earlier run wrote.
 
     Raises:
@@ -66,11 +69,17 @@ class RunRequest:
     text: TextMode | None = None
     text_cache: TextCacheChoice = "off"
     threshold: float | None = None
+    track_state_scope: TrackStateScope = "expression"
     is_overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise UsageError(f"threshold {self.threshold}: expected a finite logit, such as 0")
+        if self.track_state_scope == "object" and self.dataset != "ref-davis":
+            raise UsageError(
+                "--track-state-scope object shares tokens between the annotators of Ref-DAVIS17; "
+                "it goes with --dataset ref-davis only"
+            )
         if self.dataset is not None:
             self._check_dataset_options(self.dataset)
         elif not self.expressions:

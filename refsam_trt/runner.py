@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import refsam_trt
 from refsam_trt.atomic import atomic_folder
 from refsam_trt.bundle import open_bundle
+from refsam_trt.datasets import NUM_ANNOTATORS
 from refsam_trt.engine import Engine, load
 from refsam_trt.errors import (
     BundleError,
@@ -34,6 +35,7 @@ from refsam_trt.result import FrameResults
 from refsam_trt.run_jobs import Job, RunRequest, open_jobs
 from refsam_trt.run_outputs import FinishedFrame
 from refsam_trt.session import Session
+from refsam_trt.shared_tracks import SharedTracks, Steps
 from refsam_trt.sources import public_name
 from refsam_trt.text import Tokenizer
 
@@ -192,12 +194,8 @@ def _run_job(
 ) -> dict[str, Any]:
     """Run one video and return what the record says of it."""
     num_done = 0
-    with (
-        job.open() as source,
-        engine.open_video(
-            original_hw=source.original_hw, threshold=request.mask_threshold
-        ) as session,
-    ):
+    with job.open() as source, ExitStack() as stack:
+        session = _open_session(request, engine, source.original_hw, stack)
         for text in job.expressions:
             session.add_expression(text)
         with job.outputs(folder, source, engine.is_random_init) as write:
@@ -212,6 +210,18 @@ def _run_job(
     return {"expressions": job.expressions, "num_frames": num_done, "size": [height, width]}
 
 
+def _open_session(
+    request: RunRequest, engine: Engine, original_hw: tuple[int, int], stack: ExitStack
+) -> Steps:
+    def opened() -> Session:
+        video = engine.open_video(original_hw=original_hw, threshold=request.mask_threshold)
+        return stack.enter_context(video)
+
+    if request.track_state_scope == "expression":
+        return opened()
+    return SharedTracks([opened() for _ in range(NUM_ANNOTATORS)])
+
+
 def _nothing_selected(request: RunRequest, job: Job) -> VideoError:
     return VideoError(
         f"{job.name}: the video ends before frame {request.selection.start}, so nothing was done; "
@@ -220,7 +230,7 @@ def _nothing_selected(request: RunRequest, job: Job) -> VideoError:
 
 
 def _finished(
-    session: Session, frames: Iterable[tuple[int, NDArray[np.uint8]]]
+    session: Steps, frames: Iterable[tuple[int, NDArray[np.uint8]]]
 ) -> Iterator[tuple[int, NDArray[np.uint8], FrameResults]]:
     """Yield (index, frame, its results), results being late in some families of models."""
     waiting: dict[int, tuple[int, NDArray[np.uint8]]] = {}
@@ -264,6 +274,7 @@ def _write_record(
         "source": public_name(request.source),
         "dataset": request.dataset,
         "threshold": request.mask_threshold,
+        "track_state_scope": request.track_state_scope,
         "frames": {"start": selection.start, "end": selection.end, "stride": selection.stride},
         "is_complete": is_complete,
         "videos": videos,

@@ -10,12 +10,19 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from refsam_trt.errors import StateError, UsageError, VideoError
+from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.families.adapter import FamilyAdapter, RawFrame, VideoAdapter
 from refsam_trt.postprocess import Postprocessor
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 from refsam_trt.result import FrameResults, frame_results
-from refsam_trt.state_file import SCHEMA, SavedExpression, SavedSession, read_state, write_state
+from refsam_trt.state_file import (
+    SCHEMA,
+    SavedExpression,
+    SavedSession,
+    read_state,
+    refuse_other,
+    write_state,
+)
 
 Color = Literal["rgb", "bgr"]
 
@@ -124,6 +131,17 @@ class Session:
         """
         self._video_with(expression_id).reset_track(expression_id)
 
+    def copy_tracks(self, other: Session) -> None:
+        """Remember what another session remembers of its expressions, instead: first for first.
+
+        Raises:
+            StateError: the other one has more or fewer, or the family cannot be interrupted.
+            UsageError: one of the two is closed, its video finished, or they run different models.
+        """
+        if other._model is not self._model:
+            raise UsageError("tracks are copied between sessions of one engine only")
+        self._running_video().restore(other._running_video().save())
+
     def reset(self) -> None:
         """Forget the video: tracks, frame counter and frame size. The expressions stay."""
         self._open_video().reset()
@@ -204,7 +222,7 @@ class Session:
         """
         self._open_video()
         saved, tensors = read_state(Path(path))
-        self._refuse_other_model(Path(path), saved)
+        refuse_other(Path(path), saved, self._model, self._declared_hw)
         preprocessor = self._new_preprocessor(saved.frame_hw) if saved.frame_hw else None
         video = self._model.family.open_video()
         for expression in saved.expressions:
@@ -253,21 +271,6 @@ class Session:
             return FrameResults(raw.frame_index, geometry.original_hw, ())
         return frame_results(raw, self._postprocessor, geometry.original_hw, self._threshold)
 
-    def _refuse_other_model(self, path: Path, saved: SavedSession) -> None:
-        expected = {name: getattr(self._model, name) for name in _IDENTITY}
-        found = {name: getattr(saved, name) for name in _IDENTITY}
-        for name, label in _IDENTITY.items():
-            if found[name] != expected[name]:
-                raise StateError(
-                    f"{path}: saved with {label} {found[name]}, this engine has {expected[name]}; "
-                    f"load the {label} it was saved with"
-                )
-        if self._declared_hw and saved.frame_hw and self._declared_hw != saved.frame_hw:
-            raise StateError(
-                f"{path}: saved from frames of {saved.frame_hw}, this video was opened for "
-                f"{self._declared_hw} (height, width)"
-            )
-
     def _open_video(self) -> VideoAdapter:
         if self._video is None:
             raise UsageError("the session is closed; open another one with engine.open_video()")
@@ -285,9 +288,6 @@ class Session:
             known = ", ".join(map(str, video.expressions)) or "none"
             raise UsageError(f"no expression has the id {expression_id!r}; ids in use: {known}")
         return video
-
-
-_IDENTITY = {"bundle_id": "bundle", "variant": "variant", "precision": "precision"}
 
 
 def _checked_hw(frame: np.ndarray) -> tuple[int, int]:

@@ -6,6 +6,7 @@ One safetensors file; its metadata entry `refsam_state` is the JSON form of `Sav
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -74,6 +75,47 @@ def read_state(path: Path) -> tuple[SavedSession, dict[str, np.ndarray]]:
         raise StateError(f"{path}: not a session state ({reason}); save it again") from error
     _check(path, saved)
     return saved, tensors
+
+
+class Identified(Protocol):
+    """What a state belongs to."""
+
+    @property
+    def bundle_id(self) -> str:
+        """SHA-256 of the bundle's manifest."""
+
+    @property
+    def variant(self) -> str:
+        """Name of the set of graphs."""
+
+    @property
+    def precision(self) -> str:
+        """Of the variant."""
+
+
+def refuse_other(
+    path: Path, saved: SavedSession, model: Identified, declared_hw: tuple[int, int] | None
+) -> None:
+    """Refuse a state that was saved on another model or with frames of another size.
+
+    Raises:
+        StateError: another bundle, variant, precision, or size than the declared one.
+    """
+    for label, found, expected in (
+        ("bundle", saved.bundle_id, model.bundle_id),
+        ("variant", saved.variant, model.variant),
+        ("precision", saved.precision, model.precision),
+    ):
+        if found != expected:
+            raise StateError(
+                f"{path}: saved with {label} {found}, this engine has {expected}; load the {label} "
+                "it was saved with"
+            )
+    if declared_hw and saved.frame_hw and declared_hw != saved.frame_hw:
+        raise StateError(
+            f"{path}: saved from frames of {saved.frame_hw}, this video was opened for "
+            f"{declared_hw} (height, width)"
+        )
 
 
 class _Schema(msgspec.Struct, frozen=True):

@@ -43,6 +43,13 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
     help="sibling: say another object's expression; forget: no track token in any frame.",
 )
 @click.option(
+    "--track-state-scope",
+    type=click.Choice(["expression", "object"]),
+    default="expression",
+    help="Of ref-davis; object: annotators share the tokens of an object, as in the released "
+    "scripts.",
+)
+@click.option(
     "--reference", "is_reference", is_flag=True, help="Score the PyTorch reference instead."
 )
 @click.option("--source", type=_FOLDER, help="For --reference: folder of the PyTorch weights.")
@@ -87,6 +94,8 @@ def _score_bundle(options: dict[str, Any]) -> dict[str, Any]:
         if options["is_reference"] or options["probe"] != "none":
             raise UsageError("--reference and --probe work on --dataset synthetic only")
         return _score_ref_davis(options)
+    if options["track_state_scope"] != "expression":
+        raise UsageError("--track-state-scope object works on --dataset ref-davis only")
     return _score_synthetic(options)
 
 
@@ -108,6 +117,7 @@ def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
                 dataset="ref-davis",
                 backend=options["backend"],
                 variant=options["variant"],
+                track_state_scope=options["track_state_scope"],
             )
         )
         if report.interruption is not None:
@@ -115,6 +125,7 @@ def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
         scores = score_ref_davis(results, root / "valid" / "Annotations")
     return {
         "dataset": "ref-davis",
+        "track_state_scope": options["track_state_scope"],
         "bundle_id": report.bundle_id,
         "variant": report.variant,
         "backend": report.backend,

@@ -83,7 +83,8 @@ class _Reference:
         self._track_token: Tensor | None = None
 
     def tokens(self, expressions: Sequence[str]) -> _Tensors:
-        rows = [self._tokenizer.encode(" ".join(t.lower().split())).ids for t in expressions]
+        cleaned = self._model.config.cleaned
+        rows = [self._tokenizer.encode(cleaned(text)).ids for text in expressions]
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         padded = [[*row, *[self._pad_id] * n] for row, n in zip(rows, padding, strict=True)]

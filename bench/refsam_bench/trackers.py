@@ -82,7 +82,7 @@ class ReferenceTracker:
 
     @torch.no_grad()
     def _embed(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.tensor([self._tokenizer.encode(" ".join(text.lower().split())).ids])
+        ids = torch.tensor([self._tokenizer.encode(self._model.config.cleaned(text)).ids])
         return self._model.encode_text(ids, torch.ones_like(ids))
 
     def _step(

@@ -14,6 +14,19 @@ from refsam_trt.commands import run_command
 
 _FILE = click.Path(path_type=Path)
 _SHOWN = 3
+_MAX_SHORT_SIDE = 4096
+
+
+def _short_side(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | str | None:
+    if value is None or value == "none":
+        return value
+    if not value.isdecimal() or not 16 <= int(value) <= _MAX_SHORT_SIDE:
+        raise click.BadParameter(
+            f"{value!r} is neither 'none' nor a number of pixels from 16 to {_MAX_SHORT_SIDE}"
+        )
+    return int(value)
 
 
 @click.command(context_settings={"show_default": True})
@@ -54,6 +67,20 @@ _SHOWN = 3
     "--mask-select",
     type=click.Choice(["main", "best_iou"]),
     help="Which of SAM's four masks is returned; only main is trained.  [default: main]",
+)
+@click.option(
+    "--casing",
+    type=click.Choice(["lower", "keep"]),
+    help="What the bundle does to capital letters of expressions; the released Ref-DAVIS script "
+    "keeps them.  [default: lower]",
+)
+@click.option(
+    "--downscale-short-side",
+    "short_side",
+    metavar="PIXELS|none",
+    callback=_short_side,
+    help="Size that frames are brought to before that of the network; the released Ref-DAVIS "
+    "script has none.  [default: 360; nano and tiny: none]",
 )
 @click.option(
     "--random-init",
@@ -110,6 +137,8 @@ def command(
     adapter_act: str | None,
     ablations: Any,
     mask_select: str | None,
+    casing: Any,
+    short_side: Any,
     **options: Any,
 ) -> None:
     """Export RefSAM to a bundle of ONNX graphs and prove it equal to the PyTorch reference.
@@ -123,7 +152,7 @@ def command(
     if include_source is None:
         is_small = preset(options["backbone"]).preset in ("nano", "tiny")
         include_source = is_small and not options["without_text_encoder"]
-    asked = asked_for(configuration, adapter_act, mask_select, ablations)
+    asked = asked_for(configuration, adapter_act, mask_select, ablations, casing, short_side)
     result = export_bundle(
         ExportRequest(include_source=include_source, asked=asked, **options),
         lambda line: click.echo(f"refsam-export: {line}", err=True),

@@ -16,6 +16,7 @@ from refsam_trt.errors import CheckpointError
 
 Configuration = Literal["paper", "released"]
 Ablation = Literal["no-dense-attention", "dense-origin", "no-word-tokens"]
+Casing = Literal["lower", "keep"]
 Asked: TypeAlias = Mapping[str, Any]
 """Fields of `ModelConfig` that a user asks for."""
 
@@ -31,6 +32,9 @@ CONFIGURATIONS: Mapping[Configuration, Asked] = {
 """refsam-model's table of configurations: the fields in which the two differ. `paper` leaves the
 activation of the adapters open, because official files of the paper's model use GELU all the same.
 The two attention masks of the text (`text_attention_mask`) are one: nothing is padded at run time.
+What only one of the released scripts does is asked for by itself: its Ref-DAVIS script keeps the
+case of expressions and has no 360p step (`lowercase`, `downscale_short_side`). Track tokens shared
+by annotators are no part of a model: `refsam-run --track-state-scope`.
 """
 
 ABLATIONS: Mapping[Ablation, Asked] = {
@@ -40,7 +44,7 @@ ABLATIONS: Mapping[Ablation, Asked] = {
 }
 """Switches of the released scripts (refsam-model 5.1)."""
 
-_FREE = frozenset({"mask_select", "first_resize"})
+_FREE = frozenset({"mask_select", "first_resize", "lowercase", "downscale_short_side"})
 """Fields that no weight depends on: asking for another value than a file names is no error."""
 
 OFFICIAL_ACT = "gelu"
@@ -63,13 +67,23 @@ def asked_for(
     adapter_act: str | None = None,
     mask_select: str | None = None,
     ablations: Iterable[Ablation] = (),
+    casing: Casing | None = None,
+    short_side: int | Literal["none"] | None = None,
 ) -> dict[str, Any]:
-    """Return the fields that these options ask for, the special ones over the general one."""
+    """Return the fields that these options ask for, the special ones over the general one.
+
+    None asks for nothing; `short_side` "none" asks for frames that are not shrunk first.
+    """
     asked = dict(CONFIGURATIONS[configuration]) if configuration else {}
     for ablation in ablations:
         asked |= ABLATIONS[ablation]
     options = {"adapter_act": adapter_act, "mask_select": mask_select}
-    return asked | {name: value for name, value in options.items() if value is not None}
+    asked |= {name: value for name, value in options.items() if value is not None}
+    if casing is not None:
+        asked["lowercase"] = casing == "lower"
+    if short_side is not None:
+        asked["downscale_short_side"] = None if short_side == "none" else short_side
+    return asked
 
 
 def derive(base: ModelConfig, asked: Asked, facts: Sequence[Facts]) -> ModelConfig:

@@ -145,6 +145,10 @@ def test_a_results_folder_is_scored(capsys):
             "work on --dataset synthetic only",
         ),
         (
+            ["--bundle", "b", "--dataset", "synthetic", "--track-state-scope", "object"],
+            "--track-state-scope object works on --dataset ref-davis only",
+        ),
+        (
             ["--bundle", "b", "--dataset", "synthetic", "--slices", "colour"],
             r"no slice \['colour'\]; slices: attribute",
         ),

@@ -402,6 +402,8 @@ class TestRefusedAtTheDoor:
             (["--backbone", "tiny", "--random-init", "x"], "'x' is not a valid integer"),
             (["--random-init", "0"], "Missing option '--backbone'"),
             ([*TINY, "--parity-frames", "2"], "2 is not in the range x>=3"),
+            ([*TINY, "--casing", "upper"], "'upper' is not one of 'lower', 'keep'"),
+            ([*TINY, "--downscale-short-side", "0"], "'0' is neither 'none' nor a number of pixel"),
             ([*TINY, "--split", "half"], "'half' is not one of 'optimised', 'baseline'"),
             ([*TINY, "--checkpoint", "absent.safetensors"], "absent.safetensors: no such file"),
             ([*TINY, "--sam-checkpoint", "absent.pth"], "absent.pth: no such file"),

@@ -18,6 +18,7 @@ from reference_models import variant
 from text_folders import save_clip, save_roberta
 
 import refsam_trt
+from refsam_bench.trackers import EngineTracker, ReferenceTracker
 from refsam_export.checkpoint import canonical_tensors
 from refsam_export.cli import command
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR, MIN_MASK_IOU, compare
@@ -82,6 +83,7 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("roberta")
     switches = ("--ablation", "dense-origin", "--ablation", "no-word-tokens")
     options = ("--text-encoder", save_roberta(folder), *switches, "--mask-select", "best_iou")
+    options += ("--casing", "keep", "--downscale-short-side", "90")
     return export(tmp_path_factory.mktemp("ablated") / "bundle", *options).bundle
 
 
@@ -116,6 +118,8 @@ def test_the_ablated_manifest(ablated: Bundle) -> None:
     config = ablated.manifest.configuration["model"]
     assert (config["hda_levels"], config["dense_origin"], config["word_tokens"]) == (0, True, False)
     assert config["mask_select"] == "best_iou"
+    assert ablated.manifest.tokenizer.lowercase is False
+    assert ablated.manifest.preprocess.downscale_short_side == 90
     assert ablated.manifest.tokenizer.pad_id == 1
     names = {tensor.name for tensor in graph(ablated, "decoder_step").inputs}
     assert not names & {"hda_features", "text_values"}
@@ -137,6 +141,23 @@ def test_sessions_run(name: str, request: pytest.FixtureRequest) -> None:
                 expected = together[text, result.frame_index]
                 scale = np.abs(expected).max()
                 np.testing.assert_allclose(result.logits, expected, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("name", "keeps_case"), [("released", False), ("ablated", True)])
+def test_capital_letters_are_kept_where_they_were_asked_for(
+    name: str, keeps_case: bool, files: Path, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(name)
+    frames = moving_frames(2, seed=1, hw=(90, 160))
+    texts = ["the Red  disc", "the red disc"]
+    with refsam_trt.load(bundle.folder) as engine:
+        first, second = engine.track(frames[:1], texts)
+        found = list(EngineTracker(engine).track(iter(frames), texts))
+    assert first.text == ("the Red disc" if keeps_case else "the red disc")
+    assert np.allclose(first.logits, second.logits, rtol=1e-3, atol=1e-3) is not keeps_case
+    reference = ReferenceTracker(load_source(bundle, None if keeps_case else files))
+    for ours, theirs in zip(found, reference.track(iter(frames), texts), strict=True):
+        assert np.mean(np.stack(ours) != np.stack(theirs)) < 1e-3
 
 
 def test_the_source_is_found_again(released: Bundle, files: Path, tmp_path: Path) -> None:

@@ -119,9 +119,13 @@ class TestPresenceDecides:
         path = save_refsam(tmp_path / "refsam.safetensors")
         with pytest.raises(CheckpointError, match="is for hda_levels = 4, but 1 is asked for"):
             load_model("tiny", checkpoint=path, random_init=0, asked=asked_for("released"))
-        free = asked_for("paper", mask_select="best_iou")
+        free = asked_for("paper", mask_select="best_iou", casing="keep", short_side=200)
         found = load_model("tiny", checkpoint=path, random_init=0, asked=free)
-        assert found.model.config.mask_select == "best_iou"
+        config = found.model.config
+        assert (config.mask_select, config.lowercase) == ("best_iou", False)
+        assert config.downscale_short_side == config.preprocess.downscale_short_side == 200
+        assert asked_for(short_side="none") == {"downscale_short_side": None}
+        assert asked_for(casing="lower") == {"lowercase": True}
 
     def test_two_tracking_modules(self, tmp_path: Path) -> None:
         first = save_part(tmp_path, "track_net", part_tensors(released(), "track_net"))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import fake_bundle
@@ -11,10 +12,12 @@ import pytest
 import shared_data
 from commands_in_process import Commands, Ended
 from PIL import Image
+from runtime_twin import Twin, assert_close
 from small_videos import HW, moving_frames
 
 import refsam_trt
 from refsam_bench.accuracy import load_ref_davis, write_ref_youtube_vos_zip
+from refsam_trt import datasets, run_jobs
 from refsam_trt.cli import main
 from refsam_trt.datasets import _read
 from refsam_trt.manifest import Limits
@@ -106,6 +109,73 @@ def test_ref_davis_gives_label_maps_per_annotator(run, bundle, tmp_path):
                 assert found.max() > 0
                 # Logits differ in the last bits: batched here, alone in the twin.
                 assert np.mean(found != merged) < 0.005
+
+
+def leaking_logits(bundle: Path, folder: Path, texts: list[str]) -> list[list[np.ndarray]]:
+    """The loop of the released scripts: frame > annotator > object, one token per object.
+
+    Returns low-resolution logits [frame][expression], in the order of `texts`.
+    """
+    twin = Twin(bundle)
+    embedded = [twin.embed(text) for text in texts]
+    num_objects = len(texts) // NUM_ANNOTATORS
+    tokens: list[np.ndarray | None] = [None] * num_objects
+    found = []
+    for name in FRAMES:
+        frame = np.array(Image.open(folder / f"{name}.jpg").convert("RGB"))
+        image = twin.run("image_encoder", {"image": twin.preprocess(frame)})
+        row: dict[int, np.ndarray] = {}
+        for annotator in range(NUM_ANNOTATORS):
+            for obj in range(num_objects):
+                token = tokens[obj]
+                state = {
+                    "track_token": np.zeros((1, 256), np.float32) if token is None else token,
+                    "has_track": np.array([token is not None]),
+                }
+                number = NUM_ANNOTATORS * obj + annotator
+                out = twin.run("decoder_step", image | embedded[number] | state)
+                tokens[obj] = out["next_track_token"]
+                row[number] = out["low_res_logits"][0, 0]
+        found.append([row[number] for number in range(len(texts))])
+    return found
+
+
+def test_annotators_share_tokens_as_in_the_released_scripts(run, bundle, tmp_path, monkeypatch):
+    root = tmp_path / "davis"
+    texts = [
+        entry["exp"]
+        for entry in make_dataset(root, {"bear": 2})["videos"]["bear"]["expressions"].values()
+    ]
+    seen: dict[str, list[list[np.ndarray]]] = {"object": [], "expression": []}
+    for scope, rows in seen.items():
+        writer = datasets.open_dataset_outputs
+
+        @contextmanager
+        def spied(kind, folder, video, rows=rows, writer=writer):
+            with writer(kind, folder, video) as write:
+                yield lambda done: (
+                    rows.append([result.low_res_logits for result in done.results]),
+                    write(done),
+                )
+
+        monkeypatch.setattr(run_jobs, "open_dataset_outputs", spied)
+        options = ("--dataset", "ref-davis", "--track-state-scope", scope)
+        ended = run(bundle, root, *options, "--output", tmp_path / scope)
+        assert ended.code == 0, ended.err
+        record = json.loads((tmp_path / scope / "run.json").read_text())
+        assert record["track_state_scope"] == scope
+    expected = leaking_logits(bundle, root / "valid/JPEGImages/bear", texts)
+    assert len(seen["object"]) == len(expected) == len(FRAMES)
+    for ours, theirs in zip(seen["object"], expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b)
+    # Without the leak only the first annotator of the first frame hears the same.
+    alike = [
+        np.allclose(a, b, atol=1e-4)
+        for a, b in zip(seen["expression"][0], expected[0], strict=True)
+    ]
+    assert alike == [True, False, False, False] * 2
+    assert names_in(tmp_path / "object") == names_in(tmp_path / "expression")
 
 
 def test_ref_youtube_vos_gives_masks_per_expression(run, bundle, tmp_path):
@@ -261,6 +331,11 @@ def test_unusable_data_sets_are_refused(run, bundle, tmp_path, what):
         ("ref-davis", ("a dog",), "found 1 expressions with a data set, whose own are used"),
         ("ref-davis", ("--save", "rle"), "--save does not go with --dataset"),
         ("ref-davis", ("--threshold", "1"), "--threshold does not go with --dataset ref-davis"),
+        (
+            "ref-youtube-vos",
+            ("--track-state-scope", "object"),
+            "between the annotators of Ref-DAVIS17; it goes with --dataset ref-davis only",
+        ),
         ("mevis", (), "Invalid value for '--dataset': 'mevis' is not one of"),
     ],
 )

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import refsam_trt
-from refsam_trt import ExpressionError, OutputError, StateError
+from refsam_trt import ExpressionError, OutputError, StateError, UsageError
 from refsam_trt.engine import Engine
 from refsam_trt.result import FrameResults
 from refsam_trt.session import Session
@@ -195,6 +195,36 @@ def test_a_state_for_other_frames_or_unknown_expressions_is_refused(
         with pytest.raises(ExpressionError, match="not among the 0 cached in the bundle"):
             video.load_state(state)
         assert video.expressions == {}
+
+
+def test_copied_tracks_are_gone_on_from(engine: Engine) -> None:
+    frames = random_frames(3)
+    with engine.open_video() as first, engine.open_video() as second:
+        for video in (first, second):
+            video.add_expression("dog")
+        first.step(frames[0])
+        second.copy_tracks(first)
+        second.step(frames[1])
+        first.step(frames[1])
+        first.reset_track(0)
+        ours, theirs = second.step(frames[2])[0], first.step(frames[2])[0]
+        assert not np.array_equal(ours.low_res_logits, theirs.low_res_logits)
+        second.copy_tracks(first)
+        ours, theirs = second.step(frames[0])[0], first.step(frames[0])[0]
+        np.testing.assert_array_equal(ours.low_res_logits, theirs.low_res_logits)
+
+
+def test_tracks_that_do_not_fit_are_not_copied(engine: Engine, folder: Path) -> None:
+    with engine.open_video() as first, engine.open_video() as second:
+        first.add_expression("dog")
+        with pytest.raises(
+            StateError, match=r"track_token': float32 \[0, 256\], expected float32 \["
+        ):
+            first.copy_tracks(second)
+        with refsam_trt.load(folder) as other, other.open_video() as third:
+            third.add_expression("dog")
+            with pytest.raises(UsageError, match="copied between sessions of one engine only"):
+                first.copy_tracks(third)
 
 
 def test_a_restored_state_saves_the_same_again(engine: Engine, tmp_path: Path) -> None:

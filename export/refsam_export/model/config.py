@@ -46,6 +46,7 @@ class ModelConfig:
     plus the sentence. `word_tokens` False: the decoder gets zeros for words. `itm`: 7.1 or 7.2.
     `resizer_hidden`: hidden widths of the Cross-Modal MLP; None: one, half the text encoder's.
     `mask_select`: which mask is returned (6.6); the track token always follows the main one.
+    `lowercase`: of expressions. `downscale_short_side`: pixels that frames are brought to first.
     """
 
     preset: str
@@ -127,6 +128,10 @@ class ModelConfig:
         return PreprocessConfig(
             self.image_size, self.downscale_short_side, first_resize=self.first_resize
         )
+
+    def cleaned(self, expression: str) -> str:
+        """Return an expression as the tokenizer gets it (refsam-model 3.1)."""
+        return " ".join((expression.lower() if self.lowercase else expression).split())
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal configuration."""

@@ -52,7 +52,7 @@ def write_reference(
     config = model.config
     frames = moving_frames(num_frames, FRAME_SEED)
     preprocessor = Preprocessor(frames.shape[1:3], config.preprocess)
-    ids = [tokenizer.encode(" ".join(text.lower().split())).ids for text in EXPRESSIONS]
+    ids = [tokenizer.encode(config.cleaned(text)).ids for text in EXPRESSIONS]
     tensors: dict[str, np.ndarray] = {"frames": frames}
     with torch.no_grad():
         encoded = [model.encode_image(torch.from_numpy(preprocessor(frame))) for frame in frames]
