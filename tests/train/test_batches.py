@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,24 @@ def _equal(first: Batch, second: Batch) -> bool:
         and torch.equal(first.input_ids, second.input_ids)
         and torch.equal(first.groups[0].masks, second.groups[0].masks)
     )
+
+
+def test_some_rows_of_a_batch_are_the_batch_of_those_expressions(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    loaded = fresh_model(recipe)
+    collator = Collator(loaded.model.config, loaded.tokenizer)
+    clips = [source_of(recipe).clip((1, row), 2) for row in range(3)]
+    clips = [dataclasses.replace(c, texts=("a star", "the red ring")) for c in clips]
+    whole = collator(clips)
+    assert whole.first_rows(1).tolist() == [0, 2, 4]
+    assert whole.first_rows(9).tolist() == list(range(6))
+    chosen = [dataclasses.replace(c, texts=c.texts[:1], masks=c.masks[:1]) for c in clips]
+    expected, found = collator(chosen), whole.with_rows(whole.first_rows(1))
+    length = expected.input_ids.shape[1]
+    assert torch.equal(found.input_ids[:, :length], expected.input_ids)
+    assert torch.equal(found.attention_mask[:, :length], expected.attention_mask)
+    assert not found.attention_mask[:, length:].any()
+    assert torch.equal(found.clip_of, expected.clip_of)
+    for ours, theirs in zip(found.groups, expected.groups, strict=True):
+        assert torch.equal(ours.rows, theirs.rows)
+        assert torch.equal(ours.masks, theirs.masks)

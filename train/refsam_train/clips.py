@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,8 +62,8 @@ class Batch:
     """Clips of equal length, ready for the model.
 
     images: float32 [T, C, 3, S, S], normalised and padded. input_ids, attention_mask: int64 [E, N].
-    clip_of: int64 [E], which clip an expression speaks of. groups: the masks. cells: labels
-    with the leading axes T and C if every clip has them, else None.
+    clip_of: int64 [E], which clip an expression speaks of, ascending. groups: the masks. cells:
+    labels with the leading axes T and C if every clip has them, else None.
     """
 
     images: Tensor
@@ -76,6 +77,30 @@ class Batch:
     def num_targets(self) -> int:
         """Number of masks: frames times expressions."""
         return self.images.shape[0] * len(self.clip_of)
+
+    def first_rows(self, per_clip: int) -> Tensor:
+        """Return the first `per_clip` expressions of every clip, or all of it, int64 [e]."""
+        place = torch.arange(len(self.clip_of), device=self.clip_of.device)
+        place = place - torch.searchsorted(self.clip_of, self.clip_of)
+        return torch.nonzero(place < per_clip).flatten()
+
+    def with_rows(self, rows: Tensor) -> Batch:
+        """Return the batch with these of its expressions, in ascending order."""
+        new_row = torch.full_like(self.clip_of, -1)
+        new_row[rows] = torch.arange(len(rows), device=rows.device)
+        groups = []
+        for group in self.groups:
+            kept = new_row[group.rows] >= 0
+            if kept.any():
+                chosen = new_row[group.rows[kept]]
+                groups.append(MaskGroup(chosen, group.masks[:, kept], group.resized_hw))
+        return dataclasses.replace(
+            self,
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            clip_of=self.clip_of[rows],
+            groups=tuple(groups),
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on that device."""

@@ -111,8 +111,11 @@ class ClipTraining(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
             frames = encode_frames(self.model, batch, self._image_encoder)
             text = encode_texts(self.model, batch)
-            logits = clip_logits(self.model, batch, frames, text)
             cells, shapes = self._cell_loss(frames, text, batch)
+            if self._loss.decoded:
+                rows = batch.first_rows(self._loss.decoded)
+                batch, text = batch.with_rows(rows), TextSide(*(part[rows] for part in text))
+            logits = clip_logits(self.model, batch, frames, text)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal

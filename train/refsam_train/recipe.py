@@ -67,12 +67,15 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resolution: "image" compares at the size of the (augmented) image, as the paper does; "low-res"
     compares the decoder's own logits with masks averaged down to them. cells: weight of the
     auxiliary task of `cells.py`, for synthetic videos; 0 means it is left out.
+    decoded: how many expressions of a clip the decoder sees, the others are only matched with
+    cells; 0 means all.
     """
 
     dice: float = 1.0
     focal: float = 1.0
     resolution: Literal["image", "low-res"] = "image"
     cells: float = 0.0
+    decoded: int = 0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,6 +160,7 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         "optimiser.clip_norm": optimiser.clip_norm,
         "optimiser.matrix_rate": optimiser.matrix_rate,
         "loss.cells": recipe.loss.cells,
+        "loss.decoded": recipe.loss.decoded,
     }
     shares = {
         "data.single_frame_share": data.single_frame_share,
