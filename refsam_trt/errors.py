@@ -45,6 +45,10 @@ class BackendError(RefsamError):
     """A backend that is not available here, or that failed to load or run a graph."""
 
 
+class DeviceMemoryError(BackendError):
+    """The GPU has no room for what was asked for."""
+
+
 class PlanError(RefsamError):
     """Plans of `refsam-build` that cannot be made or used; its subclasses tell what is wrong."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import numpy as np
 import onnx
 import onnxruntime
@@ -36,6 +37,8 @@ def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:
     trt.calls = []
     trt.fails_to_build = False
     trt.fails_to_deserialise = False
+    trt.fails_to_run = False
+    trt.has_no_room = False
     for name, entry in names.items():
         if entry["kind"] == "enum":
             setattr(trt, name, Enum(name, entry["members"]))
@@ -194,8 +197,10 @@ class _Engine(_Checked):
     def get_tensor_name(self, index: int) -> str:
         return str(self._tensors[index].name)
 
-    def create_execution_context(self) -> Any:
-        self._trt.calls.append(("create_execution_context",))
+    def create_execution_context(self, strategy: Enum) -> Any:
+        self._trt.calls.append(("create_execution_context", strategy.name))
+        if self._trt.has_no_room:
+            return None
         return _Context(self._trt, self._names, self._session)
 
 
@@ -212,6 +217,9 @@ class _Context(_Checked):
         self._shapes[name] = tuple(shape)
         return all(size < 1000 for size in shape)
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._trt.calls.append(("set_device_memory", address, size))
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return address != 0
@@ -221,18 +229,18 @@ class _Context(_Checked):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._trt.calls.append(("execute_async_v3", stream_handle))
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        fake_cuda.enqueue(stream_handle, lambda: self._execute(shapes, addresses))
+        return not self._trt.fails_to_run
+
+    def _execute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         feeds = {
-            tensor.name: _view(self._addresses[tensor.name], self._shapes[tensor.name], tensor.type)
+            tensor.name: _view(addresses[tensor.name], shapes[tensor.name], tensor.type)
             for tensor in self._session.get_inputs()
         }
         names = [tensor.name for tensor in self._session.get_outputs()]
         for name, found in zip(names, self._session.run(names, feeds), strict=True):
-            if name in self._addresses:
-                target = np.ctypeslib.as_array(
-                    (ctypes.c_uint8 * found.nbytes).from_address(self._addresses[name])
-                )
-                target[:] = np.frombuffer(found.tobytes(), np.uint8)
-        return True
+            ctypes.memmove(addresses[name], found.tobytes(), found.nbytes)
 
 
 _ORT_DTYPES = {

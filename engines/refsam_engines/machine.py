@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 
 from refsam_trt import probe
 from refsam_trt.backends.trt_flavour import Flavour
 from refsam_trt.errors import PlanDeviceError
+from refsam_trt.plan_check import platform_name
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,6 @@ class BuildMachine:
     gpu_name: str | None
     compute_capability: str | None
     driver_version: str | None
-
-
-def platform_name() -> str:
-    """Return operating system and architecture, such as `linux-x86_64`."""
-    return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def examine_machine(flavour: Flavour) -> BuildMachine:
@@ -47,4 +42,4 @@ def examine_machine(flavour: Flavour) -> BuildMachine:
     return BuildMachine(platform_name(), None, None, None)
 
 
-__all__ = ["BuildMachine", "examine_machine", "platform_name"]
+__all__ = ["BuildMachine", "examine_machine"]

@@ -127,8 +127,8 @@ class OrtCpuBackend:
                 )
         except Exception as error:
             raise BackendError(f"{NAME}: cannot load {path}: {error}") from error
-        _check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
-        _check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
+        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
+        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
         return OrtGraph(path, session, spec)
 
     def empty(self, shape: Sequence[int], dtype: DType) -> OrtBuffer:
@@ -179,7 +179,8 @@ def array_of(buffer: Buffer) -> np.ndarray:
     return ort_buffer(buffer).array
 
 
-def _check_tensors(path: Path, kind: str, found: Any, specs: tuple[TensorSpec, ...]) -> None:
+def check_tensors(path: Path, kind: str, found: Any, specs: tuple[TensorSpec, ...]) -> None:
+    """Refuse a session whose tensors are not those that the manifest declares."""
     in_file = {node.name: _ORT_TYPES.get(node.type, node.type) for node in found}
     declared = {spec.name: spec.dtype for spec in specs}
     if in_file != declared:

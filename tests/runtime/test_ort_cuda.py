@@ -1,0 +1,125 @@
+"""ONNX Runtime's CUDA backend on stand-ins: the provider computes on the CPU, the GPU is memory."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_bundle
+import fake_cuda
+import numpy as np
+import onnxruntime
+import pytest
+
+from refsam_trt.backends.ort_cuda import OrtCudaBackend
+from refsam_trt.bundle import open_bundle
+from refsam_trt.errors import BackendError, InternalError
+
+CUDA = "CUDAExecutionProvider"
+
+
+class Session:
+    """A real session on the CPU that says it is on the GPU, and takes the GPU's addresses."""
+
+    provider = CUDA
+    asked: tuple[Any, ...] = ()
+
+    def __init__(self, path: str, options: Any, providers: Any) -> None:
+        type(self).asked = tuple(providers)
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def io_binding(self) -> Any:
+        binding = self._session.io_binding()
+
+        def bind(real: Any) -> Any:
+            def on_gpu(name: str, device: str, index: int, *rest: Any) -> None:
+                assert (device, index) == ("cuda", 0)
+                real(name, "cpu", 0, *rest)
+
+            return on_gpu
+
+        return SimpleNamespace(
+            real=binding,
+            bind_input=bind(binding.bind_input),
+            bind_output=bind(binding.bind_output),
+            synchronize_outputs=binding.synchronize_outputs,
+            clear_binding_inputs=binding.clear_binding_inputs,
+            clear_binding_outputs=binding.clear_binding_outputs,
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding.real)
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> OrtCudaBackend:
+    fake_cuda.install(monkeypatch)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    opened = OrtCudaBackend()
+    real = opened._ort
+    opened._ort = SimpleNamespace(SessionOptions=real.SessionOptions, InferenceSession=Session)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_bundle.make_bundle(tmp_path_factory.mktemp("ort-cuda") / "bundle")
+
+
+def test_graphs_run_on_the_memory_they_are_given(backend: OrtCudaBackend, folder: Path):
+    bundle = open_bundle(folder)
+    (variant,) = bundle.manifest.variants.values()
+    entry = variant.graphs["image_encoder"]
+    graph = backend.load(bundle.path(entry.file), entry.spec)
+    assert Session.asked == ((CUDA, {"device_id": 0, "use_tf32": 0}),)
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    inputs = {"image": backend.upload(image)}
+    outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in entry.spec.outputs}
+    before = backend.transfers.counts()
+    context = graph.context()
+    context.run(inputs, outputs)
+    assert backend.transfers.counts() == before
+    expected = fake_bundle.run_graph(folder, "image_encoder", {"image": image})
+    for name, array in expected.items():
+        np.testing.assert_allclose(backend.download(outputs[name]), array, atol=1e-6)
+    with pytest.raises(InternalError, match="graph called with inputs"):
+        context.run({}, outputs)
+
+
+def test_a_silent_fallback_to_the_cpu_is_refused(
+    backend: OrtCudaBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Session, "provider", "CPUExecutionProvider")
+    bundle = open_bundle(folder)
+    (variant,) = bundle.manifest.variants.values()
+    entry = variant.graphs["image_encoder"]
+    path = bundle.path(entry.file)
+    with pytest.raises(BackendError) as refused:
+        backend.load(path, entry.spec)
+    assert str(refused.value) == (
+        f"ort-cuda: ONNX Runtime took CPUExecutionProvider for {path}: a library of CUDA is "
+        'missing or does not fit; pip install "refsam-trt[cuda]", or use ort-cpu'
+    )
+
+
+def test_an_onnx_runtime_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch):
+    fake_cuda.install(monkeypatch)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError) as refused:
+        OrtCudaBackend()
+    assert str(refused.value) == (
+        "backend ort-cuda: the ONNX Runtime that is installed has no CUDA; pip uninstall "
+        'onnxruntime, then pip install "refsam-trt[cuda]"'
+    )
+
+
+def test_a_file_that_cannot_be_loaded_is_named(backend: OrtCudaBackend, tmp_path: Path):
+    bundle_spec = SimpleNamespace(inputs=(), outputs=())
+    with pytest.raises(BackendError, match=r"ort-cuda: cannot load .*absent\.onnx"):
+        backend.load(tmp_path / "absent.onnx", bundle_spec)
