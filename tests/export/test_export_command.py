@@ -29,10 +29,16 @@ from refsam_export.checkpoint import load_model
 from refsam_export.cli import main
 from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_export.graphs import build_graphs
-from refsam_export.onnx_export import node_types
+from refsam_export.onnx_export import export_graph, node_types
 from refsam_trt.bundle import open_bundle
 from refsam_trt.commands import Terminated
-from refsam_trt.errors import InternalError, OutputError, ParityError, UsageError
+from refsam_trt.errors import (
+    CheckpointError,
+    InternalError,
+    OutputError,
+    ParityError,
+    UsageError,
+)
 
 TINY = ("--backbone", "tiny", "--random-init", "0", "--parity-frames", "3")
 
@@ -469,3 +475,28 @@ def test_graphs_count_nested_nodes() -> None:
     }"""
     found = node_types(onnx_ir.from_proto(parser.parse_model(text)))
     assert found == {"If": 1, "Neg": 1, "Relu": 1}
+
+
+# What the scores of an attention come from, right before their softmax (refsam_export.attention).
+PRODUCER_OF_SCORES = {"augmented": "MatMul", "bias": "Add", "reference": "Reshape"}
+
+
+@pytest.mark.parametrize("form", PRODUCER_OF_SCORES)
+def test_the_attention_form_that_is_asked_for_is_exported(
+    form: str, call: Commands, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[onnx.GraphProto] = []
+
+    def export_only_the_first(module: Any, spec: Any, path: Path, limits: Any) -> dict[str, int]:
+        export_graph(module, spec, path, limits)
+        graphs.append(onnx.load(path).graph)
+        raise CheckpointError(f"{path.stem} is enough")
+
+    monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
+    monkeypatch.setattr(exporter, "export_graph", export_only_the_first)
+    done = call(main, *TINY, "--attention", form, "--output", place / "bundle")
+    assert done.message == "refsam-export: image_encoder is enough"
+    (graph,) = graphs
+    producers = {output: node.op_type for node in graph.node for output in node.output}
+    scores = [producers[node.input[0]] for node in graph.node if node.op_type == "Softmax"]
+    assert scores == [PRODUCER_OF_SCORES[form]] * loaded("tiny").model.config.depth
