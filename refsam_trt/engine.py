@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -44,7 +43,7 @@ def load(
     expect_id: str | None = None,
     verify: Literal["full", "deferred"] = "full",
 ) -> Engine:
-    """Load a bundle.
+    """Load a bundle. Close the engine, or use it in a `with`; its files must stay until then.
 
     Args:
         path: the bundle's folder.
@@ -122,12 +121,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is not None:  # a complaint about open sessions would hide the first error
             for session in self._open_sessions():
                 session.close()
@@ -207,7 +201,10 @@ class Engine:
         color: Color = "rgb",
         threshold: float = 0.0,
     ) -> Iterator[Result]:
-        """Yield one result per frame and expression of a whole video.
+        """Yield one result per frame and expression of a whole video, in this order.
+
+        Nothing is opened before the first result is asked for; a session of this engine is open
+        until the last one, or until the iterator is closed. Results are the caller's for ever.
 
         Args:
             source: a video file, a folder of images (both give RGB), or frames as `step` takes.
@@ -217,7 +214,9 @@ class Engine:
 
         Raises:
             UsageError: no expression, or one string instead of a sequence of them.
-            VideoError: the video cannot be read.
+            VideoError: the video cannot be read, or frames are not as `step` takes them.
+            MissingExtraError: a video file, and PyAV is not installed.
+            BackendError: the device failed.
             ExpressionError: as `Session.add_expression`.
         """
         if isinstance(expressions, str) or not expressions:

@@ -223,3 +223,18 @@ class Preprocessor:
                 f"float32 [{_size(shape)}]"
             )
         return out
+
+
+def checked_hw(frame: np.ndarray) -> tuple[int, int]:
+    """Return (height, width) of a frame.
+
+    Raises:
+        VideoError: no numpy array [H, W, 3]; its dtype is the preprocessor's to check.
+    """
+    shape = getattr(frame, "shape", ())
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
+        raise VideoError(
+            f"frame: found {type(frame).__name__} {list(shape)}, expected a numpy array, uint8 "
+            "[H, W, 3]"
+        )
+    return frame.shape[0], frame.shape[1]

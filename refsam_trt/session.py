@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.families.adapter import FamilyAdapter, RawFrame, VideoAdapter
 from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor, checked_hw
 from refsam_trt.result import FrameResults, frame_results
 from refsam_trt.state_file import (
     SCHEMA,
@@ -75,17 +74,16 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def expressions(self) -> dict[int, str]:
-        """Id -> expression as it was understood, in the order they were added."""
+        """Id -> expression as it was understood, in the order they were added; a copy.
+
+        Raises:
+            UsageError: the session is closed.
+        """
         return self._open_video().expressions
 
     @property
@@ -143,7 +141,11 @@ class Session:
         self._running_video().restore(other._running_video().save())
 
     def reset(self) -> None:
-        """Forget the video: tracks, frame counter and frame size. The expressions stay."""
+        """Forget the video: tracks, frame counter and frame size. The expressions stay.
+
+        Raises:
+            UsageError: the session is closed.
+        """
         self._open_video().reset()
         self._begin()
 
@@ -177,6 +179,10 @@ class Session:
         """End the video and return what `step` still owed, one item per frame, in order.
 
         RefSAM never owes anything. Afterwards only `reset`, `load_state` and `close` are allowed.
+
+        Raises:
+            UsageError: the session is closed or the video finished already.
+            BackendError: the device failed.
         """
         rest = self._running_video().finish()
         self._is_finished = True
@@ -185,7 +191,7 @@ class Session:
         return [self._wrap(raw, self._preprocessor) for raw in rest]
 
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResults]:
-        """Yield for every frame what `step` returns. `finish` is left to the caller."""
+        """Yield for every frame what `step` returns, errors too; `finish` is left to the caller."""
         for frame in frames:
             yield self.step(frame)
 
@@ -194,6 +200,7 @@ class Session:
 
         Raises:
             StateError: the model family cannot be interrupted.
+            UsageError: the session is closed or the video finished.
             OutputError: the file cannot be written.
         """
         tensors = self._running_video().save()
@@ -219,6 +226,7 @@ class Session:
             StateError: damaged, or of another bundle, variant, precision or version; this session
                 is as it was then.
             ExpressionError: an expression of the file is unknown where only cached ones work.
+            UsageError: the session is closed.
         """
         self._open_video()
         saved, tensors = read_state(Path(path))
@@ -248,7 +256,7 @@ class Session:
         self._preprocessor = self._new_preprocessor(declared) if declared else None
 
     def _preprocessor_for(self, frame: np.ndarray) -> Preprocessor:
-        frame_hw = _checked_hw(frame)
+        frame_hw = checked_hw(frame)
         if self._preprocessor is None:
             return self._new_preprocessor(frame_hw)
         expected_hw = self._preprocessor.geometry.original_hw
@@ -288,13 +296,3 @@ class Session:
             known = ", ".join(map(str, video.expressions)) or "none"
             raise UsageError(f"no expression has the id {expression_id!r}; ids in use: {known}")
         return video
-
-
-def _checked_hw(frame: np.ndarray) -> tuple[int, int]:
-    shape = getattr(frame, "shape", ())
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
-        raise VideoError(
-            f"frame: found {type(frame).__name__} {list(shape)}, expected a numpy array, uint8 "
-            "[H, W, 3]"
-        )
-    return frame.shape[0], frame.shape[1]

@@ -1,7 +1,11 @@
 """What `import refsam_trt` gives, and what it costs."""
 
+import ast
+import functools
+import inspect
 import subprocess
 import sys
+import textwrap
 
 import msgspec
 import pytest
@@ -16,6 +20,47 @@ def test_public_names_exist_and_are_documented() -> None:
         assert name in dir(refsam_trt)
     with pytest.raises(AttributeError, match="module 'refsam_trt' has no attribute 'nothing'"):
         refsam_trt.nothing  # noqa: B018
+
+
+def members(of: type) -> dict[str, str | None]:
+    """Return the docstring of every public method and property that a class of ours defines."""
+    found = {
+        n: v
+        for c in of.__mro__
+        if c.__module__.startswith("refsam_trt")
+        for n, v in vars(c).items()
+    }
+    return {
+        f"{of.__name__}.{name}": inspect.getdoc(value)
+        for name, value in found.items()
+        if not name.startswith("_")
+        and (callable(value) or isinstance(value, property | functools.cached_property))
+    }
+
+
+@pytest.mark.parametrize("name", ["Engine", "Session", "Result", "FrameResults", "Polygon"])
+def test_every_method_is_documented_with_its_arguments_and_errors(name: str) -> None:
+    of = getattr(refsam_trt, name)
+    for member, told in members(of).items():
+        assert told, member
+    raised = {
+        path: node
+        for path, node in functions_of(of).items()
+        if any(isinstance(inner, ast.Raise) and inner.exc for inner in ast.walk(node))
+    }
+    for path, node in raised.items():
+        told = ast.get_docstring(node) or ""
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call):
+                error = ast.unparse(inner.exc.func)
+                assert error in told, f"{path} raises {error} without saying so"
+
+
+def functions_of(of: type) -> dict[str, ast.FunctionDef]:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(of))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {f"{of.__name__}.{node.name}": node for node in found if node.name[0] != "_"}
 
 
 def test_importing_costs_next_to_nothing() -> None:
