@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import sys
 from types import FrameType
@@ -15,12 +16,25 @@ from refsam_trt.errors import MissingExtraError, RefsamError
 INTERRUPTED, TERMINATED = 130, 143
 
 
+class _Warnings(logging.Handler):
+    """Shows what our packages warn of on standard error, like every message of a command."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self._name = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line, over the progress bar if there is one: it is drawn anew anyway."""
+        clear = "\r\033[K" if sys.stderr.isatty() else ""
+        click.echo(f"{clear}{self._name}: warning: {record.getMessage()}", err=True)
+
+
 class Terminated(BaseException):
     """SIGTERM, raised where it arrives so that files are closed and temporaries removed."""
 
 
 def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
-    """Run a click command and exit the process.
+    """Run a click command and exit the process; warnings of ours go to standard error.
 
     0 done; 1 a check that was asked for failed; 2 usage, missing extra or unusable input; 130 and
     143 interrupted. Errors of ours become one line on standard error, without a traceback.
@@ -31,6 +45,15 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
         name: the console script's name.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    logger, handler = logging.getLogger("refsam_trt"), _Warnings(name)
+    logger.addHandler(handler)
+    try:
+        _run(command, extra, name)
+    finally:
+        logger.removeHandler(handler)
+
+
+def _run(command: click.Command, extra: str, name: str) -> NoReturn:
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as request:

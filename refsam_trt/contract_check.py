@@ -15,6 +15,7 @@ from refsam_trt.errors import BundleError
 from refsam_trt.families import refsam
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.manifest import Manifest, Variant
+from refsam_trt.vocabulary import vocabulary_problem
 
 _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 _SPLITS: dict[str, refsam.Split] = {split: split for split in get_args(refsam.Split)}
@@ -46,6 +47,15 @@ def _check_values(manifest: Manifest) -> None:
             raise BundleError(
                 f"limits.{name} is {value}, 1 to {limits.MAX_BATCH} expected; {_EXPORT_AGAIN}"
             )
+    for name, variant in manifest.variants.items():
+        if variant.weight_storage not in (None, "fp16"):
+            raise BundleError(
+                f"variant {name!r}: weight_storage {variant.weight_storage!r}, null or 'fp16' "
+                f"expected; {_EXPORT_AGAIN}"
+            )
+    problem = None if manifest.vocabulary is None else vocabulary_problem(manifest.vocabulary)
+    if problem:
+        raise BundleError(f"weights.training.vocabulary {problem}; {_EXPORT_AGAIN}")
 
 
 def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.preprocess import PreprocessConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,16 +37,38 @@ class Source(_Record, frozen=True):
     sha256: str
 
 
+class TrainingRun(_Record, frozen=True):
+    """One run of `refsam-train`: name and SHA-256 of its recipe, kind of data, steps done."""
+
+    recipe: str
+    recipe_sha256: str
+    data: str
+    num_steps: int
+
+
+class Training(_Record, frozen=True):
+    """How the weights were trained, as far as it is known: the runs in their order.
+
+    `vocabulary` holds every word of the expressions that they were trained on, sorted; None where
+    there is no such list, as with a text encoder that knows a language from elsewhere.
+    """
+
+    runs: tuple[TrainingRun, ...]
+    vocabulary: tuple[str, ...] | None = None
+
+
 class Weights(_Record, frozen=True):
     """Where the weights came from.
 
     `random_init_seed` is None for weights that all come from files; otherwise `num_random_tensors`
-    tensors were filled with `realistic_init(seed)` and no accuracy can be expected.
+    tensors were filled with `realistic_init(seed)` and no accuracy can be expected. `training` is
+    None where the files do not tell.
     """
 
     sources: tuple[Source, ...]
     random_init_seed: int | None = None
     num_random_tensors: int = 0
+    training: Training | None = None
 
 
 class Tokenizer(_Record, frozen=True):
@@ -66,13 +88,18 @@ class GraphEntry(_Record, frozen=True):
 
 
 class Variant(_Record, frozen=True):
-    """One set of graphs: a precision, an attention form and a split."""
+    """One set of graphs: a precision, an attention form and a split.
+
+    `weight_storage` is `fp16` where weights that fp16 holds exactly are stored so and cast by the
+    graph; None where they are stored as the graph computes with them.
+    """
 
     precision: str
     attention: str
     split: str
     opset: int
     graphs: dict[str, GraphEntry]
+    weight_storage: str | None = None
 
 
 class StateEntry(_Record, frozen=True):
@@ -114,6 +141,11 @@ class Manifest(_Record, frozen=True):
     source: str | None = None
     text_cache: str | None = None
 
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The words that the model was trained on; None where they are not known."""
+        return self.weights.training.vocabulary if self.weights.training else None
+
     def to_bytes(self) -> bytes:
         """Return the canonical bytes: JSON, UTF-8, keys sorted, two-space indent, final newline."""
         raw = msgspec.json.encode(self, order="sorted")
@@ -137,6 +169,8 @@ __all__ = [
     "StateEntry",
     "TensorSpec",
     "Tokenizer",
+    "Training",
+    "TrainingRun",
     "Variant",
     "Weights",
     "bundle_id",

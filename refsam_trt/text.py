@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.text_cache import TextCache, TextEmbedding, write_text_cache
 from refsam_trt.text_disk import TextDiskCache
 from refsam_trt.text_tokenizer import MAX_CHARACTERS, Tokenizer, shown
+from refsam_trt.vocabulary import warn_of_unseen_words
 
 TextMode = Literal["lazy", "resident", "cache-only"]
 
@@ -46,6 +47,8 @@ class TextEncoder:
         disk: embeddings that this text graph computed earlier, if they are to be kept.
         mode: `lazy` loads the graph at the first unknown expression and drops it at `release`;
             `resident` loads it now and keeps it; `cache-only` never loads it.
+        vocabulary: words that the model was trained on; None where they are not known. Expressions
+            with others get a warning, when they are not in memory yet.
 
     Raises:
         UsageError: an unknown mode, or `resident` without a text graph.
@@ -61,6 +64,7 @@ class TextEncoder:
         cache: TextCache | None = None,
         disk: TextDiskCache | None = None,
         mode: TextMode = "lazy",
+        vocabulary: Iterable[str] | None = None,
     ) -> None:
         if mode not in get_args(TextMode):
             raise UsageError(f"text={mode!r} is not one of {', '.join(get_args(TextMode))}")
@@ -76,6 +80,7 @@ class TextEncoder:
         self._cache = cache
         self._disk = disk
         self._mode = mode
+        self._vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self._memory: OrderedDict[str, TextEmbedding] = OrderedDict()
         self._memory_lock = threading.Lock()
         self._graph_lock = threading.Lock()
@@ -136,6 +141,7 @@ class TextEncoder:
     def _find(self, cleaned: str) -> TextEmbedding:
         kind, found = self._cached_or_computed(cleaned)
         self._check(cleaned, found)
+        warn_of_unseen_words(self._vocabulary, cleaned)
         if kind == "num_misses" and self._disk:
             self._disk.put(cleaned, found)
         with self._memory_lock:

@@ -8,7 +8,6 @@ the part files of the official training scripts.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +27,21 @@ from refsam_export.configuration import (
 )
 from refsam_export.model.config import ModelConfig, preset
 from refsam_export.model.refsam import RefSam
+from refsam_export.own_file import own_metadata, read_own_record
 from refsam_export.parts import read_parts
 from refsam_export.realistic_init import realistic_init
-from refsam_export.tensor_files import describe, read_metadata, read_tensors, write_tensors
+from refsam_export.tensor_files import describe, read_tensors, write_tensors
 from refsam_export.text_encoders import (
     TEXT_PREFIX,
     TextSource,
     build_text_encoder,
     read_text_folder,
     small_text_source,
-    stored_text_source,
 )
 from refsam_export.text_families import text_family
 from refsam_trt.errors import CheckpointError, UsageError
-from refsam_trt.manifest import Source, Weights
+from refsam_trt.manifest import Source, Training, Weights
 
-METADATA_KEY = "refsam"
-SOURCE_SCHEMA = 1
 _PROMPT = "prompt_encoder."
 _GAUSSIAN = f"{_PROMPT}pe_layer.positional_encoding_gaussian_matrix"
 _NO_MASK = f"{_PROMPT}no_mask_embed.weight"
@@ -88,6 +85,7 @@ class _File:
     kind: str
     tensors: Mapping[str, Tensor]
     sources: tuple[Source, ...]
+    training: Training | None = None
 
 
 def load_model(
@@ -131,7 +129,8 @@ def load_model(
     if missing and random_init is not None:
         realistic_init(model, random_init, only=set(missing))
     sources = tuple(source for file in files for source in file.sources)
-    weights = Weights(sources, random_init if missing else None, len(missing))
+    training = _training(files, has_other_text=text_encoder is not None)
+    weights = Weights(sources, random_init if missing else None, len(missing), training)
     return LoadedModel(
         model, text.tokenizer, text.pad_id, text.config, weights, reports, missing, warnings
     )
@@ -146,12 +145,13 @@ def _own_files(
             f"--checkpoint {checkpoint} and --part {parts[0]} hold the same tensors; give one kind"
         )
     if checkpoint is not None:
-        stored, text = _own_configuration(checkpoint, base)
-        fields = {f.name: getattr(stored, f.name) for f in dataclasses.fields(stored)}
+        record = read_own_record(checkpoint, base.preset)
+        fields = {f.name: getattr(record.config, f.name) for f in dataclasses.fields(record.config)}
         config = derive(base, asked, [Facts(str(checkpoint), fields)])
-        source = describe("checkpoint", checkpoint)
-        file = _File(str(checkpoint), "RefSAM", read_tensors(checkpoint), (source,))
-        return config, text, [file], ()
+        sources = (describe("checkpoint", checkpoint),)
+        tensors = read_tensors(checkpoint)
+        file = _File(str(checkpoint), "RefSAM", tensors, sources, record.training)
+        return config, record.text, [file], ()
     found = read_parts(parts)
     warnings = [warning for part in found for warning in part.warnings]
     if found and "adapter_act" not in asked:
@@ -161,6 +161,14 @@ def _own_files(
     config = derive(base, asked, facts + hda_facts({p.kind: str(p.path) for p in found}))
     files = [_File(str(p.path), p.kind, p.tensors, (describe("part", p.path),)) for p in found]
     return config, None, files, tuple(warnings)
+
+
+def _training(files: Iterable[_File], *, has_other_text: bool) -> Training | None:
+    """Return how the weights were trained; another text encoder knows other words."""
+    found = next((file.training for file in files if file.training is not None), None)
+    if found is None or not has_other_text:
+        return found
+    return Training(found.runs)
 
 
 def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...], tuple[str, ...]]:
@@ -198,52 +206,21 @@ def canonical_tensors(model: RefSam) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if not k.endswith("encoder.embed_tokens.weight")}
 
 
-def save_source(path: Path, loaded: LoadedModel) -> None:
-    """Write our safetensors file: RefSAM, text encoder, both configurations, the tokenizer."""
-    record = {
-        "schema": SOURCE_SCHEMA,
-        "configuration": loaded.model.config.to_json(),
-        "text_encoder": loaded.text_config,
-        "tokenizer": loaded.tokenizer.to_str(),
-    }
-    metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}
-    write_tensors(path, canonical_tensors(loaded.model), metadata)
+def save_source(path: Path, loaded: LoadedModel, *, as_fp16: bool = False) -> None:
+    """Write our safetensors file: RefSAM, text encoder, both configurations, the tokenizer.
 
-
-def _own_configuration(path: Path, config: ModelConfig) -> tuple[ModelConfig, TextSource | None]:
-    raw = read_metadata(path).get(METADATA_KEY)
-    if raw is None:
-        raise CheckpointError(
-            f"{path}: not a RefSAM weights file of ours (no {METADATA_KEY!r} metadata); "
-            "SAM's weights go to --sam-checkpoint, files of the official scripts to --part"
-        )
-    record = _parse_record(raw, path)
-    try:
-        stored = ModelConfig.from_json(record["configuration"])
-    except UsageError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if stored.preset != config.preset:
-        raise CheckpointError(
-            f"{path}: holds preset {stored.preset!r}, asked for {config.preset!r}; "
-            f"use --backbone {stored.preset}"
-        )
-    if "text_encoder" not in record:
-        return stored, None
-    return stored, stored_text_source(record["text_encoder"], record.get("tokenizer"), str(path))
-
-
-def _parse_record(raw: str, path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(raw)
-        if record["schema"] != SOURCE_SCHEMA:
-            raise CheckpointError(
-                f"{path}: schema {record['schema']}, this version reads {SOURCE_SCHEMA}"
-            )
-        if not isinstance(record["configuration"], dict):
-            raise ValueError("configuration is no object")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged {METADATA_KEY!r} metadata: {error}") from error
-    return record  # type: ignore[no-any-return]
+    `as_fp16` stores values in fp16; they must be such that nothing is lost (`check_exact_fp16`).
+    """
+    tensors = canonical_tensors(loaded.model)
+    if as_fp16:
+        tensors = {key: value.half() for key, value in tensors.items()}
+    metadata = own_metadata(
+        loaded.model.config,
+        loaded.text_config,
+        loaded.tokenizer.to_str(),
+        loaded.weights.training,
+    )
+    write_tensors(path, tensors, metadata)
 
 
 def _sam_file(path: Path | None, config: ModelConfig) -> list[_File]:

@@ -127,6 +127,13 @@ def _short_side(
     help="Put the PyTorch weights into the bundle, those of the text encoder always among them.  "
     "[default: only for nano and tiny, and not --without-text-encoder]",
 )
+@click.option(
+    "--weight-storage",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    help="fp16 halves the files of weights that fp16 holds exactly, such as those of refsam-train "
+    "publish; the graphs cast them to fp32 and compute the same. Other weights are refused.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.version_option(package_name="refsam-trt")

@@ -12,7 +12,12 @@ from typing import Any
 
 import msgspec
 
-from refsam_export.checkpoint import LoadedModel, load_model, save_source
+from refsam_export.checkpoint import (
+    LoadedModel,
+    canonical_tensors,
+    load_model,
+    save_source,
+)
 from refsam_export.configuration import Asked
 from refsam_export.graphs import build_graphs
 from refsam_export.known_text import (
@@ -24,6 +29,7 @@ from refsam_export.known_text import (
 from refsam_export.onnx_export import OPSET, export_graph
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
+from refsam_export.weight_storage import WeightStorage, check_exact_fp16
 from refsam_trt.bundle import Bundle
 from refsam_trt.bundle_writer import check_target, write_bundle
 from refsam_trt.errors import ParityError, UsageError
@@ -81,6 +87,7 @@ class ExportRequest:
     expressions: Path | None = None
     without_text_encoder: bool = False
     include_source: bool = False
+    weight_storage: WeightStorage = "fp32"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -135,6 +142,8 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         )
         for warning in loaded.warnings:
             report(f"warning: {warning}")
+        if request.weight_storage == "fp16":
+            check_exact_fp16(canonical_tensors(loaded.model))
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
@@ -198,7 +207,7 @@ def _write_graphs(
     for name, module in build_graphs(loaded.model, request.split, request.attention).items():
         report(f"exporting {name}")
         path = folder / f"{name}.onnx"
-        counts = export_graph(module, spec[name], path, _LIMITS)
+        counts = export_graph(module, spec[name], path, _LIMITS, request.weight_storage)
         file = f"graphs/{variant}/{path.name}"
         entries[name] = GraphEntry(file, spec[name], counts)
         files[file] = path
@@ -207,8 +216,9 @@ def _write_graphs(
     source = "source.safetensors" if request.include_source else None
     if source:
         files[source] = folder / source
-        save_source(files[source], loaded)
-    graphs = Variant("fp32", request.attention, request.split, OPSET, entries)
+        save_source(files[source], loaded, as_fp16=request.weight_storage == "fp16")
+    storage = "fp16" if request.weight_storage == "fp16" else None
+    graphs = Variant("fp32", request.attention, request.split, OPSET, entries, storage)
     return files, _manifest(loaded, {variant: graphs}, source)
 
 

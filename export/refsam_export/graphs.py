@@ -95,14 +95,17 @@ class ImageEncoderGraph(_Shared):
 class TextEncoderGraph(_Shared):
     """`input_ids`, `attention_mask` -> the expression-scope tensors."""
 
-    values: Tensor  # [levels, 256, 640]: Q_l^T [1 | Wk^T | Wv^T | Wq^T] of each level
+    # Apart, because fp16 holds the first as exactly as the model's weights, and the second not.
+    language: Tensor  # [levels, 256, 256]: Q_l^T of each level
+    projected: Tensor  # [levels, 256, 384]: Q_l^T [Wk^T | Wv^T | Wq^T]
 
     def __init__(self, model: RefSam, split: Split) -> None:
         super().__init__(model, split)
         self.encoder = text_graph(model.text_encoder, model.config.max_words)
         if self.dense_convs:
             language = torch.stack([c.weight[:, EMBED_DIM:, 0, 0].T for c in self.dense_convs])
-            self.register_buffer("values", self.with_projections(language))
+            self.register_buffer("language", language)
+            self.register_buffer("projected", self.with_projections(language)[..., EMBED_DIM:])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Encode B expressions of up to N tokens."""
@@ -116,8 +119,8 @@ class TextEncoderGraph(_Shared):
         if self.split == "baseline" or not self.dense_convs:
             return words, sentence
         # The sentence row comes first, so that padding stays at the end.
-        text = torch.cat([sentence[:, None], words], dim=1)
-        return words, sentence, text[:, None] @ self.values
+        text = torch.cat([sentence[:, None], words], dim=1)[:, None]
+        return words, sentence, torch.cat([text @ self.language, text @ self.projected], dim=-1)
 
 
 class DecoderStepGraph(_Shared):

@@ -17,6 +17,7 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
+from refsam_export.weight_storage import WeightStorage, store_exact_fp16
 from refsam_trt.errors import InternalError
 from refsam_trt.families.base import GraphSpec, TensorSpec
 
@@ -27,7 +28,11 @@ _EXAMPLE_SIZES = {"M": 2, "B": 3, "N": 5}
 
 
 def export_graph(
-    module: nn.Module, spec: GraphSpec, path: Path, limits: Mapping[str, int]
+    module: nn.Module,
+    spec: GraphSpec,
+    path: Path,
+    limits: Mapping[str, int],
+    weight_storage: WeightStorage = "fp32",
 ) -> dict[str, int]:
     """Export a graph.
 
@@ -36,6 +41,7 @@ def export_graph(
         spec: the contract; its symbols become dynamic dims.
         path: `.onnx` file to write; weights go to `path.name + ".data"` beside it.
         limits: largest size of each symbol.
+        weight_storage: `fp16` stores large weights so wherever that changes no value.
 
     Returns:
         How many nodes of each operator type the graph has.
@@ -45,6 +51,8 @@ def export_graph(
     """
     program = onnx_program(module, spec, limits)
     _finish(program.model, spec)
+    if weight_storage == "fp16":
+        store_exact_fp16(program.model)
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     return node_types(program.model)
 

@@ -6,12 +6,32 @@ The arithmetic of the graph does not change: a runtime folds the casts once, at 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir
+from torch import Tensor
 
+from refsam_trt.errors import CheckpointError
+
+WeightStorage = Literal["fp32", "fp16"]
 _MIN_ELEMENTS = 1024
+
+
+def check_exact_fp16(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that fp16 cannot hold exactly.
+
+    Raises:
+        CheckpointError: some value would change; the text names the first tensor with one.
+    """
+    inexact = [key for key, value in tensors.items() if not bool((value.half() == value).all())]
+    if inexact:
+        raise CheckpointError(
+            f"{inexact[0]} holds values that fp16 cannot hold exactly ({len(inexact)} of "
+            f"{len(tensors)} tensors do), and --weight-storage fp16 never rounds; round them first "
+            "(`refsam-train publish` writes such weights), or use --weight-storage fp32"
+        )
 
 
 def store_exact_fp16(model: Any) -> int:

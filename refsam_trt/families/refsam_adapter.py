@@ -206,6 +206,7 @@ def _text_encoder(parts: FamilyParts, tensors: tuple[TensorSpec, ...]) -> TextEn
         cache=TextCache(parts.file(manifest.text_cache)) if manifest.text_cache else None,
         disk=_disk_cache(parts, graph, tensors) if graph else None,
         mode=parts.text_mode,
+        vocabulary=manifest.vocabulary,
     )
 
 

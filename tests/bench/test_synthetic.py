@@ -79,7 +79,7 @@ def test_arrays_have_the_promised_form():
 @pytest.mark.parametrize("name", SLICES)
 def test_every_expression_fits_exactly_one_object(name):
     """With the margins that choose expressions: clearly the object, clearly no other one."""
-    words = set(vocabulary())
+    words = set(vocabulary([name]))
     for video in videos(name, 150, num_frames=1, size_hw=SMALL_HW):
         named = [expression.object_id for expression in video.expressions]
         assert len(named) >= 2
@@ -333,6 +333,15 @@ def test_vocabulary_is_sorted_and_without_placeholders():
     assert list(words) == sorted(set(words))
     assert all(word.isalpha() and word == word.lower() for word in words)
     assert {"the", "circle", "turquoise", "leftmost", "initially", "stripes"} <= set(words)
+
+
+def test_the_vocabulary_of_slices_leaves_out_the_words_of_others():
+    assert vocabulary(SLICES) == vocabulary()
+    assert set(vocabulary()) == {word for name in SLICES for word in vocabulary([name])}
+    own = {"attribute": "striped", "size": "tiniest", "position": "leftmost", "relation": "under"}
+    own |= {"motion": "moving", "track": "initially"}
+    for name, word in own.items():
+        assert [other for other in SLICES if word in vocabulary([other])] == [name]
 
 
 @pytest.mark.parametrize(

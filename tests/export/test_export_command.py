@@ -65,7 +65,7 @@ def place(tmp_path: Path) -> Path:
 def quick(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the graphs from `bundle`."""
 
-    def copy(module: object, spec: object, path: Path, limits: object) -> dict[str, int]:
+    def copy(module: object, spec: object, path: Path, *_: object) -> dict[str, int]:
         source = bundle / "graphs" / "fp32-augmented-optimised" / path.name
         for suffix in ("", ".data"):
             shutil.copy(f"{source}{suffix}", f"{path}{suffix}")
@@ -180,8 +180,8 @@ class TestParityFails:
         """The track token's last bias doubles on its way into the graph."""
         copy = exporter.export_graph
 
-        def spoil(module: Any, spec: Any, path: Path, limits: Any) -> dict[str, int]:
-            types = copy(module, spec, path, limits)
+        def spoil(module: Any, spec: Any, path: Path, *rest: Any) -> dict[str, int]:
+            types = copy(module, spec, path, *rest)
             if path.name == "decoder_step.onnx":
                 change_graph(path, lambda name, _: name.endswith("mlp.norm.bias"), lambda v: 2 * v)
             return types
@@ -413,6 +413,11 @@ class TestRefusedAtTheDoor:
             ([*TINY, "--split", "half"], "'half' is not one of 'optimised', 'baseline'"),
             ([*TINY, "--checkpoint", "absent.safetensors"], "absent.safetensors: no such file"),
             ([*TINY, "--sam-checkpoint", "absent.pth"], "absent.pth: no such file"),
+            (
+                [*TINY, "--weight-storage", "fp16"],
+                "dense_conv.bias holds values that fp16 cannot hold exactly (",
+            ),
+            ([*TINY, "--weight-storage", "int4"], "'int4' is not one of 'fp32', 'fp16'"),
             ([*TINY, "--text-encoder", "absent"], "absent: no such folder; --text-encoder takes"),
         ],
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from refsam_export.weight_storage import store_exact_fp16
+from refsam_export.weight_storage import check_exact_fp16, store_exact_fp16
+from refsam_trt.errors import CheckpointError
 
 
 def model_with(weight: np.ndarray, bias: np.ndarray) -> onnx_ir.Model:
@@ -56,6 +57,19 @@ def test_what_fp16_cannot_hold_stays(exact: np.ndarray, value: float):
     stored = model_with(exact, np.zeros(64, np.float32))
     assert store_exact_fp16(stored) == 0
     assert set(stored.graph.initializers) == {"w", "b"}
+
+
+def test_weights_that_would_change_are_refused(exact: np.ndarray):
+    tensors = {"a": torch.from_numpy(exact), "b": torch.tensor([1 + 2**-12]), "c": torch.ones(2)}
+    with pytest.raises(CheckpointError) as caught:
+        check_exact_fp16(tensors)
+    assert str(caught.value) == (
+        "b holds values that fp16 cannot hold exactly (1 of 3 tensors do), and --weight-storage "
+        "fp16 never rounds; round them first (`refsam-train publish` writes such weights), or use "
+        "--weight-storage fp32"
+    )
+    del tensors["b"]
+    check_exact_fp16(tensors)
 
 
 def test_a_trained_module_rounded_to_fp16_is_stored_whole():

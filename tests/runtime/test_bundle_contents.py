@@ -58,27 +58,31 @@ def nested(depth: int) -> Any:
     return value
 
 
+def trained_on(manifest: dict[str, Any], vocabulary: list[str] | None, **more: Any) -> None:
+    manifest["weights"]["training"] = {"runs": [], "vocabulary": vocabulary, **more}
+
+
 MANIFESTS: dict[str, tuple[Change, str]] = {
     "newer schema": (
-        lambda m: m.update(schema_version=2),
-        "BUNDLE/manifest.json: schema version 2, 1 expected: made by a newer refsam_trt; update "
+        lambda m: m.update(schema_version=3),
+        "BUNDLE/manifest.json: schema version 3, 2 expected: made by a newer refsam_trt; update "
         "refsam_trt",
     ),
     "older schema": (
         lambda m: m.update(schema_version=0),
-        "schema version 0, 1 expected: made by an older refsam_trt; export the bundle anew",
+        "schema version 0, 2 expected: made by an older refsam_trt; export the bundle anew",
     ),
     "newer schema with unknown keys": (
         lambda m: m.update(schema_version=7, quantum=True),
-        "schema version 7, 1 expected: made by a newer refsam_trt",
+        "schema version 7, 2 expected: made by a newer refsam_trt",
     ),
     "no schema": (
         lambda m: m.pop("schema_version"),
-        "not a manifest of schema 1: Object missing required field `schema_version`",
+        "not a manifest of schema 2: Object missing required field `schema_version`",
     ),
     "unknown key": (
         lambda m: m.update(colour="red"),
-        "BUNDLE/manifest.json: not a manifest of schema 1: Object contains unknown field "
+        "BUNDLE/manifest.json: not a manifest of schema 2: Object contains unknown field "
         "`colour`; export the bundle anew",
     ),
     "unknown nested key": (
@@ -191,6 +195,34 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
     "zero std": (
         lambda m: m["preprocess"].update(std=[1.0, 0.0, 1.0]),
         "std: found (1.0, 0.0, 1.0), expected three finite numbers (R, G, B) above 0.0",
+    ),
+    "unknown weight storage": (
+        lambda m: m["variants"][VARIANT].update(weight_storage="int4"),
+        f"variant '{VARIANT}': weight_storage 'int4', null or 'fp16' expected",
+    ),
+    "empty vocabulary": (
+        lambda m: trained_on(m, []),
+        "BUNDLE/manifest.json: weights.training.vocabulary has no word; export the bundle anew",
+    ),
+    "phrase in the vocabulary": (
+        lambda m: trained_on(m, ["a", "plus sign"]),
+        "weights.training.vocabulary has 'plus sign', which is not one word in lower case",
+    ),
+    "capital in the vocabulary": (
+        lambda m: trained_on(m, ["Red"]),
+        "weights.training.vocabulary has 'Red', which is not one word in lower case",
+    ),
+    "unsorted vocabulary": (
+        lambda m: trained_on(m, ["the", "red"]),
+        "weights.training.vocabulary has 'red' behind 'the'; sorted words expected, each once",
+    ),
+    "word twice in the vocabulary": (
+        lambda m: trained_on(m, ["red", "red"]),
+        "weights.training.vocabulary has 'red' behind 'red'; sorted words expected, each once",
+    ),
+    "unknown key of the training": (
+        lambda m: trained_on(m, None, accuracy=1.0),
+        "Object contains unknown field `accuracy` - at `$.weights.training`",
     ),
     "unknown state": (
         lambda m: m["state"][0].update(output="memory"),

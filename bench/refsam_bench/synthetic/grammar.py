@@ -1,11 +1,12 @@
 """Words for meanings: synonyms, word orders and articles, so language is no one-hot code."""
 
 import re
+from collections.abc import Collection
 from typing import Final
 
-from refsam_bench.synthetic.compose import Slice
+from refsam_bench.synthetic.compose import SLICES, Slice
 from refsam_bench.synthetic.draws import Draws
-from refsam_bench.synthetic.meaning import Kind, Meaning
+from refsam_bench.synthetic.meaning import MEASURES, Kind, Meaning
 from refsam_bench.synthetic.palette import COLOURS
 
 _NOUNS: Final[dict[str | None, tuple[str, ...]]] = {
@@ -104,14 +105,25 @@ def sentence(draws: Draws, meaning: Meaning, name: Slice, group_size: int) -> st
     return _with_article(draws, text)
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Return every word that an expression can hold, sorted: for tokenizers and for warnings."""
+def vocabulary(slices: Collection[Slice] = SLICES) -> tuple[str, ...]:
+    """Return every word that an expression of these slices can hold, sorted: for warnings."""
     phrases = ["a an the", *sum(_NOUNS.values(), ()), *sum(_COLOUR_WORDS.values(), ())]
-    for before, behind in _PATTERN_WORDS.values():
-        phrases += [*before, *behind]
-    for table in (_SENTENCES, _SENTENCES_AT_FIRST):
-        phrases += [re.sub(r"\{\w+\}", " ", text) for choices in table.values() for text in choices]
+    if "attribute" in slices:
+        phrases += [text for places in _PATTERN_WORDS.values() for text in sum(places, ())]
+    tables = [
+        choices
+        for measure, choices in _SENTENCES.items()
+        if measure and _slice_of(measure) in slices
+    ]
+    if "track" in slices:
+        tables += _SENTENCES_AT_FIRST.values()
+    phrases += [re.sub(r"\{\w+\}", " ", text) for choices in tables for text in choices]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+
+
+def _slice_of(measure: str) -> Slice:
+    of_two = {said: measure for measure, said in _OF_TWO.items()}
+    return MEASURES[of_two.get(measure, measure)].slice
 
 
 def _phrase(draws: Draws, kind: Kind) -> str:
