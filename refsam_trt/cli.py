@@ -85,7 +85,8 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 def command(as_json: bool, **options: Any) -> None:
     """Find what EXPRESSIONS say in every frame of SOURCE and write masks.
 
-    BUNDLE is a folder that refsam-export wrote. SOURCE is a video file, a folder of images, an
+    BUNDLE is a folder that refsam-export wrote, or nano, the small model that comes with this
+    program; ./nano is a folder of that name. SOURCE is a video file, a folder of images, an
     image, a camera (camera:0, /dev/video0) or the address of a stream (rtsp://, http://). Put
     quotes around each expression.
 
@@ -128,6 +129,7 @@ def _as_json(report: RunReport) -> dict[str, Any]:
         "variant": report.variant,
         "backend": report.backend,
         "random_init": report.is_random_init,
+        "unseen_words": report.unseen_words,
         "interrupted": None if report.interruption is None else _reason(report.interruption),
     }
 

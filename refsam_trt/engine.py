@@ -22,6 +22,7 @@ from refsam_trt.frames import open_frames
 from refsam_trt.manifest import Manifest
 from refsam_trt.result import Result
 from refsam_trt.session import Color, Session, SessionModel
+from refsam_trt.shipped import bundle_folder
 from refsam_trt.text import TextMode
 from refsam_trt.text_disk import TextCacheChoice, text_cache_folder
 
@@ -46,7 +47,7 @@ def load(
     """Load a bundle. Close the engine, or use it in a `with`; its files must stay until then.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder; the string `nano` is the model that ships with the package.
         backend: a name, or `auto`: the first that works here. A named one never falls back.
         text: `lazy` loads the text encoder at the first unknown expression and releases it at the
             next step; `resident` loads it now and keeps it; `cache-only` never loads it.
@@ -62,12 +63,13 @@ def load(
         BundleError: incomplete, altered, not the expected one, or of an unknown family.
         BackendError: no such backend, or it cannot load the graphs.
         MissingExtraError: the backend's library is not installed.
-        UsageError: an unknown variant or option, or a text cache that can have no folder.
+        UsageError: an unknown variant or option, a text cache that can have no folder, or a name
+            that stands for two bundles.
     """
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
     kept_in = text_cache_folder(text_cache)
-    bundle = open_bundle(Path(path), expect_id=expect_id, verify=verify)
+    bundle = open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
     name = choose_variant(bundle.manifest, variant)
     opened = open_backend(backend, num_threads)
     try:

@@ -36,7 +36,7 @@ class RunRequest:
     """What to run; None means the default.
 
     Attributes:
-        bundle: folder of a bundle.
+        bundle: folder of a bundle, or the name of a shipped one (`shipped`).
         source: video, folder, image, camera or address; with `dataset` its root.
         expressions: what to look for; none with `dataset`, which brings its own.
         output: folder to write.
@@ -56,7 +56,7 @@ class RunRequest:
         UsageError: options that cannot be met, alone or together.
     """
 
-    bundle: str
+    bundle: str | Path
     source: str
     expressions: tuple[str, ...]
     output: Path

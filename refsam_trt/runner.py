@@ -36,13 +36,13 @@ from refsam_trt.run_jobs import Job, RunRequest, open_jobs
 from refsam_trt.run_outputs import FinishedFrame
 from refsam_trt.session import Session
 from refsam_trt.shared_tracks import SharedTracks, Steps
+from refsam_trt.shipped import bundle_folder
 from refsam_trt.sources import public_name
 from refsam_trt.text import Tokenizer
+from refsam_trt.vocabulary import unseen_words
 
 RECORD_FILE = "run.json"
 """What was run: part of every output, and the sign that a folder may be overwritten."""
-
-_DEMO_MODEL = "nano"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class RunReport:
         fps: frames per second, reading and writing included.
         files: paths below `output`, sorted.
         bundle_id, variant, backend, is_random_init: of the engine.
+        unseen_words: expression -> its words that were never seen in training, if there are any.
         interruption: why work ended early, or None: KeyboardInterrupt, Terminated, or
             StreamLostError.
     """
@@ -69,6 +70,7 @@ class RunReport:
     variant: str
     backend: str
     is_random_init: bool
+    unseen_words: dict[str, tuple[str, ...]]
     interruption: BaseException | None
 
 
@@ -83,7 +85,7 @@ def run(request: RunRequest) -> RunReport:
         KeyboardInterrupt, Terminated: interrupted before the first frame was finished.
     """
     _check_output(request.output, request.is_overwrite)
-    bundle = _bundle_folder(request.bundle)
+    bundle = bundle_folder(request.bundle)
     with ExitStack() as stack:
         jobs = open_jobs(request, stack)
         _check_expressions(request, jobs, bundle)
@@ -112,15 +114,6 @@ def _check_output(output: Path, is_overwrite: bool) -> None:
             f"{output}: holds no {RECORD_FILE}, so it was not written by refsam-run and is not "
             "overwritten; choose another --output, or remove it yourself"
         )
-
-
-def _bundle_folder(bundle: str) -> Path:
-    if bundle == _DEMO_MODEL and not Path(bundle).exists():
-        raise BundleError(
-            f"{bundle}: this version of refsam-trt ships no demo model; make one of random weights "
-            f"with `refsam-export --backbone {bundle} --random-init 0 --output {bundle}`"
-        )
-    return Path(bundle)
 
 
 def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> None:
@@ -176,8 +169,15 @@ def _run_jobs(request: RunRequest, jobs: list[Job], engine: Engine) -> RunReport
         variant=engine.variant,
         backend=engine.backend,
         is_random_init=engine.is_random_init,
+        unseen_words=_unseen_words(videos, engine),
         interruption=stop.reason,
     )
+
+
+def _unseen_words(videos: dict[str, dict[str, Any]], engine: Engine) -> dict[str, tuple[str, ...]]:
+    texts = {text for video in videos.values() for text in video["expressions"]}
+    found = {text: unseen_words(engine.manifest.vocabulary, text) for text in sorted(texts)}
+    return {text: words for text, words in found.items() if words}
 
 
 class _StoppedEarly(Exception):
@@ -277,6 +277,7 @@ def _write_record(
         "track_state_scope": request.track_state_scope,
         "frames": {"start": selection.start, "end": selection.end, "stride": selection.stride},
         "is_complete": is_complete,
+        "unseen_words": _unseen_words(videos, engine),
         "videos": videos,
     }
     text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "refsam_trt" / "models"
 PACKAGES = {
     "refsam_trt",
     "refsam_export",
@@ -42,6 +43,12 @@ def test_wheel_holds_every_file_the_code_reads(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     kept = ("refsam_trt/py.typed", "refsam_export/assets/nano_tokenizer.json")
     assert not [name for name in kept if name not in names]
+
+
+def test_wheel_holds_the_models_that_ship(wheel: Path):
+    names = zipfile.ZipFile(wheel).namelist()
+    tree = {p.relative_to(ROOT).as_posix() for p in MODELS.rglob("*") if p.is_file()}
+    assert {name for name in names if name.startswith("refsam_trt/models/")} == tree
 
 
 def test_wheel_installs_in_a_fresh_environment(wheel: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ import click
 
 from refsam_trt.errors import UsageError
 from refsam_trt.progress import Progress
+from refsam_trt.shipped import bundle_folder
 
 _FOLDER = click.Path(path_type=Path)
 RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
@@ -25,7 +26,7 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
     default="davis-semi",
     help="For --results: which masks are compared and which frames count.",
 )
-@click.option("--bundle", type=_FOLDER, help="Bundle to run and score.")
+@click.option("--bundle", help="Bundle to run and score: a folder, or nano.")
 @click.option("--dataset", type=click.Choice(["synthetic", "ref-davis"]), help="What to run it on.")
 @click.option("--root", type=_FOLDER, help="Folder of ref-davis.")
 @click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
@@ -90,6 +91,7 @@ def _score_bundle(options: dict[str, Any]) -> dict[str, Any]:
         raise UsageError("give --results and --annotations, or --bundle and --dataset")
     if (options["root"] is not None) != (options["dataset"] == "ref-davis"):
         raise UsageError("--root is needed for --dataset ref-davis, and for no other")
+    options["bundle"] = bundle_folder(options["bundle"])
     if options["dataset"] == "ref-davis":
         if options["is_reference"] or options["probe"] != "none":
             raise UsageError("--reference and --probe work on --dataset synthetic only")
@@ -110,7 +112,7 @@ def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
         results = Path(scratch) / "results"
         report = run(
             RunRequest(
-                str(options["bundle"]),
+                options["bundle"],
                 str(root),
                 (),
                 results,

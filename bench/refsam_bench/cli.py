@@ -11,6 +11,7 @@ import click
 from refsam_bench.accuracy_command import accuracy
 from refsam_trt.commands import run_command
 from refsam_trt.progress import Progress
+from refsam_trt.shipped import bundle_folder
 
 _FOLDER = click.Path(path_type=Path)
 _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked by hash."
@@ -19,14 +20,17 @@ _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked 
 @click.group(context_settings={"show_default": True})
 @click.version_option(package_name="refsam-trt")
 def command() -> None:
-    """Measure a bundle: how good is it, does it equal the PyTorch reference, how fast is it?"""
+    """Measure a bundle: how good is it, does it equal the PyTorch reference, how fast is it?
+
+    BUNDLE is a folder, or nano, the model that ships with refsam-trt.
+    """
 
 
 command.add_command(accuracy)
 
 
 @command.command()
-@click.argument("bundle", type=_FOLDER)
+@click.argument("bundle")
 @click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--frames", "num_frames", type=click.IntRange(min=3), default=5, help="Chain length.")
@@ -38,7 +42,7 @@ command.add_command(accuracy)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def parity(
-    bundle: Path, as_json: bool, bisect: bool, tolerance: float | None, **options: Any
+    bundle: str, as_json: bool, bisect: bool, tolerance: float | None, **options: Any
 ) -> None:
     """Compare each graph, and a chain of frames, with the PyTorch reference.
 
@@ -52,7 +56,7 @@ def parity(
     options["report"] = lambda line: click.echo(f"refsam-bench: {line}", err=True)
     if bisect:
         options["tolerance"] = tolerance
-    passed = (_bisect if bisect else _compare)(bundle, as_json, options)
+    passed = (_bisect if bisect else _compare)(bundle_folder(bundle), as_json, options)
     if not passed:
         raise click.exceptions.Exit(1)
 
@@ -86,7 +90,7 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
 
 
 @command.command()
-@click.argument("bundle", type=_FOLDER)
+@click.argument("bundle")
 @click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--backend", default="auto", help="Backend, or auto.")
@@ -106,7 +110,7 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
     "--reference/--no-reference", "with_reference", default=True, help="Time PyTorch beside it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def speed(bundle: Path, as_json: bool, **options: Any) -> None:
+def speed(bundle: str, as_json: bool, **options: Any) -> None:
     """Time a session stage by stage, against the loop of the released scripts.
 
     That loop encodes text and image again for each expression of each frame. Both sides run in
@@ -114,7 +118,7 @@ def speed(bundle: Path, as_json: bool, **options: Any) -> None:
     """
     from refsam_bench.speed import SpeedRequest, measure_speed
 
-    request = SpeedRequest(bundle=bundle, **options)
+    request = SpeedRequest(bundle=bundle_folder(bundle), **options)
     total = request.num_warmup + request.num_frames
     with Progress("refsam-bench speed", total) as progress:
         figures = measure_speed(request, progress.update)

@@ -1,5 +1,7 @@
 """`make demo`: the two commands, on a clip made here, and a picture of what came out.
 
+The weights are those of the model that ships, exported afresh; random ones where none ships.
+
 As a program: `python -m refsam_bench.demo FOLDER`; an earlier FOLDER is replaced.
 """
 
@@ -18,11 +20,14 @@ from PIL import Image
 
 from refsam_bench.synthetic import generate
 from refsam_trt.atomic import atomic_path
+from refsam_trt.bundle import open_bundle
 from refsam_trt.frames import open_frames
+from refsam_trt.shipped import shipped_folder
 from refsam_trt.writers import OverlayVideoWriter
 
+PRESET = "nano"
 SEED, INDEX = 900_000, 3
-NUM_FRAMES, FRAME_HW, FPS = 48, (360, 640), 12
+NUM_FRAMES, FRAME_HW, FPS = 48, (480, 480), 12
 EXPORT_SEED = 0
 NUM_EXPRESSIONS = 2
 PICTURE_FRAMES = (0, 20, 40)
@@ -33,10 +38,9 @@ def main(target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
-    clip, bundle, output = target / "clip.mp4", target / "nano", target / "output"
+    clip, bundle, output = target / "clip.mp4", target / PRESET, target / "output"
     texts = write_clip(clip)
-    seed = str(EXPORT_SEED)
-    _command("refsam-export", "--backbone", "nano", "--random-init", seed, "--output", str(bundle))
+    _command("refsam-export", "--backbone", PRESET, *weights(), "--output", str(bundle))
     _command("refsam-run", str(bundle), str(clip), *texts, "--output", str(output))
     picture = target / "demo.png"
     write_picture(output / "overlay.mp4", picture)
@@ -44,8 +48,18 @@ def main(target: Path) -> None:
     click.echo(f"picture:       {picture}")
 
 
+def weights() -> tuple[str, ...]:
+    """Return the options of `refsam-export` that say which weights to take."""
+    shipped = shipped_folder(PRESET)
+    if shipped is None:
+        return ("--random-init", str(EXPORT_SEED))
+    source = open_bundle(shipped, verify="deferred").manifest.source
+    assert source is not None
+    return ("--checkpoint", str(shipped / source), "--weight-storage", "fp16")
+
+
 def write_clip(path: Path) -> list[str]:
-    """Write a synthetic clip and return expressions for it, each naming one object."""
+    """Write a synthetic clip of a seed for evaluation; return expressions, each of one object."""
     video = generate(SEED, INDEX, slice="attribute", num_frames=NUM_FRAMES, size_hw=FRAME_HW)
     with OverlayVideoWriter(path, FPS, FRAME_HW) as writer:
         for frame in video.frames:

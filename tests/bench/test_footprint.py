@@ -74,6 +74,18 @@ def test_sizes_are_those_of_the_files():
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
 
 
+def test_a_model_that_ships_is_not_counted(tmp_path: Path):
+    sizes = {"refsam_trt/engine.py": 10, "refsam_trt/models/nano/a.data": 1000}
+    info = tmp_path / "refsam_trt-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: refsam-trt\nVersion: 1.0\n")
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in sizes))
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert footprint.sizes_of_distributions(tmp_path) == {"refsam-trt 1.0": 10}
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], dict[str, Any]]:
     """The figures of this very environment as if it were a fresh one, one run."""
@@ -99,6 +111,7 @@ def test_stages_add_up_and_limits_are_checked(measured, monkeypatch):
     assert figures["cpu_s"] > 0.1
     assert figures["installed_mb"] == sum(figures["bytes_per_distribution"].values()) / 1e6
     assert 30 < figures["resident_mb"] < 1000
+    assert figures["shipped_models_mb"] == 0
     monkeypatch.setattr(footprint, "FIRST_MASK_LIMIT_S", 0.01)
     too_large, too_slow = measured(1.5)["failures"]
     assert "MB installed, at most 1.5 allowed" in too_large

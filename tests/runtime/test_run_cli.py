@@ -132,6 +132,7 @@ def test_json_prints_one_object_and_nothing_else(run, bundle, clip, tmp_path):
         "variant": "fp32-plain-optimised",
         "backend": "ort-cpu",
         "random_init": True,
+        "unseen_words": {},
         "interrupted": None,
     }
 
@@ -151,6 +152,7 @@ def test_the_record_says_what_was_run(run, trained, clip, tmp_path):
         "threshold": 0.5,
         "frames": {"start": 0, "end": 3, "stride": 1},
         "is_complete": True,
+        "unseen_words": {},
         "videos": {"clip": {"expressions": ["a dog"], "num_frames": 3, "size": list(HW)}},
     }
 

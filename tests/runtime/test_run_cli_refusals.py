@@ -14,7 +14,7 @@ import pytest
 from commands_in_process import Commands, Ended
 from small_videos import moving_frames, write_images, write_video
 
-from refsam_trt import run_outputs, runner
+from refsam_trt import run_outputs, runner, shipped
 from refsam_trt.cli import main
 from refsam_trt.errors import UsageError
 
@@ -25,8 +25,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(bundle, tmp_path, monkeypatch) -> Path:
+def place(bundle, tmp_path, monkeypatch, tmp_path_factory) -> Path:
     """A working folder with a bundle `b`, a clip, and things that look alike and are not."""
+    monkeypatch.setattr(shipped, "MODELS", tmp_path_factory.mktemp("models"))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bundle, "b")
     shutil.copytree(bundle, "altered")
@@ -65,7 +66,8 @@ REFUSED = {
     "no such bundle": (("nope", *CLIP[1:]), "nope: no such folder; give the folder of a bundle"),
     "the demo model": (
         ("nano", *CLIP[1:]),
-        "nano: this version of refsam-trt ships no demo model; make one of random weights with "
+        "nano: this installation of refsam-trt ships no such model; install a version that does, "
+        "or make a bundle of random weights with "
         "`refsam-export --backbone nano --random-init 0 --output nano`",
     ),
     "a folder that is no bundle": (("mine", *CLIP[1:]), "mine: no manifest.json in this folder"),
