@@ -92,6 +92,23 @@ def test_graphs_run_on_the_memory_they_are_given(backend: OrtCudaBackend, folder
         context.run({}, outputs)
 
 
+def test_a_graph_that_fails_is_named(
+    backend: OrtCudaBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise RuntimeError("lost the GPU")
+
+    bundle = open_bundle(folder)
+    (variant,) = bundle.manifest.variants.values()
+    entry = variant.graphs["image_encoder"]
+    graph = backend.load(bundle.path(entry.file), entry.spec)
+    inputs = {"image": backend.upload(np.zeros((1, 3, 32, 32), np.float32))}
+    outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in entry.spec.outputs}
+    monkeypatch.setattr(Session, "run_with_iobinding", fail)
+    with pytest.raises(BackendError, match=r"^ort-cuda: image_encoder\.onnx failed: lost the GPU$"):
+        graph.context().run(inputs, outputs)
+
+
 def test_a_silent_fallback_to_the_cpu_is_refused(
     backend: OrtCudaBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
