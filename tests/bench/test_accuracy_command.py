@@ -132,6 +132,11 @@ def test_a_results_folder_is_scored(capsys):
     assert figures["unscored_sequences"] == ["dogs-jump", "schoolgirls"]
 
 
+def test_an_unknown_probe_is_refused():
+    with pytest.raises(UsageError, match="no probe 'guess'; probes: none, sibling, forget"):
+        SyntheticRequest(0, 1, probe="guess")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from refsam_bench import fuzz, fuzz_record
+from refsam_bench import fuzz, fuzz_record, prove
 from refsam_bench.fuzz import Fuzzed
 from refsam_trt.errors import MissingExtraError, UsageError
 
@@ -124,6 +124,11 @@ def test_unknown_targets_and_a_missing_fuzzer_are_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'fuzzing needs .*pip install "refsam-trt\[dev\]"'):
         fuzz.fuzz("sound", 1)
+
+
+def test_an_unknown_step_is_refused():
+    with pytest.raises(UsageError, match=r"no step named \['fuzz-rle'\]; steps: import, .*, fuzz$"):
+        prove.main(["fuzz-rle"])
 
 
 def test_an_interrupted_run_is_no_result(tree: Path):

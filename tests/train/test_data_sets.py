@@ -151,6 +151,10 @@ def test_run_lengths_go_down_the_columns() -> None:
         ({"caption": " "}, "image 1: has no caption"),
         ({"segmentation": [[1.0, 2.0]]}, "no usable 'segmentation'; expected polygons"),
         ({"segmentation": {"size": [2, 2], "counts": [4]}}, r"run lengths of \(2, 2\), expected"),
+        (
+            {"segmentation": {"size": [2, 2], "counts": [5]}},
+            r"image 1: RLE counts: expected whole numbers from 0 to 4; correct the entry",
+        ),
         ({"height": "tall"}, "an entry of 'images' lacks"),
     ],
 )
@@ -164,6 +168,9 @@ def test_a_missing_or_broken_set_is_refused(images: Path) -> None:
     path = images / "instances_refcocog_train.json"
     path.write_text('{"images": []}', encoding="utf-8")
     with pytest.raises(DatasetError, match=r"refcocog_train\.json: expected COCO's 'images' and"):
+        read_image_samples(images)
+    path.write_text('{"images": [], "annotations": []}', encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"refcocog_train\.json: names no image; download the f"):
         read_image_samples(images)
     path.unlink()
     with pytest.raises(DatasetError, match=r"refcocog_train\.json: cannot be read"):

@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from tiny_training import write_recipe
 
+from refsam_train import checkpoints
 from refsam_train.checkpoints import read_weights
 from refsam_train.session import RunRequest, train
 from refsam_trt.commands import Terminated
@@ -151,3 +154,13 @@ def test_resuming_from_a_file_of_another_kind_is_refused(tmp_path: Path) -> None
     safetensors.torch.save_file({"x": torch.zeros(1)}, folder / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint of a training run of this version"):
         train(write_recipe(tmp_path), _request(folder, resume=True))
+
+
+def test_a_checkpoint_of_other_parameters_is_refused() -> None:
+    state: Any = SimpleNamespace(parameters={"a": None, "b": None})
+    tensors = {f"{checkpoints._MODEL}{name}": torch.zeros(1) for name in "ac"}
+    with pytest.raises(CheckpointError) as told:
+        checkpoints._check_names(Path("run/c"), tensors, state)
+    assert str(told.value) == (
+        "run/c: trains other parameters than this run, 2 differ: b, c; start anew without --resume"
+    )
