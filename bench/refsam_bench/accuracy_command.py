@@ -44,6 +44,12 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
     help="sibling: say another object's expression; forget: no track token in any frame.",
 )
 @click.option(
+    "--blind",
+    type=click.Choice(["largest", "centre", "all"]),
+    help="Of synthetic: instead of a bundle, score an object chosen whatever is said, with its "
+    "true masks.",
+)
+@click.option(
     "--track-state-scope",
     type=click.Choice(["expression", "object"]),
     default="expression",
@@ -64,7 +70,10 @@ def accuracy(as_json: bool, **options: Any) -> None:
     Ref-YouTube-VOS has no public annotations: write results with refsam-run --dataset and upload
     them.
     """
-    figures = _score_folder(options) if options["results"] else _score_bundle(options)
+    if options["blind"]:
+        figures = _score_blind(options)
+    else:
+        figures = _score_folder(options) if options["results"] else _score_bundle(options)
     if as_json:
         click.echo(json.dumps(figures))
         return
@@ -84,6 +93,18 @@ def _score_folder(options: dict[str, Any]) -> dict[str, Any]:
     if options["annotations"] is None or options["bundle"] is not None:
         raise UsageError("--results needs --annotations, and goes without --bundle")
     return score_results(options["results"], options["annotations"], options["protocol"]).to_json()
+
+
+def _score_blind(options: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.synthetic_accuracy import SyntheticRequest, score_blind, to_json
+
+    if options["dataset"] != "synthetic" or options["bundle"] or options["results"]:
+        raise UsageError("--blind needs --dataset synthetic, and goes without a bundle or results")
+    slices: Any = tuple(options["slices"].split(","))
+    request = SyntheticRequest(options["seed"], options["num_videos"], slices)
+    with Progress("refsam-bench accuracy", request.num_videos) as progress:
+        scores = score_blind(options["blind"], request, progress.update)
+    return {"blind": options["blind"], **to_json(scores, request)}
 
 
 def _score_bundle(options: dict[str, Any]) -> dict[str, Any]:

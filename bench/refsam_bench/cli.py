@@ -145,6 +145,46 @@ def speed(bundle: str, as_json: bool, **options: Any) -> None:
         click.echo("RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing")
 
 
+@command.command()
+@click.argument("bundle")
+@click.option("--seed", default=900_000, help="Of the videos; 900000 and up are for evaluation.")
+@click.option("--num-videos", type=click.IntRange(min=1), default=200)
+@click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
+@click.option("--backend", default="auto", help="Backend, or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def exchange(
+    bundle: str, seed: int, num_videos: int, variant: str | None, backend: str, as_json: bool
+) -> None:
+    """Exchange the saved track tokens of twins that only their past tells apart.
+
+    In synthetic videos of the slice `track`, after 12 of 16 frames. Shares of the videos: `kept`,
+    both expressions stay with their object when nothing is exchanged; `exchanged`, both go over to
+    the other's when the tokens are.
+    """
+    import refsam_trt
+    from refsam_bench.token_exchange import exchange_tokens, to_json
+
+    with (
+        refsam_trt.load(bundle, backend=backend, variant=variant) as engine,
+        Progress("refsam-bench exchange", num_videos) as progress,
+    ):
+        found = exchange_tokens(engine, seed, num_videos, progress.update)
+        figures = {
+            "bundle_id": engine.bundle_id,
+            "random_weights": engine.is_random_init,
+            **to_json(found, seed, num_videos),
+        }
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    if figures["random_weights"]:
+        click.echo("RANDOM WEIGHTS: these figures say nothing about RefSAM")
+    click.echo(
+        f"{len(found)} of {num_videos} videos have named twins: {figures['kept']:.1%} keep their "
+        f"objects, {figures['exchanged']:.1%} exchange them with their tokens"
+    )
+
+
 def main() -> None:
     """Entry point of the console script."""
     run_command(command, "export,bench", "refsam-bench")

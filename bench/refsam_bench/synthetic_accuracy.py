@@ -17,6 +17,7 @@ from refsam_bench.accuracy import (
     sequence_scores,
     total_scores,
 )
+from refsam_bench.blind import Blind, blind_masks
 from refsam_bench.synthetic import SLICES, Slice, SyntheticVideo, generate
 from refsam_bench.trackers import Tracker
 from refsam_trt.errors import UsageError
@@ -65,7 +66,18 @@ def score_synthetic(
     sequences: list[SequenceScores] = []
     for index in range(request.num_videos):
         video = generate(request.seed, index, slice=request.slice_of(index))
-        sequences.append(_score_video(tracker, request, index, video))
+        sequences.append(_score_video(tracker, request, video))
+        progress()
+    return total_scores(PROTOCOL, sequences)
+
+
+def score_blind(blind: Blind, request: SyntheticRequest, progress: Callable[[], None]) -> Scores:
+    """Score an answer that does not depend on the expression (see `blind`)."""
+    sequences: list[SequenceScores] = []
+    for index in range(request.num_videos):
+        video = generate(request.seed, index, slice=request.slice_of(index))
+        answered = ([mask] for mask in blind_masks(video, blind))
+        sequences.append(_sequence(video, answered))
         progress()
     return total_scores(PROTOCOL, sequences)
 
@@ -93,7 +105,7 @@ def to_json(scores: Scores, request: SyntheticRequest) -> dict[str, Any]:
 
 
 def _score_video(
-    tracker: Tracker, request: SyntheticRequest, index: int, video: SyntheticVideo
+    tracker: Tracker, request: SyntheticRequest, video: SyntheticVideo
 ) -> SequenceScores:
     target = video.expressions[0]
     said = target
@@ -101,8 +113,15 @@ def _score_video(
         said = next(e for e in video.expressions if e.object_id != target.object_id)
     memory: Any = "forgotten" if request.probe == "forget" else "kept"
     tracked = tracker.track(iter(video.frames), [said.text], memory)
-    name = f"{video.slice}-{index:05d}"
-    return sequence_scores(name, _score(name, tracked, video.mask(target.object_id)))
+    return _sequence(video, tracked)
+
+
+def _sequence(
+    video: SyntheticVideo, tracked: Iterator[list[np.ndarray[Any, Any]]]
+) -> SequenceScores:
+    name = f"{video.slice}-{video.index:05d}"
+    true = video.mask(video.expressions[0].object_id)
+    return sequence_scores(name, _score(name, tracked, true))
 
 
 def _score(
