@@ -23,6 +23,7 @@ import click
 import numpy as np
 import torch
 
+from refsam_bench import prove_nano
 from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_bench.fuzz_record import fuzz_all
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
@@ -183,6 +184,7 @@ STEPS: dict[str, Step] = {
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
+    **prove_nano.STEPS,
 }
 FUZZ = "fuzz"
 
