@@ -1,7 +1,8 @@
 """What is fuzzed: readers of files that anybody may have written.
 
 A target is made for a scratch folder and then takes bytes, again and again. Errors of ours are its
-way of saying no; whatever else it raises is a finding. Bytes that begin with `{` stand for a file
+way of saying no; whatever else it raises is a finding. A target imports what it needs itself, so
+that `fuzz_modules.py` can tell which code it depends on. Bytes that begin with `{` stand for a file
 by its content where the file itself is hard to mutate: hashes and lengths are then filled in.
 """
 
@@ -12,19 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_bundle
 import msgspec
 import numpy as np
 
-import refsam_trt
-from refsam_trt import rle, state_file, text_cache, text_disk
-from refsam_trt.datasets import load_dataset
 from refsam_trt.errors import RefsamError
-from refsam_trt.frames import open_frames
-from refsam_trt.graph_check import check_graph
-from refsam_trt.manifest import GraphEntry
-from refsam_trt.text import TextEncoder
-from refsam_trt.text_tokenizer import Tokenizer
 
 Target = Callable[[bytes], None]
 
@@ -52,6 +44,10 @@ refusals = Refusals()
 
 def manifest(scratch: Path) -> Target:
     """A manifest: as it is, then in canonical form and with the hashes of the bundle around it."""
+    import fake_bundle
+
+    import refsam_trt
+
     folder = fake_bundle.make_bundle(scratch / "bundle")
     true_entries = msgspec.to_builtins(fake_bundle.file_entries(folder))
 
@@ -79,6 +75,11 @@ def manifest(scratch: Path) -> Target:
 
 def state(scratch: Path) -> Target:
     """A saved session: read, then with the bundle's true name restored and continued."""
+    import fake_bundle
+
+    import refsam_trt
+    from refsam_trt import state_file
+
     engine = refsam_trt.load(fake_bundle.make_bundle(scratch / "bundle"), num_threads=1)
     identity = {
         "bundle_id": engine.bundle_id,
@@ -100,6 +101,13 @@ def state(scratch: Path) -> Target:
 
 def cache(scratch: Path) -> Target:
     """A bundle's text cache: some expressions of it are looked for, and a frame with them run."""
+    import fake_bundle
+
+    import refsam_trt
+    from refsam_trt import text_cache
+    from refsam_trt.text import TextEncoder
+    from refsam_trt.text_tokenizer import Tokenizer
+
     folder = fake_bundle.make_bundle(scratch / "bundle")
     engine = refsam_trt.load(folder, num_threads=1)
     tokens = Tokenizer(folder / "tokenizer.json", lowercase=True, max_words=64)
@@ -127,6 +135,11 @@ def cache(scratch: Path) -> Target:
 
 def disk_cache(scratch: Path) -> Target:
     """A file among the user's text embeddings: used if it is sound, else passed over."""
+    import fake_bundle
+
+    import refsam_trt
+    from refsam_trt import text_cache, text_disk
+
     with refsam_trt.load(fake_bundle.make_bundle(scratch / "bundle"), num_threads=1) as engine:
         tensors = engine.family.text_inputs
     key = text_disk.TextKey(tokenizer="0" * 64, text_graph="1" * 64, backend="ort-cpu")
@@ -150,6 +163,8 @@ def disk_cache(scratch: Path) -> Target:
 
 def run_lengths(scratch: Path) -> Target:
     """COCO RLE: a JSON object, or two bytes for the size and a string; read, written, read."""
+    from refsam_trt import rle
+
     del scratch
 
     def one(data: bytes) -> None:
@@ -169,6 +184,11 @@ def run_lengths(scratch: Path) -> Target:
 
 def onnx(scratch: Path) -> Target:
     """A graph's file against what the manifest says of the decoder step."""
+    import fake_bundle
+
+    from refsam_trt.graph_check import check_graph
+    from refsam_trt.manifest import GraphEntry
+
     folder = fake_bundle.make_bundle(scratch / "bundle", external_data=True)
     described = fake_bundle.read_manifest(folder)
     (variant,) = described["variants"].values()
@@ -185,6 +205,8 @@ def onnx(scratch: Path) -> Target:
 
 def tokenizer(scratch: Path) -> Target:
     """A tokenizer's file, and expressions cut by it."""
+    from refsam_trt.text_tokenizer import Tokenizer
+
     path = scratch / "tokenizer.json"
 
     def one(data: bytes) -> None:
@@ -199,6 +221,8 @@ def tokenizer(scratch: Path) -> Target:
 
 def dataset(scratch: Path) -> Target:
     """A data set's expression file, in both layouts."""
+    from refsam_trt.datasets import load_dataset
+
     path = scratch / "meta_expressions" / "valid" / "meta_expressions.json"
     path.parent.mkdir(parents=True)
     (scratch / "valid" / "JPEGImages" / "a").mkdir(parents=True)
@@ -238,6 +262,8 @@ JSON_TARGETS = {"manifest", "state", "text-cache", "text-disk", "rle", "tokenize
 
 
 def read_frames(path: Path, data: bytes) -> None:
+    from refsam_trt.frames import open_frames
+
     path.write_bytes(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of much that it can read all the same

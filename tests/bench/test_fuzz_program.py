@@ -50,9 +50,19 @@ print(json.dumps([sys.argv[1:], os.environ["RUST_BACKTRACE"]]), flush=True)
 print({STATISTICS!r}, file=sys.stderr)
 """
     (tmp_path / "tests" / "fuzz_one.py").write_text(program)
+    # Both targets run other.py, and `sound` the reader too.
+    modules = f"""
+import json, sys
+from pathlib import Path
+code = Path({str(tmp_path)!r}) / "refsam_trt"
+files = ["other.py", "deep/reader.py"] if sys.argv[1] == "sound" else ["other.py"]
+print(json.dumps([str(code / name) for name in files]))
+"""
+    (tmp_path / "tests" / "fuzz_modules.py").write_text(modules)
     code = tmp_path / "refsam_trt" / "deep" / "reader.py"
     code.parent.mkdir(parents=True)
     code.write_text("def read(data):\n    return data[1:]\n")
+    (tmp_path / "refsam_trt" / "other.py").write_text("A = 1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz, "ROOT", tmp_path)
     monkeypatch.setattr(fuzz, "SEEDS", tmp_path / "tests" / "corpus")
@@ -187,14 +197,33 @@ def test_a_target_with_findings_begins_anew(tree: Path):
     assert found["targets"]["broken"]["num_executions"] == 1234
 
 
-def test_another_code_begins_the_hour_anew(tree: Path):
+def test_another_code_begins_the_time_of_its_targets_anew(tree: Path):
     (tree / "mended").touch()
-    began_s = record(tree)["targets"]["sound"]
+    began = record(tree)["targets"]
+    began_s = began["sound"]
     code = tree / "refsam_trt" / "deep" / "reader.py"
     code.write_text('def read(data):\n    """Say what it does."""\n    return data[1:]  # all\n')
     assert record(tree)["targets"]["sound"] == began_s
     code.write_text("def read(data):\n    return data[2:]\n")
-    assert record(tree)["targets"]["sound"] != began_s
+    again = record(tree)["targets"]
+    assert again["sound"] != began_s
+    assert again["broken"] == began["broken"]
+    (tree / "refsam_trt" / "other.py").write_text("A = 2\n")
+    anew = record(tree)["targets"]
+    assert anew["sound"] != again["sound"]
+    assert anew["broken"] != again["broken"]
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "does_not"),
+    [("rle", "rle.py", "engine.py"), ("state", "engine.py", "datasets.py")],
+)
+def test_the_real_targets_tell_what_they_run(monkeypatch, name, runs, does_not):
+    monkeypatch.undo()
+    pytest.importorskip("av")
+    names = {path.name for path in fuzz_record.loaded_code(name, fuzz.ROOT)}
+    assert {runs, "fuzz_targets.py", "fuzz_one.py"} <= names
+    assert does_not not in names
 
 
 def test_the_real_program_tells_when_its_setup_is_over(monkeypatch, tmp_path):

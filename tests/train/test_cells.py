@@ -59,7 +59,8 @@ def check_cell(
     said = [table[place] for table, place in zip(TABLES, found, strict=True)]
     assert said == [item.shape, item.colour_at(time), item.pattern]
     pose = item.pose_at(time)
-    right, down, size = labels.poses[row, :, i, j].tolist()
+    right, down, size, x, y = labels.poses[row, :, i, j].tolist()
+    assert (x / 4 + 0.5, y / 4 + 0.5) == pytest.approx((pose.x, pose.y), abs=1e-5)
     assert (j + 0.5) / GRID + right * 0.125 == pytest.approx(pose.x, abs=1e-5)
     assert (i + 0.5) / GRID + down * 0.125 == pytest.approx(pose.y, abs=1e-5)
     assert math.exp(size) * 0.105 == pytest.approx(pose.radius, rel=1e-5)

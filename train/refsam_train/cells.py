@@ -3,10 +3,10 @@
 Without a pre-trained backbone the masks alone teach the image encoder colours quickly, but shapes
 only after very long: nothing asks for them until the decoder can use them, and the other way round.
 So linear heads name shape, colour and pattern of the object in each cell, draw the silhouette
-inside the cell, and point to the object's centre. The last two are what a shape is made of: with
-names alone the heads stay at guessing for thousands of images. Language begins likewise: a cell's
-features shall be the more parallel to a sentence's the more it shows what the sentence names.
-The heads are thrown away; the published model does not have them.
+inside the cell, point to the object's centre and tell its place and size. Silhouette and centre are
+what a shape is made of: with names alone the heads stay at guessing for thousands of images.
+Language begins likewise: a cell's features shall be the more parallel to a sentence's the more it
+shows what the sentence names. The heads are thrown away; the published model does not have them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ _NAMES: Final = (tuple(OUTLINES), tuple(COLOURS), tuple(PATTERNS))
 _NAME_SIZES: Final = [len(names) for names in _NAMES]
 _PARTS: Final = 4
 """Silhouettes are drawn in so many parts per side of a cell: the decoder's own resolution."""
-_POSE: Final = 3
+_POSE: Final = 5
 _SILHOUETTE_WEIGHT: Final = 2.0
 # An object belongs to a cell of which it covers this much.
 _COVERED: Final = 0.125
 # Two patches of 16 pixels where the frame has 256, and the radius of a middling object.
 _OFFSET_UNIT: Final = 0.125
 _MIDDLE_RADIUS: Final = 0.105
+_PLACE_SCALE: Final = 4.0
 _STEADY: Final = 0.2
 _MATCH_SCALE: Final = 10.0
 _MATCH_BIAS: Final = -4.0
@@ -66,8 +67,9 @@ class CellLabels(NamedTuple):
     """Labels of a grid, behind any leading axes [...].
 
     names: int64 [..., 3, h, w]. silhouettes: float32 [..., 16, h, w], 1 where a part shows any
-    object. poses: float32 [..., 3, h, w], of the cell's object: way to its centre (x, y) in
-    eighths of the side, and the logarithm of its radius over a middling one. Names are `UNNAMED`
+    object. poses: float32 [..., 5, h, w], of the cell's object: way to its centre (x, y) in
+    eighths of the side, the logarithm of its radius over a middling one, and where its centre is
+    (x, y), -2 to 2. Names are `UNNAMED`
     where a cell has no object; poses mean nothing there.
     """
 
@@ -80,7 +82,7 @@ def shown_objects(scene: Scene, label_map: npt.NDArray[np.uint8], times: Sequenc
     """Return what frames of a scene at these times (0 to 1) show; `label_map` is theirs."""
     count = len(scene.objects) + 1
     names = np.full((len(times), count, len(_NAMES)), UNNAMED, np.int64)
-    poses = np.ones((len(times), count, _POSE), np.float32)
+    poses = np.ones((len(times), count, 3), np.float32)
     for row, time in enumerate(times):
         for item in scene.objects:
             names[row, item.object_id] = _places(item, time)
@@ -123,6 +125,8 @@ def _frame_labels(
             (pose[..., 0] - centres[None, :]) / _OFFSET_UNIT,
             (pose[..., 1] - centres[:, None]) / _OFFSET_UNIT,
             np.log(pose[..., 2] / _MIDDLE_RADIUS),
+            (pose[..., 0] - 0.5) * _PLACE_SCALE,
+            (pose[..., 1] - 0.5) * _PLACE_SCALE,
         ]
     )
     return names[owner].transpose(2, 0, 1), _silhouettes(label_map, grid), offsets
