@@ -33,6 +33,8 @@ TOTAL_S = 3600
 """CPU time of all targets together."""
 ROUND_S = 60
 """Longest time of one process: what an interrupted run loses."""
+MIN_ROUND_S = 10
+"""Shortest one: starting takes seconds too, so a busy machine would do little else at the end."""
 HANG_S = 20
 MAX_MEMORY_MIB = 2048
 _SETUP = re.compile(r"^setup took ([0-9.]+) CPU seconds$", re.MULTILINE)
@@ -113,7 +115,8 @@ def fuzz(
     done = done or Fuzzed(target)
     began = done
     while done.cpu_s < cpu_s and not done.failures:
-        done = _sum(done, _round(target, min(ROUND_S, math.ceil(cpu_s - done.cpu_s))))
+        left_s = max(MIN_ROUND_S, math.ceil(cpu_s - done.cpu_s))
+        done = _sum(done, _round(target, min(ROUND_S, left_s)))
         wall_s = done.wall_s - began.wall_s
         if done.cpu_s < cpu_s and wall_s > ROUND_S + _MAX_WALL_PER_CPU * cpu_s:
             told = f"starved: {done.cpu_s:.0f} of {cpu_s:.0f} CPU seconds after {wall_s:.0f} s"

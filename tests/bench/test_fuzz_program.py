@@ -67,6 +67,7 @@ print(json.dumps([str(code / name) for name in files]))
     monkeypatch.setattr(fuzz, "ROOT", tmp_path)
     monkeypatch.setattr(fuzz, "SEEDS", tmp_path / "tests" / "corpus")
     monkeypatch.setattr(fuzz, "LEARNT", tmp_path / "learnt")
+    monkeypatch.setattr(fuzz, "MIN_ROUND_S", 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: sys)
     return tmp_path
 
@@ -96,6 +97,13 @@ def test_rounds_go_on_until_the_time_is_spent():
     assert kept[-1] == done
     assert done.num_executions == 1000 + 2 * 1234
     assert 0.55 < done.cpu_s < 0.8
+
+
+def test_the_last_round_is_not_too_short_to_be_worth_its_start(tree, monkeypatch):
+    monkeypatch.setattr(fuzz, "MIN_ROUND_S", 7)
+    fuzz.fuzz("sound", 0.1)
+    log = (tree / "learnt/sound/log.txt").read_text()
+    assert "-max_total_time=7" in log
 
 
 def test_what_never_gets_to_run_is_given_up(tree: Path, monkeypatch: pytest.MonkeyPatch):
@@ -230,6 +238,7 @@ def test_the_real_program_tells_when_its_setup_is_over(monkeypatch, tmp_path):
     monkeypatch.undo()
     pytest.importorskip("atheris", reason="no fuzzer for this Python", exc_type=ImportError)
     monkeypatch.setattr(fuzz, "LEARNT", tmp_path)
+    monkeypatch.setattr(fuzz, "MIN_ROUND_S", 1)
     began_s = time.monotonic()
     done = fuzz.fuzz("rle", 0.2)
     assert done.failures == ()

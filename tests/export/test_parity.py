@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from changed_bundles import change_graph
 from exported import exported
 from numpy.testing import assert_array_equal
 from reference_models import loaded, model, relative
@@ -30,6 +32,8 @@ from refsam_export.parity.compare import (
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
+from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle_writer import write_bundle
 from refsam_trt.errors import UsageError
 from refsam_trt.families.refsam import contract
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor
@@ -256,3 +260,49 @@ class TestCompare:
         bad = [(r["frame"], r["expression"]) for r in found.chain if r["mask_iou"] < MIN_MASK_IOU]
         assert bad == [(2, 0)]
         assert found.max_chain_error > 1
+
+
+@pytest.fixture(scope="module")
+def two(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two: `fp32-sound`, and `fp32-broken` with one changed number in its step."""
+    base = tmp_path_factory.mktemp("two")
+    opened = open_bundle(bundle, verify="deferred")
+    (sound,) = opened.manifest.variants.values()
+    files = {opened.manifest.tokenizer.file: opened.path(opened.manifest.tokenizer.file)}
+    variants = {}
+    for name in ("fp32-sound", "fp32-broken"):
+        folder = base / name
+        folder.mkdir()
+        graphs = {}
+        for graph, entry in sound.graphs.items():
+            for suffix in ("", ".data"):
+                of = shutil.copy(f"{bundle / entry.file}{suffix}", folder)
+                files[f"graphs/{name}/{Path(of).name}"] = Path(of)
+            file = f"graphs/{name}/{Path(entry.file).name}"
+            graphs[graph] = msgspec.structs.replace(entry, file=file)
+        variants[name] = msgspec.structs.replace(sound, graphs=graphs)
+    change_graph(
+        base / "fp32-broken" / "decoder_step.onnx",
+        lambda name, _: "mlp.norm.bias" in name,
+        lambda value: 2 * value,
+    )
+    manifest = msgspec.structs.replace(opened.manifest, variants=variants, source=None)
+    return write_bundle(base / "bundle", manifest=manifest, files=files).folder
+
+
+class TestSeveralVariants:
+    def test_one_must_be_named(self, two: Path, reference: Path) -> None:
+        with pytest.raises(UsageError, match="several variants, name one of them: fp32-broken, fp"):
+            compare(two, reference)
+
+    @pytest.mark.parametrize(("variant", "passed"), [("fp32-sound", True), ("fp32-broken", False)])
+    def test_the_named_one_is_compared(
+        self, two: Path, reference: Path, variant: str, passed: bool
+    ) -> None:
+        found = compare_in_process(two, reference, variant)
+        assert (found["variant"], found["passed"]) == (variant, passed)
+        graphs = {graph: max(errors.values()) for graph, errors in found["graphs"].items()}
+        assert graphs.pop("decoder_step") > MAX_RELATIVE_ERROR or passed
+        assert max(graphs.values()) <= MAX_RELATIVE_ERROR
+        # Chain and graphs are of the same variant.
+        assert (found["max_chain_error"] <= MAX_RELATIVE_ERROR) is passed
