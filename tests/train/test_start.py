@@ -82,3 +82,12 @@ def _cross(reach: int) -> list[tuple[int, int]]:
 
 def _diagonal(reach: int) -> list[tuple[int, int]]:
     return [(-reach, -reach), (-reach, reach), (reach, -reach), (reach, reach)]
+
+
+def test_a_track_token_begins_as_large_as_a_word(tmp_path: Path) -> None:
+    model = fresh_model(read_tiny(tmp_path)).model
+    tokens = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    track = model.next_track_token(tokens, torch.zeros(3, 256), torch.zeros(3, dtype=torch.bool))
+    words, _ = model.encode_text(torch.tensor([[5, 9, 1]]), torch.ones(1, 3, dtype=torch.int64))
+    torch.testing.assert_close(track.norm(dim=-1), torch.ones(3), rtol=1e-3, atol=0)
+    torch.testing.assert_close(words.norm(dim=-1), torch.ones(1, 3), rtol=1e-3, atol=0)

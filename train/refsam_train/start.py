@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from refsam_export.checkpoint import LoadedModel, canonical_tensors, load_model
 from refsam_export.model.config import TEXT_SCALE
+from refsam_export.model.itm import ITM_NAMES
 from refsam_export.model.refsam import RefSam
 from refsam_export.text_encoders import build_text_encoder
 from refsam_train.local_attention import look_at_neighbours
@@ -85,8 +87,8 @@ def _adapters_as_identity(model: RefSam) -> None:
 def _fill_for_full_training(model: RefSam) -> None:
     """Bring the decoder's inputs to one scale: words have unit length, so their elements are 1/16.
 
-    PyTorch's values would drown them: learned tokens of unit variance beside words in the first
-    self-attention, a dense prompt ten times smaller than the position encoding.
+    PyTorch's values would drown them: learned tokens and a track token of unit variance beside
+    words in the first self-attention, a dense prompt ten times smaller than the position encoding.
     """
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
     look_at_neighbours(model.image_encoder)
@@ -94,6 +96,8 @@ def _fill_for_full_training(model: RefSam) -> None:
     with torch.no_grad():
         decoder.mask_tokens.weight.mul_(TEXT_SCALE)
         decoder.iou_token.weight.mul_(TEXT_SCALE)
+        itm: Any = getattr(model, ITM_NAMES[model.config.itm])
+        (itm.norm if model.config.itm == "ffn" else itm.norm_feat).weight.mul_(TEXT_SCALE)
         first = decoder.transformer.layers[0].self_attn
         for projection in (first.q_proj, first.k_proj, first.v_proj):
             projection.weight.div_(TEXT_SCALE)
