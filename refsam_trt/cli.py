@@ -51,6 +51,12 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 )
 @click.option("--backend", default="auto", help="Where to run; refsam-doctor lists what works.")
 @click.option("--variant", help="Which graphs of the bundle.  [default: the only one, or fp32]")
+@click.option(
+    "--plans",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Plans of refsam-build to run instead of the bundle's graphs.",
+)
 @click.option("--threads", "num_threads", type=int, help="CPU threads.  [default: the backend's]")
 @click.option(
     "--text",

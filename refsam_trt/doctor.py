@@ -1,6 +1,7 @@
 """`refsam-doctor`: which backends work on this machine, which do not and why.
 
-Asks and tells, changes nothing. Creates no CUDA context and no TensorRT runtime.
+Asks and tells, changes nothing. What creates a CUDA context or a TensorRT runtime is a process of
+its own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _PACKAGES = (
     *("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", "torch", "onnx", "transformers"),
 )
 _RUNNING_BACKENDS = ("ort-cuda", "ort-cpu")
-"""Backends that may be opened and tried; the others are only looked for."""
-_TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Backends that are tried on a graph; the others need plans, so only their library is opened."""
+_TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 """Backend, which is also the extra's name -> the module it needs."""
 _FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"),
@@ -73,7 +74,7 @@ def examine() -> dict[str, Any]:
         "tensorrt": {name: _is_installed(name) for name in _TENSORRT_MODULES.values()},
     }
     found["backends"] = {
-        **{name: _looked_for(name, found) for name in _TENSORRT_MODULES},
+        **{name: _opened(name) for name in _TENSORRT_MODULES},
         **{name: _tried(name) for name in _RUNNING_BACKENDS},
     }
     return found
@@ -132,14 +133,12 @@ def _tried(name: str) -> dict[str, Any]:
     return {"works": True, "reason": f"its test graph ran; {answer['precision_notes']}"}
 
 
-def _looked_for(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    module = _TENSORRT_MODULES[name]
-    reason = f"refsam-trt {found['refsam_trt']} has no such backend yet"
-    if not found["tensorrt"][module]:
-        reason += f"; module {module} is not installed"
-    if "error" in found["cuda"]:
-        reason += f"; CUDA driver {found['cuda']['error']}"
-    return {"works": False, "reason": reason}
+def _opened(name: str) -> dict[str, Any]:
+    answer = probe.ask("tensorrt", name)
+    if "error" in answer:
+        return {"works": False, "reason": answer["error"]}
+    reason = f"version {answer['version']} opened on {answer['gpu']}; plans are tried when loaded"
+    return {"works": True, "reason": reason}
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from refsam_trt.families.adapter import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam_adapter import RefsamFamily
 from refsam_trt.frames import open_frames
 from refsam_trt.manifest import Manifest
+from refsam_trt.plan import Plans, plans_for
 from refsam_trt.result import Result
 from refsam_trt.session import Color, Session, SessionModel
 from refsam_trt.shipped import bundle_folder
@@ -40,6 +41,7 @@ def load(
     text: TextMode = "lazy",
     text_cache: TextCacheChoice = "off",
     variant: str | None = None,
+    plans: str | Path | None = None,
     num_threads: int | None = None,
     expect_id: str | None = None,
     verify: Literal["full", "deferred"] = "full",
@@ -55,6 +57,7 @@ def load(
             keeps none; `user` takes the user's cache folder; a Path is such a folder itself, which
             nobody else should be able to write to. Each holds the expression in plain text.
         variant: name of one set of graphs; None takes the only one, or the only fp32 one.
+        plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
         num_threads: CPU threads inside one graph run; None is the backend's default.
         expect_id: refuse every bundle but this one.
         verify: `full` hashes every file now; `deferred` hashes each when it is first used.
@@ -62,6 +65,7 @@ def load(
     Raises:
         BundleError: incomplete, altered, not the expected one, or of an unknown family.
         BackendError: no such backend, or it cannot load the graphs.
+        PlanError: plans that are damaged, of another bundle, or not for this machine.
         MissingExtraError: the backend's library is not installed.
         UsageError: an unknown variant or option, a text cache that can have no folder, or a name
             that stands for two bundles.
@@ -70,10 +74,11 @@ def load(
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
     kept_in = text_cache_folder(text_cache)
     bundle = open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
-    name = choose_variant(bundle.manifest, variant)
-    opened = open_backend(backend, num_threads)
+    built = None if plans is None else plans_for(bundle, Path(plans), variant)
+    name = built.manifest.variant if built else choose_variant(bundle.manifest, variant)
+    opened = open_backend(backend, num_threads, built)
     try:
-        engine = Engine(bundle, name, opened, text, kept_in)
+        engine = Engine(bundle, name, opened, text, kept_in, built)
     except BaseException:
         opened.close()
         raise
@@ -92,6 +97,7 @@ class Engine:
         backend: an open backend, which the engine closes.
         text: how the text encoder is kept (see `load`).
         text_cache: folder that keeps text embeddings for the next run, None for none.
+        plans: that stand for the graphs; None for none.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Engine:
         backend: Backend,
         text: TextMode,
         text_cache: Path | None = None,
+        plans: Plans | None = None,
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
@@ -109,15 +116,16 @@ class Engine:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._is_closed = False
         chosen = manifest.variants[variant]
-        parts = FamilyParts(
-            manifest, chosen, backend, text, bundle.verify_file, bundle.content_id, text_cache
-        )
+        limited = plans.within(manifest) if plans else manifest
+        files = (bundle.verify_file, bundle.content_id)
+        parts = FamilyParts(limited, chosen, backend, text, *files, text_cache, plans)
         self._model = SessionModel(
             family=FAMILIES[manifest.family](parts),
             preprocess=manifest.preprocess,
             bundle_id=bundle.bundle_id,
             variant=variant,
             precision=chosen.precision,
+            adopt=getattr(backend, "adopt", None),
         )
 
     def __enter__(self) -> Engine:

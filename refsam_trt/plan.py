@@ -21,7 +21,7 @@ from refsam_trt.bundle_files import (
     sha256_of_file,
 )
 from refsam_trt.errors import BundleError, PlanDamagedError, UsageError
-from refsam_trt.manifest import FileEntry
+from refsam_trt.manifest import FileEntry, Manifest
 from refsam_trt.plan_manifest import GOLDEN_FILE, PLAN_SCHEMA_VERSION, PlanManifest, plan_id
 
 _BUILD_AGAIN = "build the plans again with refsam-build BUNDLE --output PLANS"
@@ -53,6 +53,10 @@ class Plans:
             )
         return self.folder / self.manifest.graphs[graph].file
 
+    def within(self, manifest: Manifest) -> Manifest:
+        """Return a bundle's manifest with the largest sizes of the plans."""
+        return msgspec.structs.replace(manifest, limits=self.manifest.limits)
+
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse plans of another bundle.
 
@@ -79,6 +83,23 @@ class Plans:
                     f"{entry.graph_id}, the bundle has {bundle.content_id(graph.file)}; "
                     f"{manifest.build_command}"
                 )
+
+
+def plans_for(bundle: Bundle, folder: Path, variant: str | None) -> Plans:
+    """Open plans that are to stand for the graphs of a bundle.
+
+    Raises:
+        PlanDamagedError: not whole, or of another bundle.
+        UsageError: of another variant than the one asked for.
+    """
+    plans = open_plans(folder)
+    plans.check_bundle(bundle)
+    if variant not in (None, plans.manifest.variant):
+        raise UsageError(
+            f"{folder}: plans of variant {plans.manifest.variant!r}, asked for was {variant!r}; "
+            "leave the variant out, or build its plans with refsam-build"
+        )
+    return plans
 
 
 def is_plans(folder: Path) -> bool:
@@ -171,4 +192,4 @@ def _check_names(folder: Path, manifest: PlanManifest) -> None:
         raise PlanDamagedError(f"{folder}: {missing[0]!r} is not among files; {_BUILD_AGAIN}")
 
 
-__all__ = ["Plans", "is_plans", "open_plans"]
+__all__ = ["Plans", "is_plans", "open_plans", "plans_for"]

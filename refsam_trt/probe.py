@@ -2,7 +2,8 @@
 
 `refsam-doctor` runs this module in a process of its own per question, so that a CPU without the
 instructions of a wheel, or a wedged driver, becomes an answer:
-`python -m refsam_trt.probe cuda | video | onnxruntime | backend NAME` prints one JSON object.
+`python -m refsam_trt.probe cuda | video | onnxruntime | backend NAME | tensorrt NAME` prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -127,6 +128,26 @@ def backend(name: str) -> dict[str, Any]:
     return {"precision_notes": opened.precision_notes}
 
 
+def tensorrt(name: str) -> dict[str, Any]:
+    """Open the library and the GPU of a backend that runs plans, and make a runtime of them."""
+    from refsam_trt.backends.cuda import CudaDevice
+    from refsam_trt.backends.trt_flavour import open_flavour
+    from refsam_trt.backends.trt_log import TrtLog, make_logger
+    from refsam_trt.errors import RefsamError
+
+    log = TrtLog()
+    try:
+        flavour = open_flavour("tensorrt-rtx" if name == "tensorrt-rtx" else "tensorrt")
+        device = CudaDevice()
+        device.sync()
+        logger = make_logger(flavour, log)
+        if flavour.trt.Runtime(logger) is None:
+            return {"error": f"{name} {flavour.version} makes no runtime: {log.errors()}"}
+    except RefsamError as error:
+        return {"error": str(error)}
+    return {"version": flavour.version, "gpu": device.facts.name}
+
+
 class _CudaError(Exception):
     """A driver call that did not return CUDA_SUCCESS."""
 
@@ -189,6 +210,7 @@ def main(question: list[str]) -> None:
         "video": video,
         "onnxruntime": onnxruntime,
         "backend": backend,
+        "tensorrt": tensorrt,
     }
     print(json.dumps(probes[question[0]](*question[1:])))
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.families.adapter import FamilyAdapter, RawFrame, VideoAdapter
+from refsam_trt.frame_input import Adopt, frame_size, network_image
 from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor, checked_hw
+from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 from refsam_trt.result import FrameResults, frame_results
 from refsam_trt.state_file import (
     SCHEMA,
@@ -35,6 +36,7 @@ class SessionModel:
     bundle_id: str
     variant: str
     precision: str
+    adopt: Adopt | None = None
 
 
 class Session:
@@ -149,12 +151,13 @@ class Session:
         self._open_video().reset()
         self._begin()
 
-    def step(self, frame: np.ndarray) -> FrameResults:
+    def step(self, frame: Any) -> FrameResults:
         """Take the next frame and return the results that are due.
 
         Args:
             frame: uint8 [H, W, 3], channels in the order of `color`, any strides; only read, and
-                not needed after the call. All frames of a video have the same size.
+                not needed after the call; all frames of a video have the same size. On CUDA
+                backends also network inputs on the GPU (see `frame_input`).
 
         Returns:
             The results of one frame, in the order the expressions were added. RefSAM gives those
@@ -167,7 +170,7 @@ class Session:
         """
         video = self._running_video()
         preprocessor = self._preprocessor_for(frame)
-        image = preprocessor(frame[..., ::-1] if self._color == "bgr" else frame)
+        image = network_image(frame, preprocessor, self._color, self._model.adopt)
         raw = video.step(image, self._num_frames)
         self._preprocessor = preprocessor
         self._num_frames += 1
@@ -255,8 +258,8 @@ class Session:
         declared = self._declared_hw
         self._preprocessor = self._new_preprocessor(declared) if declared else None
 
-    def _preprocessor_for(self, frame: np.ndarray) -> Preprocessor:
-        frame_hw = checked_hw(frame)
+    def _preprocessor_for(self, frame: Any) -> Preprocessor:
+        frame_hw = frame_size(frame, self._declared_hw)
         if self._preprocessor is None:
             return self._new_preprocessor(frame_hw)
         expected_hw = self._preprocessor.geometry.original_hw

@@ -93,6 +93,8 @@ EXEMPT: dict[tuple[str, str], str] = {
         "contract_check.py",
         "limits | is | 1 to | expected",
     ): "test_bundle_contents.py: limits.max_words is -1, 1 to 4096 expected",
+    ("backends/cuda.py", "cuda"): 'test_cuda.py: pip install "refsam-trt\\[cuda',
+    ("backends/ort_cuda.py", "cuda"): 'test_ort_cuda.py: pip install "refsam-trt\\[cuda',
     (
         "contract_check.py",
         "expected",

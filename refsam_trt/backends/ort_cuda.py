@@ -109,7 +109,9 @@ class OrtCudaContext:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:
-            raise BackendError(f"{NAME}: {self._path.name} failed: {error}") from error
+            raise BackendError(
+                f"{NAME}: {self._path.name} failed on the GPU: {error}; run refsam-doctor"
+            ) from error
         finally:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()

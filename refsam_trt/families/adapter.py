@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from refsam_trt.backends.base import Backend, Graph
+from refsam_trt.backends.base import Backend, Buffer, Graph
 from refsam_trt.errors import BundleError
 from refsam_trt.manifest import Manifest, Variant
+from refsam_trt.plan import Plans
 from refsam_trt.text import TextMode
 
 
@@ -51,6 +52,8 @@ class FamilyParts:
     """Hash of the contents of a file of the bundle, by its manifest name; reads nothing."""
     text_cache: Path | None
     """Folder that keeps text embeddings from run to run, None for none."""
+    plans: Plans | None = None
+    """Plans that stand for the graphs; None runs the graphs themselves."""
 
     def load_graph(self, name: str) -> Graph:
         """Load the variant's graph of that name."""
@@ -60,7 +63,8 @@ class FamilyParts:
                 "export it again"
             )
         entry = self.variant.graphs[name]
-        return self.backend.load(self.file(entry.file), entry.spec)
+        path = self.plans.plan(name) if self.plans else self.file(entry.file)
+        return self.backend.load(path, entry.spec)
 
 
 class VideoAdapter(Protocol):
@@ -86,7 +90,7 @@ class VideoAdapter(Protocol):
     def reset_track(self, expression_id: int) -> None:
         """Forget what was tracked of one expression."""
 
-    def step(self, image: np.ndarray, frame_index: int) -> RawFrame | None:
+    def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame | None:
         """Take one frame, float32 [1, 3, S, S]; return the results of one frame if any are due."""
 
     def finish(self) -> list[RawFrame]:

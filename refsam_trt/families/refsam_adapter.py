@@ -102,15 +102,13 @@ class RefsamVideo:
         """Drop the track token of one expression."""
         self._tracks.forget(expression_id)
 
-    def step(self, image: np.ndarray, frame_index: int) -> RawFrame:
+    def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame:
         """Decode one frame for every expression; without any, no graph runs."""
         family = self._family
         family.text_encoder.release()
         if not self._expressions:
             return RawFrame(frame_index, (), (), np.empty((0, 0, 0), np.float32), np.empty(0))
-        for buffer in self._image.values():
-            family.backend.upload(image, buffer)
-        self._encode_image.run(self._image, self._frame)
+        self._encode_image.run(self._on_device(image), self._frame)
         self._run_step(self._text or self._prepare())
         logits = family.backend.download(self._results[_LOGITS])[:, 0]
         iou = family.backend.download(self._results[_IOU])[:, 0]
@@ -143,6 +141,14 @@ class RefsamVideo:
                 raise StateError(f"state tensor {name!r}: {is_like}, expected {expected}")
         state = self._family.state
         self._tracks.restore(tensors[state.input], tensors[state.is_present].tolist())
+
+    def _on_device(self, image: np.ndarray | Buffer) -> dict[str, Buffer]:
+        """Upload an image of the host; one that lies on the device is read from where it is."""
+        if not isinstance(image, np.ndarray):
+            return dict.fromkeys(self._image, image)
+        for buffer in self._image.values():
+            self._family.backend.upload(image, buffer)
+        return self._image
 
     def _prepare(self) -> dict[str, Buffer]:
         """Upload the text of all expressions, padded to the longest; make room for results."""

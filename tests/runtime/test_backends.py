@@ -17,7 +17,7 @@ from refsam_trt.backends.base import Backend, check_call
 from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import open_bundle
-from refsam_trt.errors import BackendError, InternalError, MissingExtraError
+from refsam_trt.errors import BackendError, InternalError, MissingExtraError, UsageError
 from refsam_trt.families.base import DType, GraphSpec, TensorSpec
 from refsam_trt.families.refsam import TEXT_ENCODER
 
@@ -187,15 +187,28 @@ def test_auto_takes_the_first_that_opens_and_tells_what_it_skipped(
         open_backend("auto")
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "ort-cuda", ""])
+@pytest.mark.parametrize("name", ["abacus", ""])
 def test_a_backend_this_version_lacks_is_refused(name: str) -> None:
-    expected = f"this version has no backend '{name}'; it has: auto, ort-cpu"
-    with pytest.raises(BackendError, match=expected):
+    expected = (
+        f"this version has no backend '{name}'; it has: auto, ort-cpu, ort-cuda, tensorrt, "
+        "tensorrt-rtx"
+    )
+    with pytest.raises(BackendError, match=f"^{expected}$"):
         open_backend(name)
 
 
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_backends_that_run_plans_ask_for_them(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        open_backend(name)
+    assert str(refused.value) == (
+        f"backend {name} runs plans, and none were given: refsam-build BUNDLE --backend {name} "
+        "--precision fp16 --output PLANS, then plans=PLANS (--plans PLANS)"
+    )
+
+
 def test_every_backend_states_its_precision() -> None:
-    for name in select._BACKENDS:
+    for name in ("ort-cpu", "fake"):
         opened: Backend = open_backend(name)
         assert opened.name == name
         assert opened.precision_notes

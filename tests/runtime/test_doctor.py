@@ -8,9 +8,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import fake_cuda
 import numpy
 import pytest
 from commands_in_process import Commands
+from fake_tensorrt import fake_tensorrt
 
 from refsam_trt import doctor, probe
 
@@ -29,6 +31,8 @@ def answers(monkeypatch) -> dict[tuple[str, ...], dict]:
         ("onnxruntime",): {"error": "no ONNX Runtime"},
         ("video",): {"error": "no PyAV"},
         ("cuda",): {"error": "not found (libcuda.so.1)"},
+        ("tensorrt", "tensorrt"): {"error": "no TensorRT here"},
+        ("tensorrt", "tensorrt-rtx"): {"error": "no TensorRT-RTX here"},
         ("backend", "ort-cuda"): {"error": "no CUDA here"},
         ("backend", "ort-cpu"): {"error": "no CPU here"},
     }
@@ -59,11 +63,10 @@ def test_nothing_works_and_every_reason_is_given(examined, answers, monkeypatch)
     assert "ONNX Runtime: no ONNX Runtime" in lines
     assert "video: no PyAV" in lines
     assert "CUDA driver: not found (libcuda.so.1)" in lines
-    assert "module tensorrt_rtx: not installed" in lines
+    assert "module tensorrt_rtx_bindings: not installed" in lines
     assert "  ort-cpu      no     no CPU here" in lines
     assert "  ort-cuda     no     no CUDA here" in lines
-    (tensorrt,) = [line for line in lines if line.startswith("  tensorrt ")]
-    assert "has no such backend yet; module tensorrt is not installed; CUDA driver not" in tensorrt
+    assert "  tensorrt     no     no TensorRT here" in lines
 
 
 def test_one_backend_that_works_is_enough(examined, answers):
@@ -76,6 +79,29 @@ def test_one_backend_that_works_is_enough(examined, answers):
     assert ended.code == 0
     assert "  ort-cuda     works  its test graph ran; fp16 runs as written\n" in ended.out
     assert "CUDA driver: for CUDA 13.0; Orin (compute capability 8.7, 30000 MiB)\n" in ended.out
+
+
+def test_a_backend_that_runs_plans_is_opened_but_not_tried(examined, answers):
+    answers["tensorrt", "tensorrt"] = {"version": "10.3.0", "gpu": "Orin"}
+    ended = examined()
+    assert ended.code == 0
+    expected = "  tensorrt     works  version 10.3.0 opened on Orin; plans are tried when loaded\n"
+    assert expected in ended.out
+
+
+def test_tensorrt_is_opened_only_where_there_is_a_driver(monkeypatch):
+    trt = fake_tensorrt("10.3.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(probe, "cuda", lambda: {"error": "not found (libcuda.so.1)"})
+    assert "CUDA driver not found" in probe.tensorrt("tensorrt")["error"]
+    assert trt.calls == []
+    fake_cuda.install(monkeypatch)
+    assert probe.tensorrt("tensorrt") == {"version": "10.3.0", "gpu": "Some GPU"}
+    monkeypatch.setattr(trt, "Runtime", lambda logger: None)
+    expected = "tensorrt 10.3.0 makes no runtime: it gave no reason"
+    assert probe.tensorrt("tensorrt") == {"error": expected}
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert 'pip install "refsam-trt[tensorrt]"' in probe.tensorrt("tensorrt")["error"]
 
 
 def test_both_onnxruntimes_at_once_are_a_problem(examined, answers, monkeypatch):

@@ -132,8 +132,8 @@ def test_half_precision_bundles_run(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="this version has no backend 'tensorrt'"):
-        refsam_trt.load(folder, backend="tensorrt")
+    with pytest.raises(BackendError, match="this version has no backend 'abacus'"):
+        refsam_trt.load(folder, backend="abacus")
     with pytest.raises(UsageError, match="num_threads=0: at least 1 is needed, or None"):
         refsam_trt.load(folder, num_threads=0)
     with pytest.raises(UsageError, match="text='eager' is not one of"):

@@ -1,5 +1,6 @@
 """ONNX Runtime's CUDA backend on stand-ins: the provider computes on the CPU, the GPU is memory."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from refsam_trt.backends.ort_cuda import OrtCudaBackend
 from refsam_trt.bundle import open_bundle
-from refsam_trt.errors import BackendError, InternalError
+from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 
 CUDA = "CUDAExecutionProvider"
 
@@ -134,6 +135,33 @@ def test_an_onnx_runtime_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch
         "backend ort-cuda: the ONNX Runtime that is installed has no CUDA; pip uninstall "
         'onnxruntime, then pip install "refsam-trt[cuda]"'
     )
+
+
+def test_a_run_that_fails_is_told(
+    backend: OrtCudaBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(session: Session, binding: Any) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(Session, "run_with_iobinding", fail)
+    bundle = open_bundle(folder)
+    (variant,) = bundle.manifest.variants.values()
+    entry = variant.graphs["image_encoder"]
+    context = backend.load(bundle.path(entry.file), entry.spec).context()
+    inputs = {"image": backend.empty((1, 3, 32, 32), "float32")}
+    outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in entry.spec.outputs}
+    with pytest.raises(BackendError) as refused:
+        context.run(inputs, outputs)
+    assert str(refused.value) == (
+        "ort-cuda: image_encoder.onnx failed on the GPU: no kernel image; run refsam-doctor"
+    )
+
+
+def test_a_missing_onnx_runtime_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
+    fake_cuda.install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "refsam-trt\[cuda\]"'):
+        OrtCudaBackend()
 
 
 def test_a_file_that_cannot_be_loaded_is_named(backend: OrtCudaBackend, tmp_path: Path):
