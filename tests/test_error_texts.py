@@ -70,7 +70,6 @@ def told_by_tests() -> str:
 
 # Too few words in a row are literal; file, the literal words -> the test that tells them.
 EXEMPT: dict[tuple[str, str], str] = {
-    ("backends/ort_cuda.py", "failed"): "test_ort_cuda.py: image_encoder",
     (
         "backends/base.py",
         "tensor | expected | found",
@@ -93,8 +92,6 @@ EXEMPT: dict[tuple[str, str], str] = {
         "contract_check.py",
         "limits | is | 1 to | expected",
     ): "test_bundle_contents.py: limits.max_words is -1, 1 to 4096 expected",
-    ("backends/cuda.py", "cuda"): 'test_cuda.py: pip install "refsam-trt\\[cuda',
-    ("backends/ort_cuda.py", "cuda"): 'test_ort_cuda.py: pip install "refsam-trt\\[cuda',
     (
         "contract_check.py",
         "expected",

@@ -106,7 +106,10 @@ def test_a_graph_that_fails_is_named(
     inputs = {"image": backend.upload(np.zeros((1, 3, 32, 32), np.float32))}
     outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in entry.spec.outputs}
     monkeypatch.setattr(Session, "run_with_iobinding", fail)
-    with pytest.raises(BackendError, match=r"^ort-cuda: image_encoder\.onnx failed: lost the GPU$"):
+    with pytest.raises(
+        BackendError,
+        match=r"^ort-cuda: image_encoder\.onnx failed on the GPU: lost the GPU; run refsam-doctor",
+    ):
         graph.context().run(inputs, outputs)
 
 
