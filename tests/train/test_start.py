@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tiny_training import fresh_model, read_tiny
 
 from refsam_export.checkpoint import canonical_tensors, save_source
+from refsam_train.local_attention import tell_places
 from refsam_train.start import Sources, start_model
-from refsam_trt.errors import CheckpointError
+from refsam_trt.errors import CheckpointError, UsageError
 
 
 def test_the_start_is_a_function_of_the_seed_and_leaves_the_global_state(tmp_path: Path) -> None:
@@ -91,3 +94,37 @@ def test_a_track_token_begins_as_large_as_a_word(tmp_path: Path) -> None:
     words, _ = model.encode_text(torch.tensor([[5, 9, 1]]), torch.ones(1, 3, dtype=torch.int64))
     torch.testing.assert_close(track.norm(dim=-1), torch.ones(3), rtol=1e-3, atol=0)
     torch.testing.assert_close(words.norm(dim=-1), torch.ones(1, 3), rtol=1e-3, atol=0)
+
+
+def test_places_are_told_by_waves_and_the_slowest_one_orders_them() -> None:
+    table = torch.zeros(1, 4, 6, 16)
+    tell_places(table)
+    for row in range(4):
+        for column in range(6):
+            for size, place, part in ((4, row, table[..., :8]), (6, column, table[..., 8:])):
+                for wave in range(4):
+                    angle = place / size ** (wave / 3)
+                    found = part[0, row, column, wave], part[0, row, column, 4 + wave]
+                    assert found == pytest.approx((math.sin(angle), math.cos(angle)), abs=1e-5)
+    assert (table[0, :, 0, 3].diff() > 0).all()
+    assert (table[0, 0, :, 11].diff() > 0).all()
+
+
+def test_fresh_tensors_start_anew_although_a_file_has_them(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    save_source(tmp_path / "w.safetensors", fresh_model(read_tiny(tmp_path, seed="9")))
+    sources = Sources(checkpoint=tmp_path / "w.safetensors")
+    names = ("track_token_mlp.", "text_encoder.")
+    kept = canonical_tensors(start_model(recipe, sources).model)
+    found = canonical_tensors(
+        start_model(msgspec.structs.replace(recipe, fresh=names), sources).model
+    )
+    initial = canonical_tensors(fresh_model(recipe).model)
+    for key, value in found.items():
+        assert torch.equal(value, (initial if key.startswith(names) else kept)[key]), key
+    assert not torch.equal(kept["resizer.0.weight"], initial["resizer.0.weight"])
+    wrong = msgspec.structs.replace(recipe, fresh=("track_token.",))
+    with pytest.raises(
+        UsageError, match=r"recipe tiny: fresh: no tensor begins with track_token\."
+    ):
+        start_model(wrong, sources)

@@ -82,7 +82,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """One training run.
 
     average: decay of the exponential moving average of the weights, which is what is evaluated and
-    published; 0 means none. accumulate: micro-batches per optimiser step.
+    published; 0 means none. accumulate: micro-batches per optimiser step. fresh: beginnings of the
+    names of tensors that start from initial values, although a weights file has them.
     """
 
     schema: int
@@ -98,6 +99,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     accumulate: int = 1
     average: float = 0.0
     activation_checkpointing: bool = False
+    fresh: tuple[str, ...] = ()
     checkpoint_every: int = 500
     evaluate_every: int = 500
 

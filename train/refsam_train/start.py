@@ -16,9 +16,9 @@ from refsam_export.model.config import TEXT_SCALE
 from refsam_export.model.itm import ITM_NAMES
 from refsam_export.model.refsam import RefSam
 from refsam_export.text_encoders import build_text_encoder
-from refsam_train.local_attention import look_at_neighbours
+from refsam_train.local_attention import look_at_neighbours, tell_places
 from refsam_train.recipe import Recipe
-from refsam_trt.errors import CheckpointError
+from refsam_trt.errors import CheckpointError, UsageError
 
 _DENSE_GAIN = 8.0
 
@@ -37,10 +37,11 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
 
     Whatever no file gives has PyTorch's default initial values (refsam-model 4.2), except that
     adapters begin as the identity and that position tables of a model without a pre-trained
-    backbone are filled.
+    backbone are filled. So have the tensors that the recipe calls `fresh`, whatever the files say.
 
     Raises:
         CheckpointError: a file that cannot be used, or the model of an ablation.
+        UsageError: `fresh` of the recipe names no tensor.
     """
     loaded = load_model(
         recipe.preset,
@@ -55,19 +56,25 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
             "hda_levels 1 or 4"
         )
     with seeded(recipe.seed):
-        text_encoder = build_text_encoder(loaded.text_config) if _needs_text(loaded) else None
+        text_encoder = (
+            build_text_encoder(loaded.text_config) if _needs_text(loaded, recipe) else None
+        )
         fresh = RefSam(loaded.model.config, text_encoder, loaded.model.text_width)
         _adapters_as_identity(fresh)
         if recipe.mode == "full":
             _fill_for_full_training(fresh)
     initial, wanted = canonical_tensors(fresh), canonical_tensors(loaded.model)
-    for key in loaded.missing:
+    anew = [key for key in wanted if key.startswith(recipe.fresh)]
+    if unknown := [name for name in recipe.fresh if not any(k.startswith(name) for k in wanted)]:
+        raise UsageError(f"recipe {recipe.name}: fresh: no tensor begins with {', '.join(unknown)}")
+    for key in {*loaded.missing, *anew}:
         wanted[key].data.copy_(initial[key].data)
     return loaded
 
 
-def _needs_text(loaded: LoadedModel) -> bool:
-    return any(key.startswith("text_encoder.") for key in loaded.missing)
+def _needs_text(loaded: LoadedModel, recipe: Recipe) -> bool:
+    wanted = [*loaded.missing, *recipe.fresh]
+    return any(key.startswith("text_encoder.") for key in wanted)
 
 
 @contextlib.contextmanager
@@ -90,7 +97,7 @@ def _fill_for_full_training(model: RefSam) -> None:
     PyTorch's values would drown them: learned tokens and a track token of unit variance beside
     words in the first self-attention, a dense prompt ten times smaller than the position encoding.
     """
-    nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
+    tell_places(model.image_encoder.pos_embed)
     look_at_neighbours(model.image_encoder)
     decoder = model.mask_decoder
     with torch.no_grad():
