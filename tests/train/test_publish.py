@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from tiny_training import fresh_model, read_tiny, write_recipe
 
-from refsam_export.checkpoint import canonical_tensors, load_model
+from refsam_bench.synthetic import vocabulary
+from refsam_export.checkpoint import canonical_tensors, load_model, save_source
 from refsam_train.publish import publish, round_to_fp16
 from refsam_train.recipe import read_recipe
 from refsam_train.session import RunRequest, train
 from refsam_train.start import Sources
 from refsam_trt.errors import CheckpointError
+from refsam_trt.manifest import Training, TrainingRun
 
 
 def test_published_weights_are_the_rounded_average(tmp_path: Path) -> None:
@@ -33,6 +36,45 @@ def test_published_weights_are_the_rounded_average(tmp_path: Path) -> None:
             assert torch.equal(value, stored[f"average.{name}"].half().float()), name
     changed = stored["average.dense_conv.weight"] - stored["model.dense_conv.weight"]
     assert float(changed.abs().max()) > 0.0
+
+
+def test_the_file_says_how_it_was_trained(tmp_path: Path) -> None:
+    """Runs in their order, and the words of all; of a start that does not tell, none are known."""
+    path = write_recipe(tmp_path)
+    train(path, RunRequest(output=tmp_path / "run", show_progress=False, max_steps=1))
+    recipe, checkpoint = read_recipe(path), tmp_path / "run" / "checkpoint.safetensors"
+    run = TrainingRun("tiny", recipe.digest(), "synthetic", 1)
+    words = vocabulary(("attribute", "track"))
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
+    publish(recipe, checkpoint, Sources(), first)
+    assert load_model("tiny", checkpoint=first).weights.training == Training((run,), words)
+    with safe_open(first, "pt") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
+    publish(recipe, checkpoint, Sources(checkpoint=first), second)
+    assert load_model("tiny", checkpoint=second).weights.training == Training((run, run), words)
+    save_source(tmp_path / "plain.safetensors", fresh_model(recipe))
+    publish(recipe, checkpoint, Sources(checkpoint=tmp_path / "plain.safetensors"), third)
+    assert load_model("tiny", checkpoint=third).weights.training == Training((run,))
+
+
+def test_crowds_have_words_of_their_own(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, single_frame_share="0.4\ncrowd_share = 1.0")
+    train(path, RunRequest(output=tmp_path / "run", show_progress=False, max_steps=1))
+    target = tmp_path / "x.safetensors"
+    publish(read_recipe(path), tmp_path / "run" / "checkpoint.safetensors", Sources(), target)
+    training = load_model("tiny", checkpoint=target).weights.training
+    assert training is not None
+    assert training.vocabulary == vocabulary(("attribute", "size", "position", "track"))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    train(path, RunRequest(output=tmp_path / "run", show_progress=False, max_steps=1))
+    other = read_recipe(write_recipe(tmp_path, seed="4"))
+    target = tmp_path / "x.safetensors"
+    with pytest.raises(CheckpointError, match=r"with another recipe .* give the recipe of"):
+        publish(other, tmp_path / "run" / "checkpoint.safetensors", Sources(), target)
+    assert not target.exists()
 
 
 def test_what_was_not_trained_comes_from_the_start(tmp_path: Path) -> None:

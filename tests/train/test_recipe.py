@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from tiny_training import TINY, read_tiny, write_recipe
 
@@ -81,3 +83,22 @@ def test_digest_depends_on_content_and_not_on_the_file(tmp_path: Path) -> None:
     path.write_text("# a comment\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     assert read_recipe(path).digest() == first.digest()
     assert read_tiny(tmp_path / "b", seed="4").digest() != first.digest()
+
+
+def test_a_digest_from_before_a_key_existed_is_known(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    content = msgspec.to_builtins(recipe)
+    assert recipe.has_digest(recipe.digest())
+    del content["activation_checkpointing"], content["data"]["crowd_share"]
+    del content["optimiser"]["rates"]
+    assert recipe.has_digest(digest_of(content))
+    del content["steps"]  # has no default
+    assert not recipe.has_digest(digest_of(content))
+    crowds = read_tiny(tmp_path, single_frame_share="0.4\ncrowd_share = 0.5")
+    content = msgspec.to_builtins(crowds)
+    del content["data"]["crowd_share"]
+    assert not crowds.has_digest(digest_of(content))
+
+
+def digest_of(content: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()

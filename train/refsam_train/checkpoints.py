@@ -82,8 +82,17 @@ def load_checkpoint(path: Path, state: RunState, *, digest: str) -> int:
     return int(record["step"])
 
 
-def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return the number of steps done and the weights to publish: the average where there is one.
+@dataclass(frozen=True)
+class RunWeights:
+    """The weights of a run, after how many steps, and the digest of its recipe."""
+
+    step: int
+    recipe_sha256: str
+    tensors: dict[str, Tensor]
+
+
+def read_weights(path: Path) -> RunWeights:
+    """Return the weights to publish: the average where there is one.
 
     Raises:
         CheckpointError: unreadable or no checkpoint of a run.
@@ -91,7 +100,7 @@ def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
     record, tensors = _record(path), read_tensors(path)
     prefix = _AVERAGE if any(key.startswith(_AVERAGE) for key in tensors) else _MODEL
     chosen = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return int(record["step"]), chosen
+    return RunWeights(int(record["step"]), str(record["recipe"]), chosen)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _SCENE, _BACKDROP, _WORDS, _NOISE = range(4)
 _LAYOUTS: Final = ((3, 0.08, 0.16), (4, 0.075, 0.13))
 _SHIFT: Final = 0.2
 _PLAIN_SHARE: Final = 0.4
-_SLICES: Final[tuple[Slice, ...]] = ("attribute", "attribute", "attribute", "size", "position")
+CROWD_SLICES: Final[tuple[Slice, ...]] = ("attribute", "attribute", "attribute", "size", "position")
 
 
 def crowd_clip(seed: int, index: int, num_expressions: int) -> Clip:
@@ -77,7 +77,7 @@ def _expressions(draws: Draws, scene: Scene, count: int) -> list[tuple[str, int]
     """Return texts and what they name, at least one: a crowd without any is not to be had."""
     named: list[tuple[str, int]] = []
     for item in draws.shuffled(scene.objects):
-        name = draws.pick(_SLICES)
+        name = draws.pick(CROWD_SLICES)
         meaning = meaning_of(draws, scene, item, name)
         if meaning is None:
             name, meaning = "attribute", meaning_of(draws, scene, item, "attribute")

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
+from refsam_bench.synthetic import vocabulary
 from refsam_export.checkpoint import LoadedModel, canonical_tensors, save_source
-from refsam_train.checkpoints import read_weights
+from refsam_train.checkpoints import RunWeights, read_weights
+from refsam_train.crowds import CROWD_SLICES
 from refsam_train.groups import AUXILIARY
 from refsam_train.recipe import Recipe
 from refsam_train.start import Sources, start_model
 from refsam_trt.atomic import atomic_path
 from refsam_trt.errors import CheckpointError
+from refsam_trt.manifest import Training, TrainingRun
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was written: steps done, number of tensors, the largest change by rounding."""
+    """What was written: steps done, recipe, number of tensors, the largest change by rounding."""
 
     step: int
+    recipe_sha256: str
     num_tensors: int
     largest_change: float
 
 
 def publish(recipe: Recipe, checkpoint: Path, sources: Sources, target: Path) -> Published:
-    """Write the run's weights as our safetensors file, every value one that fp16 can hold.
+    """Write the run's weights as our safetensors file in fp16, every value rounded to it.
 
     The moving average is taken where the run has one. Tensors that the run does not train come from
-    where the run had them: `sources` and the recipe's seed.
+    where the run had them: `sources` and the recipe's seed. The file says how it was trained.
 
     Raises:
-        CheckpointError: no checkpoint, of another model, or a value beyond the range of fp16.
+        CheckpointError: no checkpoint, of another model or recipe, or a value beyond the range of
+            fp16.
     """
-    step, weights = read_weights(checkpoint)
-    trained = {k: v for k, v in weights.items() if not k.startswith(AUXILIARY)}
+    weights = read_weights(checkpoint)
+    trained = {k: v for k, v in weights.tensors.items() if not k.startswith(AUXILIARY)}
     loaded = start_model(recipe, sources)
     tensors = canonical_tensors(loaded.model)
     for name, value in trained.items():
@@ -44,12 +52,40 @@ def publish(recipe: Recipe, checkpoint: Path, sources: Sources, target: Path) ->
                 f"{checkpoint}: {name} of shape {list(value.shape)} does not fit preset "
                 f"{recipe.preset}; give the recipe of that run"
             )
+    if not recipe.has_digest(weights.recipe_sha256):
+        raise CheckpointError(
+            f"{checkpoint}: trained with another recipe (sha256 {weights.recipe_sha256[:12]}) than "
+            f"{recipe.name} as given (sha256 {recipe.digest()[:12]}); give the recipe of that run, "
+            "or use the version of refsam-train that made it"
+        )
     for name, value in trained.items():
         tensors[name].data.copy_(value)
     change = round_to_fp16(loaded)
     with atomic_path(target) as part:
-        save_source(part, loaded)
-    return Published(step, len(tensors), change)
+        save_source(part, _with_training(loaded, recipe, weights, sources), as_fp16=True)
+    return Published(weights.step, weights.recipe_sha256, len(tensors), change)
+
+
+def _with_training(
+    loaded: LoadedModel, recipe: Recipe, weights: RunWeights, sources: Sources
+) -> LoadedModel:
+    before = loaded.weights.training
+    run = TrainingRun(recipe.name, weights.recipe_sha256, recipe.data.kind, weights.step)
+    runs = (*(before.runs if before else ()), run)
+    training = Training(runs, _words(recipe, sources, before))
+    return dataclasses.replace(
+        loaded, weights=msgspec.structs.replace(loaded.weights, training=training)
+    )
+
+
+def _words(recipe: Recipe, sources: Sources, before: Training | None) -> tuple[str, ...] | None:
+    """Return every word trained on, None where the start or the data may know others."""
+    is_fresh = sources.checkpoint is None and sources.text_encoder is None
+    known = () if is_fresh else before.vocabulary if before else None
+    if known is None or recipe.data.kind != "synthetic":
+        return None
+    slices: Any = (*recipe.data.slices, *(CROWD_SLICES if recipe.data.crowd_share else ()))
+    return tuple(sorted({*known, *vocabulary(slices)}))
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +14,8 @@ from refsam_export.model.config import preset
 from refsam_trt.errors import UsageError
 
 SCHEMA = 1
+RECIPE_NAME = "recipe.toml"
+"""The recipe as it was, in the folder of a run."""
 DatasetKind = Literal["synthetic", "ref-youtube-vos", "ref-davis", "refcoco"]
 Group = Literal["resizer", "hda", "decoder", "adapters", "itm"]
 GROUPS: tuple[Group, ...] = ("resizer", "hda", "decoder", "adapters", "itm")
@@ -105,7 +109,54 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def digest(self) -> str:
         """Return the sha256 of the recipe's content: two files that say the same have the same."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        return _digest(msgspec.to_builtins(self))
+
+    def has_digest(self, digest: str) -> bool:
+        """Say whether a run with this digest had this content.
+
+        Versions in which some keys did not exist yet had digests without these; a key may be
+        missing so only where it has its default here.
+        """
+        content = msgspec.to_builtins(self)
+        optional = _defaults(self, content)
+        counts = range(min(len(optional), _MAX_LATER_KEYS) + 1)
+        chosen = itertools.chain.from_iterable(itertools.combinations(optional, n) for n in counts)
+        return any(_digest(_without(content, keys)) == digest for keys in chosen)
+
+
+_MAX_LATER_KEYS = 4
+"""How many keys `has_digest` leaves out at most: with the defaults of today, thousands of ways."""
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+def _defaults(record: msgspec.Struct, content: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the keys, as paths, of what has its default and need not be written."""
+    found: list[tuple[str, ...]] = []
+    for field in msgspec.structs.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, msgspec.Struct):
+            inner = _defaults(value, content[field.name])
+            found += [(field.name, *path) for path in inner]
+        elif field.default == value or (
+            field.default_factory is not msgspec.NODEFAULT and not value
+        ):
+            found.append((field.name,))
+    return found
+
+
+def _without(content: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+    kept = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in content.items()
+    }
+    for *parents, name in paths:
+        place = kept
+        for parent in parents:
+            place = place[parent]
+        del place[name]
+    return kept
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -11,11 +11,12 @@ import torch
 from refsam_train.clips import ClipSource
 from refsam_train.distributed import launched_device, launched_place
 from refsam_train.loop import CHECKPOINT_NAME, RunOptions, Trainer
-from refsam_train.recipe import Data, Recipe, read_recipe
+from refsam_train.recipe import RECIPE_NAME, Data, Recipe, read_recipe
 from refsam_train.ref_coco import ImageClips, read_image_samples
 from refsam_train.start import Sources, start_model
 from refsam_train.synthetic_clips import SyntheticClips
 from refsam_train.video_sets import VideoClips, read_video_samples
+from refsam_trt.atomic import atomic_path
 from refsam_trt.errors import OutputError, UsageError
 
 RUNS = Path("train/runs")
@@ -58,7 +59,7 @@ def train(recipe_path: Path, request: RunRequest) -> dict[str, Any]:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     folder = request.output or RUNS / recipe.name
-    _prepare_folder(folder, resume=request.resume)
+    _prepare_folder(folder, recipe_path, resume=request.resume)
     with launched_place() as place:
         options = RunOptions(
             folder,
@@ -109,7 +110,7 @@ def _real_source(data: Data, root: Path) -> ClipSource:
     return VideoClips(read_video_samples(root, _SPLITS[data.kind]), sizes)
 
 
-def _prepare_folder(folder: Path, *, resume: bool) -> None:
+def _prepare_folder(folder: Path, recipe_path: Path, *, resume: bool) -> None:
     checkpoint = folder / CHECKPOINT_NAME
     if checkpoint.exists() and not resume:
         raise UsageError(
@@ -122,3 +123,6 @@ def _prepare_folder(folder: Path, *, resume: bool) -> None:
         raise OutputError(
             f"{folder}: cannot be made ({error.strerror}); choose another --output"
         ) from error
+    if not (resume and (folder / RECIPE_NAME).exists()):
+        with atomic_path(folder / RECIPE_NAME) as part:
+            part.write_bytes(recipe_path.read_bytes())
