@@ -50,7 +50,12 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
     "write what its evaluation reads.",
 )
 @click.option("--backend", default="auto", help="Where to run; refsam-doctor lists what works.")
-@click.option("--variant", help="Which graphs of the bundle.  [default: the only one, or fp32]")
+@click.option("--variant", help="Which graphs of the bundle, by name.  [default: by precision]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Which graphs of the bundle.  [default: the only one, or fp32]",
+)
 @click.option(
     "--plans",
     type=click.Path(path_type=Path),

@@ -14,6 +14,7 @@ from refsam_trt import limits
 from refsam_trt.errors import BundleError
 from refsam_trt.families import refsam
 from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.graph_precision import PRECISIONS
 from refsam_trt.manifest import Manifest, Variant
 from refsam_trt.vocabulary import vocabulary_problem
 
@@ -37,6 +38,7 @@ def check_contract(manifest: Manifest) -> None:
         raise BundleError(f"the manifest has no variant, so no graphs; {_EXPORT_AGAIN}")
     _check_values(manifest)
     for name, variant in manifest.variants.items():
+        _check_precision(name, variant)
         _check_state(manifest, name, variant)
     CONTRACT_CHECKS[manifest.family](manifest)
 
@@ -58,6 +60,21 @@ def _check_values(manifest: Manifest) -> None:
         raise BundleError(f"weights.training.vocabulary {problem}; {_EXPORT_AGAIN}")
 
 
+def _check_precision(name: str, variant: Variant) -> None:
+    known = ", ".join(PRECISIONS)
+    if variant.precision not in PRECISIONS:
+        raise BundleError(
+            f"variant {name!r}: precision {variant.precision!r}, this version knows {known}; "
+            "update refsam_trt"
+        )
+    for graph, entry in variant.graphs.items():
+        if entry.precision not in ("fp32", variant.precision):
+            raise BundleError(
+                f"variant {name!r}, graph {graph!r}: precision {entry.precision!r}, expected "
+                f"{variant.precision!r} or 'fp32'; {_EXPORT_AGAIN}"
+            )
+
+
 def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
     specs = [graph.spec for graph in variant.graphs.values()]
     inputs = {tensor.name for spec in specs for tensor in spec.inputs}
@@ -74,6 +91,7 @@ def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
 def _check_refsam(manifest: Manifest) -> None:
     for name, variant in manifest.variants.items():
         _check_refsam_graphs(name, variant, has_text_cache=manifest.text_cache is not None)
+        _check_refsam_precision(name, variant)
         expected = _refsam_contract(name, variant, manifest.preprocess.image_size)
         for graph, entry in variant.graphs.items():
             where = f"variant {name!r}, graph {graph!r}"
@@ -95,6 +113,17 @@ def _check_refsam_graphs(name: str, variant: Variant, *, has_text_cache: bool) -
             f"{'' if has_text_cache else ' (the text encoder unless there is a text cache)'}; "
             f"{_EXPORT_AGAIN}"
         )
+
+
+def _check_refsam_precision(name: str, variant: Variant) -> None:
+    """Only the text encoder may be of a higher precision than its variant."""
+    for graph in (refsam.IMAGE_ENCODER, refsam.DECODER_STEP):
+        found = variant.graphs[graph].precision
+        if found != variant.precision:
+            raise BundleError(
+                f"variant {name!r}, graph {graph!r}: precision {found!r}, expected "
+                f"{variant.precision!r}; {_EXPORT_AGAIN}"
+            )
 
 
 def _refsam_contract(name: str, variant: Variant, image_size: int) -> dict[str, GraphSpec]:

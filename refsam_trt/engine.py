@@ -26,11 +26,11 @@ from refsam_trt.session import Color, Session, SessionModel
 from refsam_trt.shipped import bundle_folder
 from refsam_trt.text import TextMode
 from refsam_trt.text_disk import TextCacheChoice, text_cache_folder
+from refsam_trt.variants import fitting_variants, only_variant
 
 FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
 """By the manifest's `family`; `open_bundle` refuses all others."""
 
-_DEFAULT_PRECISION = "fp32"
 _LOG = logging.getLogger("refsam_trt")
 
 
@@ -41,6 +41,7 @@ def load(
     text: TextMode = "lazy",
     text_cache: TextCacheChoice = "off",
     variant: str | None = None,
+    precision: str | None = None,
     plans: str | Path | None = None,
     num_threads: int | None = None,
     expect_id: str | None = None,
@@ -56,7 +57,9 @@ def load(
         text_cache: where text embeddings are kept for the next run, at most 256 MiB of them: `off`
             keeps none; `user` takes the user's cache folder; a Path is such a folder itself, which
             nobody else should be able to write to. Each holds the expression in plain text.
-        variant: name of one set of graphs; None takes the only one, or the only fp32 one.
+        variant: name of one set of graphs; None chooses by precision, and among forms of attention
+            the one that suits the backend.
+        precision: `fp32`, `fp16` or `bf16`; None takes what the bundle has if that is one, or fp32.
         plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
         num_threads: CPU threads inside one graph run; None is the backend's default.
         expect_id: refuse every bundle but this one.
@@ -67,17 +70,20 @@ def load(
         BackendError: no such backend, or it cannot load the graphs.
         PlanError: plans that are damaged, of another bundle, or not for this machine.
         MissingExtraError: the backend's library is not installed.
-        UsageError: an unknown variant or option, a text cache that can have no folder, or a name
-            that stands for two bundles.
+        UsageError: an unknown variant, precision or option, a text cache that can have no folder,
+            or a name that stands for two bundles.
     """
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
     kept_in = text_cache_folder(text_cache)
     bundle = open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
     built = None if plans is None else plans_for(bundle, Path(plans), variant)
-    name = built.manifest.variant if built else choose_variant(bundle.manifest, variant)
-    opened = open_backend(backend, num_threads, built)
+    wanted = built.manifest.variant if built else variant
+    fitting = fitting_variants(bundle.manifest, wanted, precision)
+    found = bundle.manifest.variants[fitting[0]].precision
+    opened = open_backend(backend, num_threads, built, found)
     try:
+        name = only_variant(bundle.manifest, fitting, opened.name)
         engine = Engine(bundle, name, opened, text, kept_in, built)
     except BaseException:
         opened.close()
@@ -285,21 +291,3 @@ class Engine:
     def _open_sessions(self) -> list[Session]:
         with self._lock:
             return list(self._sessions)
-
-
-def choose_variant(manifest: Manifest, name: str | None) -> str:
-    """Return the variant of that name, or for None the only one, or the only fp32 one.
-
-    Raises:
-        UsageError: unknown name, or None and a choice to make.
-    """
-    names = sorted(manifest.variants)
-    if name is not None:
-        if name not in manifest.variants:
-            raise UsageError(f"the bundle has no variant {name!r}; it has: {', '.join(names)}")
-        return name
-    fitting = [n for n in names if manifest.variants[n].precision == _DEFAULT_PRECISION]
-    for candidates in (names, fitting):
-        if len(candidates) == 1:
-            return candidates[0]
-    raise UsageError(f"the bundle has several variants, name one of them: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""One ONNX file of a bundle against its manifest entry: tensors, operators, external data."""
+"""One ONNX file of a bundle against its manifest entry: tensors, nodes, precision, files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from refsam_trt.bundle_files import path_problem
 from refsam_trt.errors import BundleError
 from refsam_trt.families.base import TensorSpec
+from refsam_trt.graph_precision import count_dtypes, precision_problem
 from refsam_trt.manifest import FileEntry, GraphEntry
 from refsam_trt.onnx_reader import OnnxSummary, summarise_onnx
 from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
@@ -30,15 +31,21 @@ def check_graph(
         Relative paths of the files that hold the graph's external data, sorted.
 
     Raises:
-        BundleError: the file is not as the manifest says, uses a custom operator domain, or has
-            external data anywhere but in a file of the bundle.
+        BundleError: the file is not as the manifest says, does not compute in the precision that it
+            states, uses a custom operator domain, or has external data anywhere but in a file of
+            the bundle.
     """
     path = folder / entry.file
     summary = summarise_onnx(path)
     _check_domains(path, summary, opset)
     _check_tensors(path, "input", summary.inputs, entry.spec.inputs)
     _check_tensors(path, "output", summary.outputs, entry.spec.outputs)
-    _check_node_types(path, summary, entry.node_types)
+    _check_nodes(path, "nodes of type", summary.node_types, entry.node_types)
+    _check_nodes(path, "nodes in", count_dtypes(summary.typed_nodes), entry.node_dtypes)
+    if problem := precision_problem(entry.precision, summary.typed_nodes):
+        raise BundleError(
+            f"{path}: states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}"
+        )
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
     found = (_check_external(path, prefix, data, files) for data in summary.external_data)
@@ -81,14 +88,14 @@ def _shown(tensor: OnnxTensor | TensorSpec) -> str:
     return f"{tensor.dtype} [{dims}]"
 
 
-def _check_node_types(path: Path, summary: OnnxSummary, expected: Mapping[str, int]) -> None:
-    names = sorted(summary.node_types.keys() | expected.keys())
-    for name in names:
-        found = summary.node_types[name]
-        if found != expected.get(name, 0):
+def _check_nodes(
+    path: Path, what: str, found: Mapping[str, int], expected: Mapping[str, int]
+) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        counts = found.get(name, 0), expected.get(name, 0)
+        if counts[0] != counts[1]:
             raise BundleError(
-                f"{path}: {found} nodes of type {name}, the manifest says {expected.get(name, 0)}; "
-                f"{_EXPORT_AGAIN}"
+                f"{path}: {counts[0]} {what} {name}, the manifest says {counts[1]}; {_EXPORT_AGAIN}"
             )
 
 

@@ -25,6 +25,10 @@ MAX_ONNX_TENSORS = 256
 MAX_ONNX_DIMS = 16
 MAX_ONNX_OPERATORS = 1024
 """Different operator types, and different operator domains, of one .onnx file."""
+MAX_ONNX_NODES = 100_000
+"""Nodes of one .onnx file, subgraphs included."""
+MAX_ONNX_NAME_BYTES = 2**25
+"""Names of tensors of one .onnx file, together: they are kept until types are told."""
 MAX_EXTERNAL_TENSORS = 100_000
 """Tensors of one .onnx file that lie in external data files."""
 

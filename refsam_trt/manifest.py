@@ -80,16 +80,26 @@ class Tokenizer(_Record, frozen=True):
 
 
 class GraphEntry(_Record, frozen=True):
-    """One ONNX graph: its file, tensors, and how many nodes of each operator type it has."""
+    """One ONNX graph: its file, its tensors, what it is made of, and what it computes in.
+
+    `node_types` counts nodes per operator type, `node_dtypes` per element type of their first
+    output. `flops` are those of one call with M = B = 1 and N = 16, per element type.
+    """
 
     file: str
     spec: GraphSpec
+    precision: str
     node_types: dict[str, int]
+    node_dtypes: dict[str, int]
+    flops: dict[str, int]
 
 
 class Variant(_Record, frozen=True):
     """One set of graphs: a precision, an attention form and a split.
 
+    `rewrites` names the exporter's exact rewrites of the image encoder's blocks. A graph may be of
+    a higher precision than its variant: fp16 leaves the text encoder in fp32.
+    Variants may share files.
     `weight_storage` is `fp16` where weights that fp16 holds exactly are stored so and cast by the
     graph; None where they are stored as the graph computes with them.
     """
@@ -97,6 +107,7 @@ class Variant(_Record, frozen=True):
     precision: str
     attention: str
     split: str
+    rewrites: tuple[str, ...]
     opset: int
     graphs: dict[str, GraphEntry]
     weight_storage: str | None = None

@@ -1,7 +1,8 @@
 """What an .onnx file says of itself, read without the onnx package and without trusting it.
 
 Reads what a bundle is checked for: versions, tensors at the border, operators and where external
-data lies. Weights are skipped, types and shapes inside the graph are not checked.
+data lies, and in which element types the nodes compute. Weights are skipped, shapes inside the
+graph are not checked.
 """
 
 from __future__ import annotations
@@ -17,13 +18,23 @@ from refsam_trt.errors import BundleError
 from refsam_trt.onnx_tensors import (
     ExternalData,
     OnnxTensor,
+    dtype_name,
     read_border_tensor,
     read_external_data,
+    read_name_and_dtype,
 )
+from refsam_trt.onnx_types import OnnxNode, count_types
 from refsam_trt.protobuf_wire import Span, WireError, WireReader
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIAS = "ai.onnx"
+# Attributes of `Constant` that hold the value itself.
+_DECLARED = {
+    "value_float": "float32",
+    "value_floats": "float32",
+    "value_int": "int64",
+    "value_ints": "int64",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class OnnxSummary:
 
     `opsets` gives the version per imported domain, `node_types` counts nodes by operator type
     (`domain:type` outside the default domain), `domains` are all that are imported, defined or
-    used. The default domain is written as the empty string.
+    used. The default domain is written as the empty string. `typed_nodes` counts nodes by operator
+    type and by the element type of their first output (`onnx_types.UNKNOWN` where none is known).
     """
 
     ir_version: int
@@ -42,6 +54,7 @@ class OnnxSummary:
     node_types: Counter[str]
     domains: frozenset[str]
     external_data: tuple[ExternalData, ...]
+    typed_nodes: Counter[tuple[str, str]]
 
 
 def summarise_onnx(path: Path) -> OnnxSummary:
@@ -107,6 +120,9 @@ class _Walker:
         self._node_types: Counter[str] = Counter()
         self._domains: set[str] = set()
         self._external: list[ExternalData] = []
+        self._nodes: list[OnnxNode] = []
+        self._known: dict[str, str] = {}
+        self._num_name_bytes = 0
 
     def summary(self) -> OnnxSummary:
         self._model(self._wire.root())
@@ -120,6 +136,7 @@ class _Walker:
             self._node_types,
             frozenset(self._domains),
             tuple(self._external),
+            count_types(self._nodes, {t.name: t.dtype for t in self._inputs} | self._known),
         )
 
     def _model(self, span: Span) -> None:
@@ -175,7 +192,7 @@ class _Walker:
                 case 1:
                     self._node(self._wire.message(field), depth)
                 case 5:
-                    self._tensor(self._wire.message(field))
+                    self._initializer(self._wire.message(field))
                 case 11 if depth == 0:
                     self._border(self._inputs, self._wire.message(field))
                 case 12 if depth == 0:
@@ -189,41 +206,69 @@ class _Walker:
             raise WireError(f"more than {limits.MAX_ONNX_TENSORS} inputs or outputs")
 
     def _node(self, span: Span, depth: int) -> None:
-        op_type, domain = "", DEFAULT_DOMAIN
+        op_type, domain, declared = "", DEFAULT_DOMAIN, ""
+        names: tuple[list[str], list[str]] = ([], [])
         for field in self._wire.fields(span):
             match field.number:
+                case 1 | 2:
+                    names[field.number - 1].append(self._name(self._wire.text(field)))
                 case 4:
                     op_type = self._wire.text(field)
                 case 5:
-                    self._attribute(self._wire.message(field), depth)
+                    declared = self._attribute(self._wire.message(field), depth) or declared
                 case 7:
                     domain = self._wire.text(field)
         domain = self._add_domain(domain)
-        self._node_types[f"{domain}:{op_type}" if domain else op_type] += 1
+        op_type = f"{domain}:{op_type}" if domain else op_type
+        self._node_types[op_type] += 1
         if len(self._node_types) > limits.MAX_ONNX_OPERATORS:
             raise WireError(f"more than {limits.MAX_ONNX_OPERATORS} different operator types")
+        self._nodes.append(OnnxNode(op_type, tuple(names[0]), tuple(names[1]), declared))
+        if len(self._nodes) > limits.MAX_ONNX_NODES:
+            raise WireError(f"more than {limits.MAX_ONNX_NODES} nodes")
 
-    def _attribute(self, span: Span, depth: int) -> None:
+    def _attribute(self, span: Span, depth: int) -> str:
+        """Walk an attribute; return the element type that it declares of its node's outputs."""
+        name, number, dtype = "", 0, ""
         for field in self._wire.fields(span):
             match field.number:
+                case 1:
+                    name = self._wire.text(field)
+                case 3:
+                    number = self._wire.integer(field)
                 case 5 | 10:
-                    self._tensor(self._wire.message(field))
+                    _, dtype = self._tensor(self._wire.message(field))
                 case 6 | 11:
                     self._graph(self._wire.message(field), depth + 1)
                 case 22 | 23:
                     self._sparse(self._wire.message(field))
+        if name == "to":
+            return dtype_name(number)
+        return dtype if name == "value" else _DECLARED.get(name, "")
 
     def _sparse(self, span: Span) -> None:
         for field in self._wire.fields(span):
             if field.number in (1, 2):
                 self._tensor(self._wire.message(field))
 
-    def _tensor(self, span: Span) -> None:
+    def _initializer(self, span: Span) -> None:
+        name, dtype = self._tensor(span)
+        self._known[self._name(name)] = dtype
+
+    def _name(self, name: str) -> str:
+        self._num_name_bytes += len(name)
+        if self._num_name_bytes > limits.MAX_ONNX_NAME_BYTES:
+            raise WireError(f"more than {limits.MAX_ONNX_NAME_BYTES} bytes of tensor names")
+        return name
+
+    def _tensor(self, span: Span) -> tuple[str, str]:
+        """Note where a tensor's bytes lie; return its name and element type."""
         external = read_external_data(self._wire, span)
         if external is not None:
             self._external.append(external)
         if len(self._external) > limits.MAX_EXTERNAL_TENSORS:
             raise WireError(f"more than {limits.MAX_EXTERNAL_TENSORS} external tensors")
+        return read_name_and_dtype(self._wire, span)
 
     def _add_domain(self, domain: str) -> str:
         domain = DEFAULT_DOMAIN if domain == _DEFAULT_DOMAIN_ALIAS else domain

@@ -69,7 +69,24 @@ def read_border_tensor(wire: WireReader, span: Span) -> OnnxTensor:
             elem_type = wire.integer(field)
     shape_span = _only(wire, tensor_span, 2)
     dims = None if shape_span is None else _dims(wire, shape_span)
-    return OnnxTensor(name, _DTYPES.get(elem_type, f"type {elem_type}"), dims)
+    return OnnxTensor(name, dtype_name(elem_type), dims)
+
+
+def dtype_name(elem_type: int) -> str:
+    """Return the name of an element type (see `OnnxTensor`)."""
+    return _DTYPES.get(elem_type, f"type {elem_type}")
+
+
+def read_name_and_dtype(wire: WireReader, span: Span) -> tuple[str, str]:
+    """Read name and element type of a TensorProto; of fields that come twice the last counts."""
+    name, elem_type = "", 0
+    for field in wire.fields(span):
+        match field.number:
+            case 2:
+                elem_type = wire.integer(field)
+            case 8:
+                name = wire.text(field)
+    return name, dtype_name(elem_type)
 
 
 def read_external_data(wire: WireReader, span: Span) -> ExternalData | None:
@@ -134,4 +151,11 @@ def _size(key: str, text: str) -> int:
     return int(text)
 
 
-__all__ = ["ExternalData", "OnnxTensor", "read_border_tensor", "read_external_data"]
+__all__ = [
+    "ExternalData",
+    "OnnxTensor",
+    "dtype_name",
+    "read_border_tensor",
+    "read_external_data",
+    "read_name_and_dtype",
+]

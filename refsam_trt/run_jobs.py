@@ -43,7 +43,7 @@ class RunRequest:
         dataset: layout of the data set at `source`; None is one video.
         save: names of outputs; None is masks, RLE and overlay. Not with `dataset`.
         selection: which frames of each video.
-        backend, variant, plans, num_threads: as for `load`.
+        backend, variant, precision, plans, num_threads: as for `load`.
         text: as for `load`; None is `lazy`, with `dataset` `resident`.
         text_cache: as for `load`.
         threshold: logits above it belong to a mask; None is 0, for Ref-YouTube-VOS 0.01. Label maps
@@ -65,6 +65,7 @@ class RunRequest:
     selection: Selection = field(default_factory=Selection)
     backend: str = AUTO
     variant: str | None = None
+    precision: str | None = None
     plans: Path | None = None
     num_threads: int | None = None
     text: TextMode | None = None

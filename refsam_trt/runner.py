@@ -95,6 +95,7 @@ def run(request: RunRequest) -> RunReport:
             text=request.text_mode,
             text_cache=request.text_cache,
             variant=request.variant,
+            precision=request.precision,
             plans=request.plans,
             num_threads=request.num_threads,
         )

@@ -94,9 +94,24 @@ def make_variant(
             continue
         file = f"{where}/{name}.onnx"
         save_onnx(model, folder / file, external_data=external_data)
-        ops = [node.op_type for node in model.graph.node]
-        entries[name] = GraphEntry(file, spec, {op: ops.count(op) for op in sorted(set(ops))})
-    return Variant("fp32", "plain", split, fake_graphs.OPSET, entries)
+        entries[name] = GraphEntry(file, spec, "fp32", *count_nodes(model), {"float32": 1})
+    return Variant("fp32", "plain", split, (), fake_graphs.OPSET, entries)
+
+
+def count_nodes(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many nodes there are per operator type, and per type of their first output.
+
+    The types are those that ONNX's own shape inference tells.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for node in graph.node:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(types[node.output[0]]).name
+        for found, key in zip(counts, (node.op_type, dtype), strict=True):
+            found[key] = found.get(key, 0) + 1
+    return counts
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, *, external_data: bool) -> None:

@@ -72,10 +72,9 @@ def make_late_bundle(folder: Path) -> Path:
         )
         onnx.save_model(model, folder / f"graphs/{name}.onnx")
         spec = GraphSpec(_tensors(model.graph.input), _tensors(model.graph.output))
-        ops = [node.op_type for node in model.graph.node]
-        node_types = {op: ops.count(op) for op in set(ops)}
-        entries[name] = GraphEntry(f"graphs/{name}.onnx", spec, node_types)
-    variant = Variant("fp32", "plain", "whole", 20, entries)
+        counts = fake_bundle.count_nodes(model)
+        entries[name] = GraphEntry(f"graphs/{name}.onnx", spec, "fp32", *counts, {})
+    variant = Variant("fp32", "plain", "whole", (), 20, entries)
     manifest |= {
         "family": FAMILY,
         "state": [],

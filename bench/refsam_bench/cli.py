@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from refsam_bench.accuracy_command import accuracy
+from refsam_bench.precision_command import precision
 from refsam_trt.commands import run_command
 from refsam_trt.progress import Progress
 from refsam_trt.shipped import bundle_folder
@@ -27,6 +28,7 @@ def command() -> None:
 
 
 command.add_command(accuracy)
+command.add_command(precision)
 
 
 @command.command()

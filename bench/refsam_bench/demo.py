@@ -29,6 +29,7 @@ PRESET = "nano"
 SEED, INDEX = 900_000, 3
 NUM_FRAMES, FRAME_HW, FPS = 48, (480, 480), 12
 EXPORT_SEED = 0
+PRECISIONS = "fp32,fp16"
 NUM_EXPRESSIONS = 2
 PICTURE_FRAMES = (0, 20, 40)
 
@@ -40,7 +41,10 @@ def main(target: Path) -> None:
     target.mkdir(parents=True)
     clip, bundle, output = target / "clip.mp4", target / PRESET, target / "output"
     texts = write_clip(clip)
-    _command("refsam-export", "--backbone", PRESET, *weights(), "--output", str(bundle))
+    _command(
+        *("refsam-export", "--backbone", PRESET, *weights()),
+        *("--precision", PRECISIONS, "--output", str(bundle)),
+    )
     _command("refsam-run", str(bundle), str(clip), *texts, "--output", str(output))
     picture = target / "demo.png"
     write_picture(output / "overlay.mp4", picture)

@@ -12,7 +12,7 @@ from refsam_export.parity.process import compare_in_process
 from refsam_export.parity.reference import write_reference
 from refsam_export.source import load_source
 from refsam_trt.bundle import open_bundle
-from refsam_trt.engine import choose_variant
+from refsam_trt.variants import choose_variant
 
 
 def measure_parity(

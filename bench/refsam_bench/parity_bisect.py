@@ -23,8 +23,8 @@ from refsam_export.source import load_source
 from refsam_trt.backends.base import Context
 from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.engine import choose_variant
 from refsam_trt.errors import UsageError
+from refsam_trt.variants import choose_variant
 
 Report = Callable[[str], None]
 
@@ -179,7 +179,7 @@ class _Suspect:
         self._run, self._form = run, f"{chosen.attention} attention, {split} split"
         self._graph = OnnxGraph(bundle.path(entry.file), polygraphy)
         self._program = TorchProgram(
-            build_graphs(loaded.model, split, chosen.attention)[run.graph],
+            build_graphs(loaded.model, split, chosen.attention, chosen.rewrites)[run.graph],
             entry.spec,
             {"M": limits.max_frames, "B": limits.max_expressions, "N": limits.max_words},
         )

@@ -32,7 +32,7 @@ from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.realism import measure_realism
 from refsam_trt.atomic import atomic_path
-from refsam_trt.errors import UsageError
+from refsam_trt.errors import ParityError, UsageError
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,8 +110,30 @@ def parity(preset: str, num_frames: int) -> Step:
                     split=split,
                     parity_frames=num_frames,
                 )
-                found[split] = export_bundle(request, lambda line: click.echo(f"  {line}")).parity
+                done = export_bundle(request, lambda line: click.echo(f"  {line}"))
+                (found[split],) = done.parity.values()
         return {"preset": preset, "splits": found}
+
+    return step
+
+
+def half_parity(preset: str, num_frames: int) -> Step:
+    """Export with random weights in fp16 and bf16 (`failures`: what is out of bounds)."""
+
+    def step() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            request = ExportRequest(
+                preset,
+                Path(scratch) / "bundle",
+                random_init=SEED,
+                precisions=("fp16", "bf16"),
+                parity_frames=num_frames,
+            )
+            try:
+                found = export_bundle(request, lambda line: click.echo(f"  {line}")).parity
+            except ParityError as error:
+                return {"preset": preset, "failures": [str(error)]}
+        return {"preset": preset, "variants": found}
 
     return step
 
@@ -180,6 +202,8 @@ STEPS: dict[str, Step] = {
     "realism-vitb": realism("vitb", 3),
     "parity-nano": parity("nano", 5),
     "parity-vitb": parity("vitb", 5),
+    "half-nano": half_parity("nano", 5),
+    "half-vitb": half_parity("vitb", 3),
     "speed-nano": speed("nano", 20, 2),
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),

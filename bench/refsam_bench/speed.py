@@ -26,9 +26,10 @@ from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.engine import Engine, choose_variant
+from refsam_trt.engine import Engine
 from refsam_trt.errors import InternalError
 from refsam_trt.session import Session
+from refsam_trt.variants import choose_variant
 
 if TYPE_CHECKING:
     from refsam_bench.reference_loop import ReferenceLoop

@@ -103,6 +103,19 @@ def _short_side(
     help="How the image encoder's relative position is spelled; equal up to rounding.",
 )
 @click.option(
+    "--rewrites",
+    default="adapter-after-merge",
+    metavar="LIST",
+    help="Exact rewrites of the adapter blocks, separated by commas: adapter-after-merge, "
+    "merged-mlp; or none.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    metavar="LIST",
+    help="Precisions, separated by commas, each a variant of the bundle: fp32, fp16, bf16.",
+)
+@click.option(
     "--parity-frames",
     type=click.IntRange(min=3),
     default=5,
@@ -146,6 +159,8 @@ def command(
     mask_select: str | None,
     casing: Any,
     short_side: Any,
+    precision: str,
+    rewrites: str,
     **options: Any,
 ) -> None:
     """Export RefSAM to a bundle of ONNX graphs and prove it equal to the PyTorch reference.
@@ -155,13 +170,21 @@ def command(
     from refsam_export.configuration import asked_for
     from refsam_export.exporter import ExportRequest, export_bundle
     from refsam_export.model.config import preset
+    from refsam_export.precision import parse_precisions
+    from refsam_export.rewrites import parse_rewrites
 
     if include_source is None:
         is_small = preset(options["backbone"]).preset in ("nano", "tiny")
         include_source = is_small and not options["without_text_encoder"]
     asked = asked_for(configuration, adapter_act, mask_select, ablations, casing, short_side)
     result = export_bundle(
-        ExportRequest(include_source=include_source, asked=asked, **options),
+        ExportRequest(
+            include_source=include_source,
+            asked=asked,
+            precisions=parse_precisions(precision),
+            rewrites=parse_rewrites(rewrites),
+            **options,
+        ),
         lambda line: click.echo(f"refsam-export: {line}", err=True),
     )
     if as_json:

@@ -6,7 +6,7 @@ import gc
 import importlib.metadata
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,26 @@ from refsam_export.checkpoint import (
     load_model,
     save_source,
 )
-from refsam_export.configuration import Asked
-from refsam_export.graphs import build_graphs
+from refsam_export.export_request import ExportRequest, ExportResult
 from refsam_export.known_text import (
     TEXT_CACHE,
     clean_expressions,
     without_text_encoder,
     write_known_expressions,
 )
-from refsam_export.onnx_export import OPSET, export_graph
+from refsam_export.parity.half import half_figures
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
-from refsam_export.weight_storage import WeightStorage, check_exact_fp16
+from refsam_export.precision import POLICIES
+from refsam_export.rounded_graphs import Programs, specs_of, trace_graphs
+from refsam_export.variants import Written, write_variants
+from refsam_export.weight_storage import check_exact_fp16
 from refsam_trt.bundle import Bundle
 from refsam_trt.bundle_writer import check_target, write_bundle
-from refsam_trt.errors import ParityError, UsageError
+from refsam_trt.errors import ParityError
 from refsam_trt.families import refsam
 from refsam_trt.manifest import (
     SCHEMA_VERSION,
-    GraphEntry,
     Limits,
     Manifest,
     StateEntry,
@@ -58,58 +59,7 @@ _TOOLS = (
     "tokenizers",
     "numpy",
 )
-_LIMITS = {"M": refsam.MAX_FRAMES, "B": refsam.MAX_EXPRESSIONS, "N": refsam.MAX_WORDS}
-
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What `refsam-export` was asked for; see its `--help` for every field.
-
-    `asked`: fields of the configuration, as `configuration.asked_for` returns them.
-
-    Raises:
-        UsageError: neither a text encoder nor expressions to know without one.
-    """
-
-    backbone: str
-    output: Path
-    sam_checkpoint: Path | None = None
-    checkpoint: Path | None = None
-    parts: tuple[Path, ...] = ()
-    text_encoder: Path | None = None
-    asked: Asked = field(default_factory=dict)
-    random_init: int | None = None
-    split: refsam.Split = "optimised"
-    attention: str = "augmented"
-    parity_frames: int = 5
-    expressions: Path | None = None
-    without_text_encoder: bool = False
-    include_source: bool = False
-    weight_storage: WeightStorage = "fp32"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.without_text_encoder and self.expressions is None:
-            raise UsageError(
-                "a bundle without text encoder knows only the expressions that it is given; add "
-                "--expressions FILE, or leave --without-text-encoder out"
-            )
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written: folder, bundle id, parity figures, and where the weights are from.
-
-    `num_expressions` is how many the bundle knows without its text encoder.
-    """
-
-    bundle: Path
-    bundle_id: str
-    parity: dict[str, Any]
-    loaded: dict[str, Any]
-    num_expressions: int
 
 
 def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
@@ -147,21 +97,23 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
-        files, manifest = _write_graphs(loaded, request, folder, report)
+        programs = _traced(loaded, request, report)
+        written = write_variants(
+            loaded.model, programs, request.form, request.precisions, folder, report
+        )
+        files, manifest = _assembled(loaded, request, written, folder)
         report(f"running the PyTorch reference over {request.parity_frames} frames")
         reference = folder / "reference"
         reference.mkdir()
         write_reference(
             loaded.model, loaded.tokenizer, request.split, request.parity_frames, reference
         )
-        del loaded
+        half = _judge_half(loaded, request, programs, reference, report)
+        del loaded, programs
         gc.collect()
         report("comparing the graphs with the reference in a process of their own")
         staged = write_bundle(folder / "staged", manifest=manifest, files=files)
-        figures = compare_in_process(staged.folder, reference)
-        report(verdict(figures))
-        if not figures["passed"]:
-            raise ParityError(f"{verdict(figures)}; no bundle was written")
+        figures = _compared(staged, request, half, reference, report)
         if known:
             report(f"embedding {len(known)} expressions of {len(lines)} lines")
             write_known_expressions(folder / TEXT_CACHE, staged, tokenizer, known)
@@ -183,7 +135,7 @@ def _proven(
     request: ExportRequest, staged: Bundle, figures: dict[str, Any], folder: Path
 ) -> tuple[Manifest, dict[str, Path]]:
     """Return manifest and files of the bundle that is handed out, now that it is proven."""
-    manifest = msgspec.structs.replace(staged.manifest, parity={figures["variant"]: figures})
+    manifest = msgspec.structs.replace(staged.manifest, parity=figures)
     files = {name: staged.folder / name for name in manifest.files}
     if request.expressions is not None:
         manifest = msgspec.structs.replace(manifest, text_cache=TEXT_CACHE)
@@ -194,32 +146,75 @@ def _proven(
     return manifest, files
 
 
-def _write_graphs(
-    loaded: LoadedModel, request: ExportRequest, folder: Path, report: Report
+def _traced(loaded: LoadedModel, request: ExportRequest, report: Report) -> Programs:
+    """Return the programs that precisions other than fp32 are made from."""
+    if POLICIES.keys().isdisjoint(request.precisions):
+        return {}
+    report("tracing the graphs")
+    return trace_graphs(loaded.model, request.split, request.attention, request.rewrites)
+
+
+def _judge_half(
+    loaded: LoadedModel,
+    request: ExportRequest,
+    programs: Programs,
+    reference: Path,
+    report: Report,
+) -> dict[str, dict[str, Any]]:
+    """Return per half precision what PyTorch says of it."""
+    found = {}
+    for precision in request.precisions:
+        if precision in POLICIES:
+            report(f"judging {precision} in PyTorch")
+            found[precision] = half_figures(
+                request.form.variant(precision),
+                programs,
+                specs_of(loaded.model, request.split),
+                POLICIES[precision],
+                loaded.tokenizer,
+                loaded.model.config.preprocess,
+                reference,
+            )
+    return found
+
+
+def _compared(
+    staged: Bundle,
+    request: ExportRequest,
+    half: dict[str, dict[str, Any]],
+    reference: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Return the figures of each variant.
+
+    Raises:
+        ParityError: one is out of bounds.
+    """
+    found = {}
+    for precision in request.precisions:
+        variant, judged = request.form.variant(precision), half.get(precision, {})
+        if precision == "bf16":  # no CPU provider runs it, so that PyTorch alone is the judge
+            parts = [judged["rounded"]]
+        else:
+            compared = compare_in_process(staged.folder, reference, variant)
+            parts = [{**compared, **judged}, *judged.values()]
+        for part in parts:
+            report(verdict(part))
+        if failed := [part for part in parts if not part["passed"]]:
+            raise ParityError(f"{verdict(failed[0])}; no bundle was written")
+        found[variant] = parts[0]
+    return found
+
+
+def _assembled(
+    loaded: LoadedModel, request: ExportRequest, written: Written, folder: Path
 ) -> tuple[dict[str, Path], Manifest]:
-    config = loaded.model.config
-    spec = refsam.contract(
-        config.image_size, config.grid_size, request.split, hda_levels=config.hda_levels
-    )
-    variant = f"fp32-{request.attention}-{request.split}"
-    files: dict[str, Path] = {}
-    entries: dict[str, GraphEntry] = {}
-    for name, module in build_graphs(loaded.model, request.split, request.attention).items():
-        report(f"exporting {name}")
-        path = folder / f"{name}.onnx"
-        counts = export_graph(module, spec[name], path, _LIMITS, request.weight_storage)
-        file = f"graphs/{variant}/{path.name}"
-        entries[name] = GraphEntry(file, spec[name], counts)
-        files[file] = path
-        files[f"{file}.data"] = path.with_name(f"{path.name}.data")
-    files[_TOKENIZER] = folder / _TOKENIZER
+    files = {**written.files, _TOKENIZER: folder / _TOKENIZER}
     source = "source.safetensors" if request.include_source else None
     if source:
         files[source] = folder / source
         save_source(files[source], loaded, as_fp16=request.weight_storage == "fp16")
-    storage = "fp16" if request.weight_storage == "fp16" else None
-    graphs = Variant("fp32", request.attention, request.split, OPSET, entries, storage)
-    return files, _manifest(loaded, {variant: graphs}, source)
+    return files, _manifest(loaded, written.variants, source)
 
 
 def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | None) -> Manifest:
@@ -250,3 +245,6 @@ def _summary(loaded: LoadedModel) -> dict[str, Any]:
         "random_init_seed": loaded.weights.random_init_seed,
         "warnings": list(loaded.warnings),
     }
+
+
+__all__ = ["ExportRequest", "ExportResult", "export_bundle"]

@@ -21,6 +21,7 @@ from refsam_export.model.hda import key_bias, no_features
 from refsam_export.model.mask_decoder import ImageProjections, decode, position_encoding
 from refsam_export.model.refsam import RefSam, zero_absent
 from refsam_export.model.text_encoder import embed_text
+from refsam_export.rewrites import rewritten
 from refsam_export.text_graph import text_graph
 from refsam_trt.families.refsam import (
     DECODER_STEP,
@@ -57,9 +58,11 @@ class ImageEncoderGraph(_Shared):
     mix_weight: Tensor  # [256, levels * 256, 1, 1]: the image columns P_l of the levels
     mix_bias: Tensor  # [256]: sum of the b_l
 
-    def __init__(self, model: RefSam, split: Split, attention: str) -> None:
+    def __init__(
+        self, model: RefSam, split: Split, attention: str, rewrites: tuple[str, ...]
+    ) -> None:
         super().__init__(model, split)
-        self.encoder = with_attention(model.image_encoder, attention)
+        self.encoder = with_attention(rewritten(model.image_encoder, rewrites), attention)
         if self.dense_convs:
             weights = [conv.weight[:, :EMBED_DIM] for conv in self.dense_convs]
             self.register_buffer("mix_weight", torch.cat(weights, dim=1))
@@ -114,7 +117,7 @@ class TextEncoderGraph(_Shared):
             self.encoder(input_ids, mask),
             mask,
             self.model.resizer,
-            l2norm=self.model.config.l2norm_text,
+            self.model.text_l2norm,
         )
         if self.split == "baseline" or not self.dense_convs:
             return words, sentence
@@ -183,10 +186,19 @@ class DecoderStepGraph(_Shared):
         return attention.transpose(1, 2).flatten(-2) @ given["text_values"].flatten(1, 2)
 
 
-def build_graphs(model: RefSam, split: Split, attention: str) -> dict[str, nn.Module]:
-    """Return the module of each graph; weights are shared with the model."""
+def build_graphs(
+    model: RefSam, split: Split, attention: str, rewrites: tuple[str, ...] = ()
+) -> dict[str, nn.Module]:
+    """Return the module of each graph; weights are shared with the model.
+
+    Args:
+        model: fp32.
+        split: what is computed in which graph.
+        attention: form of the image encoder's attention (`attention.FORMS`).
+        rewrites: passes over its adapter blocks (`rewrites.REWRITES`); none: the plain form.
+    """
     return {
-        IMAGE_ENCODER: ImageEncoderGraph(model, split, attention).eval(),
+        IMAGE_ENCODER: ImageEncoderGraph(model, split, attention, rewrites).eval(),
         TEXT_ENCODER: TextEncoderGraph(model, split).eval(),
         DECODER_STEP: DecoderStepGraph(model, split).eval(),
     }

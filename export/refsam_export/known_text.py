@@ -51,7 +51,7 @@ def write_known_expressions(
 
     Args:
         path: the file.
-        bundle: has one variant, with a text encoder.
+        bundle: has a variant whose text encoder is in fp32.
         tokenizer: the bundle's.
         expressions: cleaned up.
 
@@ -59,8 +59,8 @@ def write_known_expressions(
         BackendError: the text graph overflowed.
         OutputError: the file cannot be written.
     """
-    (variant,) = bundle.manifest.variants.values()
-    entry = variant.graphs[TEXT_ENCODER]
+    entries = [variant.graphs[TEXT_ENCODER] for variant in bundle.manifest.variants.values()]
+    entry = next(entry for entry in entries if entry.precision == "fp32")
     backend = OrtCpuBackend()
     encoder = TextEncoder(
         tokenizer,

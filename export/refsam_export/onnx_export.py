@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,24 @@ def export_graph(
         How many nodes of each operator type the graph has.
 
     Raises:
-        InternalError: the exported graph breaks the contract or holds a forbidden operator.
+        InternalError: the exported graph breaks the contract, holds a forbidden operator, or does
+            not pass ONNX's checker.
     """
     program = onnx_program(module, spec, limits)
     _finish(program.model, spec)
     if weight_storage == "fp16":
         store_exact_fp16(program.model)
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    _check(path)
     return node_types(program.model)
+
+
+def _check(path: Path) -> None:
+    """Let ONNX's own checker look at every type and shape."""
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InternalError(f"{path.name}: the ONNX checker refuses it: {error}") from error
 
 
 def onnx_program(
@@ -65,12 +76,8 @@ def onnx_program(
     Its `exported_program` is what PyTorch computes: a node there and a tensor of the ONNX graph
     that have the same name have the same value, optimised or not.
     """
-    examples = tuple(_example(tensor) for tensor in spec.inputs)
-    # The dims need names of their own: a bare "N" is a function to sympy.
-    dims = {s: torch.export.Dim(f"num_{s.lower()}", min=1, max=limits[s]) for s in limits}
-    shapes = [_dynamic_dims(tensor, dims) for tensor in spec.inputs]
-    named = _is_variadic(module)
-    with _quiet(), torch.no_grad():
+    examples, shapes = example_inputs(spec, limits)
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             examples,
@@ -78,7 +85,7 @@ def onnx_program(
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=(tuple(shapes),) if named else tuple(shapes),
+            dynamic_shapes=(shapes,) if is_variadic(module) else shapes,
             external_data=True,
             optimize=optimize,
             verbose=False,
@@ -86,6 +93,16 @@ def onnx_program(
     if program is None:
         raise InternalError("torch.onnx.export returned nothing")
     return program
+
+
+def example_inputs(
+    spec: GraphSpec, limits: Mapping[str, int]
+) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Return inputs to trace a graph with, and the dynamic dims of each."""
+    # The dims need names of their own: a bare "N" is a function to sympy.
+    dims = {s: torch.export.Dim(f"num_{s.lower()}", min=1, max=limits[s]) for s in limits}
+    examples = tuple(_example(tensor) for tensor in spec.inputs)
+    return examples, tuple(_dynamic_dims(tensor, dims) for tensor in spec.inputs)
 
 
 def node_types(model: Any) -> dict[str, int]:
@@ -116,7 +133,8 @@ def _dynamic_dims(tensor: TensorSpec, dims: Mapping[str, Any]) -> dict[int, Any]
     return dynamic
 
 
-def _is_variadic(module: nn.Module) -> bool:
+def is_variadic(module: nn.Module) -> bool:
+    """Whether a module takes its inputs as `*inputs`, one argument to `torch.export`."""
     return bool(module.forward.__code__.co_flags & 0x04)
 
 
@@ -145,7 +163,7 @@ def _finish(model: Any, spec: GraphSpec) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter's progress lines and its warnings about packages we do not use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

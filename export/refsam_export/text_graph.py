@@ -43,6 +43,19 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class RmsNorm(nn.Module):
+    """T5's norm on the weight of transformers' module: scale only, no mean taken off."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = module.weight, module.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., d] to [..., d]."""
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * (x * scale)  # type: ignore[no-any-return]
+
+
 class T5Graph(nn.Module):
     """int64 `input_ids` and bool mask [B, N] -> last hidden state [B, N, d]."""
 
@@ -59,7 +72,11 @@ class T5Graph(nn.Module):
         self.num_heads = config.num_heads
         self.embedding = encoder.shared
         self.blocks = encoder.encoder.block
-        self.final_norm = encoder.encoder.final_layer_norm
+        self.norms: Any = nn.ModuleList(
+            nn.ModuleList(RmsNorm(sub_layer.layer_norm) for sub_layer in block.layer)
+            for block in self.blocks
+        )
+        self.final_norm = RmsNorm(encoder.encoder.final_layer_norm)
         first = self.blocks[0].layer[0].SelfAttention
         with torch.no_grad():
             bias = first.compute_bias(max_words, max_words)
@@ -71,18 +88,13 @@ class T5Graph(nn.Module):
         num_words = input_ids.shape[1]
         bias = self.position_bias[:, :, :num_words, :num_words]
         bias = bias + key_bias(mask, x.dtype)[:, None, None]
-        for block in self.blocks:
-            attention, feed_forward = block.layer[0], block.layer[1]
-            y, module = self._norm(attention.layer_norm, x), attention.SelfAttention
+        for block, norms in zip(self.blocks, self.norms, strict=True):
+            attention_norm, dense_norm = norms
+            y, module = attention_norm(x), block.layer[0].SelfAttention
             x = x + module.o(attend(module.q(y), module.k(y), module.v(y), self.num_heads, bias))
-            dense = feed_forward.DenseReluDense
-            x = x + dense.wo(torch.relu(dense.wi(self._norm(feed_forward.layer_norm, x))))
-        return self._norm(self.final_norm, x)
-
-    @staticmethod
-    def _norm(module: Any, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
-        return module.weight * (x * scale)  # type: ignore[no-any-return]
+            dense = block.layer[1].DenseReluDense
+            x = x + dense.wo(torch.relu(dense.wi(dense_norm(x))))
+        return self.final_norm(x)  # type: ignore[no-any-return]
 
 
 class RobertaGraph(nn.Module):

@@ -20,6 +20,16 @@ AUTO_ORDER = ("ort-cpu",)
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run plans of `refsam-build` instead of the bundle's graphs."""
 
+_NO_BF16 = {"bf16": "ONNX Runtime has no bf16 matrix product or addition for CPUs"}
+REFUSED_PRECISIONS = {"ort-cpu": _NO_BF16, "fake": _NO_BF16}
+"""Per backend, the precisions that it cannot run, and why."""
+
+PREFERRED_ATTENTION: dict[str, tuple[str, ...]] = {}
+"""Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`."""
+DEFAULT_ATTENTION = ("augmented", "bias", "reference")
+"""`augmented` is what TensorRT fuses with the least memory, and the fastest on ONNX Runtime's CPU
+provider; see docs/precision.md."""
+
 
 def _ort_cuda(num_threads: int | None) -> Backend:
     from refsam_trt.backends.ort_cuda import OrtCudaBackend
@@ -35,7 +45,12 @@ _BACKENDS: dict[str, Callable[[int | None], Backend]] = {
 _LOG = logging.getLogger("refsam_trt")
 
 
-def open_backend(name: str, num_threads: int | None = None, plans: Plans | None = None) -> Backend:
+def open_backend(
+    name: str,
+    num_threads: int | None = None,
+    plans: Plans | None = None,
+    precision: str | None = None,
+) -> Backend:
     """Open a backend.
 
     Args:
@@ -43,21 +58,23 @@ def open_backend(name: str, num_threads: int | None = None, plans: Plans | None 
             the first of `AUTO_ORDER` that opens and logs why the ones before it were skipped.
         num_threads: threads inside one graph run on a CPU; None is the backend's default.
         plans: to run instead of graphs, on the backend that they were built for.
+        precision: of the graphs that it is to run; None if any will do.
 
     Raises:
         PlanError: the plans are not for this machine.
         UsageError: plans of another backend than the one asked for, or none for one that needs it.
-        BackendError: an unknown name, or nothing in `AUTO_ORDER` opened.
+        BackendError: an unknown name, one that cannot run that precision, or nothing in
+            `AUTO_ORDER` opened.
         MissingExtraError: the named backend's library is not installed.
     """
     if plans is not None:
         return _open_plans(name, plans)
     if name != AUTO:
-        return _open(name, num_threads)
+        return _open(name, num_threads, precision)
     reasons = []
     for candidate in AUTO_ORDER:
         try:
-            return _open(candidate, num_threads)
+            return _open(candidate, num_threads, precision)
         except RefsamError as error:
             reasons.append(f"{candidate} ({error})")
             _LOG.info("backend %s skipped: %s", candidate, error)
@@ -84,7 +101,7 @@ def _marks() -> Path | None:
         return None
 
 
-def _open(name: str, num_threads: int | None) -> Backend:
+def _open(name: str, num_threads: int | None, precision: str | None) -> Backend:
     if name in PLAN_BACKENDS:
         raise UsageError(
             f"backend {name} runs plans, and none were given: refsam-build BUNDLE --backend {name} "
@@ -93,4 +110,9 @@ def _open(name: str, num_threads: int | None) -> Backend:
     if name not in _BACKENDS:
         known = ", ".join((AUTO, *(key for key in _BACKENDS if key != "fake"), *PLAN_BACKENDS))
         raise BackendError(f"this version has no backend {name!r}; it has: {known}")
+    if reason := REFUSED_PRECISIONS.get(name, {}).get(precision or ""):
+        raise BackendError(
+            f"backend {name} cannot run {precision} graphs: {reason}; choose an fp32 or fp16 "
+            "variant of the bundle (precision=...), or another backend"
+        )
     return _BACKENDS[name](num_threads)

@@ -14,8 +14,9 @@ from refsam_bench.timing import Stopwatch, Summary, TimedBackend
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.bundle import open_bundle
-from refsam_trt.engine import Engine, choose_variant
+from refsam_trt.engine import Engine
 from refsam_trt.families import refsam
+from refsam_trt.variants import choose_variant
 
 EXPRESSIONS = ("the red disc", "a dog")
 

@@ -184,7 +184,7 @@ def test_manifest_describes_the_model(bundle: Bundle) -> None:
 EXPORT_AGAIN = """
 import sys
 from pathlib import Path
-from refsam_export import exporter
+from refsam_export.rounded_graphs import LIMITS
 from refsam_export.checkpoint import load_model
 from refsam_export.graphs import build_graphs
 from refsam_export.onnx_export import export_graph
@@ -194,7 +194,7 @@ model = load_model("tiny", random_init=0).model
 for name in ("text_encoder", "decoder_step"):
     module = build_graphs(model, "optimised", "augmented")[name]
     spec = contract(128, 8, "optimised")[name]
-    export_graph(module, spec, Path(sys.argv[1], f"{name}.onnx"), exporter._LIMITS)
+    export_graph(module, spec, Path(sys.argv[1], f"{name}.onnx"), LIMITS)
 """
 
 

@@ -23,8 +23,13 @@ from refsam_trt.text import TextCache, TextEmbedding, TextStatistics, Tokenizer
 
 LINES = "a dog\n\n  A   Dog \na cat on the LEFT\n"
 KNOWN = ("a dog", "a cat on the left")
-FIGURES = {"passed": True, "variant": "fp32-plain-optimised", "graphs": {"text_encoder": {}}}
-FIGURES |= {"max_graph_error": 0.0, "max_chain_error": 0.0, "min_mask_iou": 1.0}
+FIGURES = {"passed": True, "variant": "fp32-augmented-optimised", "graphs": {"text_encoder": {}}}
+FIGURES |= {
+    "backend": "ort-cpu",
+    "max_graph_error": 0.0,
+    "max_chain_error": 0.0,
+    "min_mask_iou": 1.0,
+}
 
 
 @pytest.fixture
@@ -47,12 +52,13 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         weights=manifest.weights,
     )
 
-    def write_graphs(_: Any, request: Any, folder: Path, report: Any) -> Any:
+    def assembled(_: Any, request: Any, written: Any, folder: Path) -> Any:
         shutil.copytree(fake, folder / "graphs")
         return {name: folder / "graphs" / name for name in manifest.files}, manifest
 
     monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded)
-    monkeypatch.setattr(exporter, "_write_graphs", write_graphs)
+    monkeypatch.setattr(exporter, "write_variants", lambda *_: None)
+    monkeypatch.setattr(exporter, "_assembled", assembled)
     monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
     monkeypatch.setattr(exporter, "compare_in_process", lambda *_: FIGURES)
 
@@ -158,8 +164,10 @@ def test_refusals_come_before_any_work(
 ) -> None:
     with pytest.raises(UsageError, match="--expressions FILE, or leave --without-text-encoder out"):
         ExportRequest("tiny", tmp_path / "out", without_text_encoder=True)
+    with pytest.raises(UsageError, match="ort-cpu, which cannot run bf16 graphs; add fp32 or fp16"):
+        ExportRequest("tiny", tmp_path / "out", expressions=tmp_path / "file", precisions=("bf16",))
     (tmp_path / "file").write_text("a dog\n" + "dog " * 30)
-    monkeypatch.setattr(exporter, "_write_graphs", lambda *_: pytest.fail("was called"))
+    monkeypatch.setattr(exporter, "write_variants", lambda *_: pytest.fail("was called"))
     with pytest.raises(ExpressionError, match="file, line 2: expression 'dog dog"):
         export(tmp_path / "out", expressions=tmp_path / "file")
     monkeypatch.setattr(exporter, "load_model", lambda *_: pytest.fail("was called"))

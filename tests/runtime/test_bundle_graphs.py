@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fake_bundle
 import onnx
 import pytest
+from half_bundle import make_half_precision
 from onnx import TensorProto, helper
 
 from refsam_trt.bundle import open_bundle
@@ -14,6 +16,7 @@ from refsam_trt.errors import BundleError
 
 VARIANT = "fp32-plain-baseline"
 GRAPHS = f"graphs/{VARIANT}"
+Manifest = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +160,111 @@ def test_refuses_a_graph_that_does_not_fit(folder: Path, case: str):
 def test_refuses_external_data_hidden_in_a_subgraph(folder: Path):
     change_model(folder, hidden_external)
     manifest = fake_bundle.read_manifest(folder)
-    manifest["variants"][VARIANT]["graphs"]["image_encoder"]["node_types"] |= {
-        "If": 1,
-        "Constant": 2,
-    }
+    entry = manifest["variants"][VARIANT]["graphs"]["image_encoder"]
+    entry["node_types"] |= {"If": 1, "Constant": 2}
+    entry["node_dtypes"] |= {"float32": entry["node_dtypes"]["float32"] + 2, "unknown": 1}
     fake_bundle.rewrite_manifest(folder, manifest)
     assert "external data in '../../../secret', a path that leaves its folder" in refusal(folder)
+
+
+def restate(folder: Path, change: Callable[[Manifest], object]) -> str:
+    manifest = fake_bundle.read_manifest(folder)
+    change(manifest["variants"][VARIANT])
+    fake_bundle.rewrite_manifest(folder, manifest)
+    return refusal(folder)
+
+
+def state_fp16(variant: Manifest) -> None:
+    variant["precision"] = "fp16"
+    for entry in variant["graphs"].values():
+        entry["precision"] = "fp16"
+
+
+def test_refuses_an_fp32_graph_that_calls_itself_fp16(folder: Path):
+    assert restate(folder, state_fp16) == (
+        f"BUNDLE/{GRAPHS}/decoder_step.onnx: states the precision fp16, but 1 nodes of type "
+        "ConvTranspose compute in float32, not in float16; export the bundle anew with "
+        "refsam-export"
+    )
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    return make_half_precision(fake_bundle.make_bundle(tmp_path / "half"))
+
+
+def test_refuses_an_fp16_graph_that_calls_itself_fp32(half: Path):
+    def state_fp32(variant: Manifest) -> None:
+        variant["precision"] = "fp32"
+        for entry in variant["graphs"].values():
+            entry["precision"] = "fp32"
+
+    assert (
+        "decoder_step.onnx: states the precision fp32, but 5 nodes of type Add compute in float16"
+        in restate(half, state_fp32)
+    )
+
+
+def test_refuses_one_product_in_fp32_among_fp16(half: Path):
+    """Counted right in the manifest: the counts alone would not tell."""
+    path = half / GRAPHS / "decoder_step.onnx"
+    model = onnx.load(path)
+    index = next(i for i, n in enumerate(model.graph.node) if n.op_type == "MatMul")
+    product = model.graph.node[index]
+    (result,) = product.output
+    casts = [
+        helper.make_node("Cast", [name], [f"{name}_wide"], to=TensorProto.FLOAT)
+        for name in product.input
+    ]
+    product.input[:] = [f"{name}_wide" for name in product.input]
+    product.output[:] = [f"{result}_wide"]
+    narrow = helper.make_node("Cast", [f"{result}_wide"], [result], to=TensorProto.FLOAT16)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:index], *casts, product, narrow, *nodes[index + 1 :]])
+    onnx.save_model(model, path)
+    manifest = fake_bundle.read_manifest(half)
+    entry = manifest["variants"][VARIANT]["graphs"]["decoder_step"]
+    entry["node_types"], entry["node_dtypes"] = fake_bundle.count_nodes(model)
+    fake_bundle.rewrite_manifest(half, manifest)
+    fake_bundle.refresh_files(half)
+    assert (
+        "decoder_step.onnx: states the precision fp16, but 1 nodes of type MatMul compute in "
+        "float32, not in float16" in refusal(half)
+    )
+
+
+def test_refuses_types_other_than_the_manifest_counts(folder: Path):
+    def miscount(variant: Manifest) -> None:
+        variant["graphs"]["image_encoder"]["node_dtypes"]["float32"] -= 1
+
+    assert "image_encoder.onnx: 5 nodes in float32, the manifest says 4" in restate(
+        folder, miscount
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "graphs", "problem"),
+    [
+        (
+            "int3",
+            "int3",
+            "precision 'int3', this version knows fp32, fp16, bf16; update refsam_trt",
+        ),
+        ("fp16", "bf16", "graph 'decoder_step': precision 'bf16', expected 'fp16' or 'fp32'"),
+        ("fp16", "fp32", "graph 'image_encoder': precision 'fp32', expected 'fp16'"),
+    ],
+)
+def test_refuses_precisions_that_do_not_go_together(
+    folder: Path, variant: str, graphs: str, problem: str
+):
+    def change(entry: Manifest) -> None:
+        entry["precision"] = variant
+        for graph in entry["graphs"].values():
+            graph["precision"] = graphs
+
+    assert f"manifest.json: variant '{VARIANT}'" in (text := restate(folder, change))
+    assert problem in text
 
 
 def test_refuses_a_file_that_is_no_onnx(folder: Path):

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import fake_bundle
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file
 
 import refsam_trt
 from refsam_trt import BackendError, BundleError, Engine, ExpressionError, UsageError, VideoError
+from refsam_trt.backends import select
 from refsam_trt.backends.select import open_backend
 from refsam_trt.families.refsam import DECODER_STEP, TEXT_ENCODER, Split
 from refsam_trt.families.refsam_adapter import RefsamFamily
@@ -31,12 +33,21 @@ def family(engine: Engine) -> RefsamFamily:
     return engine.family
 
 
-def add_variant(folder: Path, name: str, precision: str) -> None:
-    """Let the bundle list its graphs a second time under another name."""
+def add_variant(folder: Path, name: str, precision: str, attention: str = "plain") -> None:
+    """Add a variant to a bundle of plain fp32 ones: the same graphs, or halved ones."""
     manifest = fake_bundle.read_manifest(folder)
-    first = next(iter(manifest["variants"].values()))
-    manifest["variants"][name] = first | {"precision": precision}
+    other = fake_bundle.make_bundle(folder.with_name(f"{folder.name}-{name}"))
+    if precision == "fp16":
+        make_half_precision(other)
+    (variant,) = fake_bundle.read_manifest(other)["variants"].values()
+    for graph, entry in variant["graphs"].items():
+        target = f"graphs/{name}/{graph}.onnx"
+        (folder / target).parent.mkdir(exist_ok=True)
+        (folder / target).write_bytes((other / entry["file"]).read_bytes())
+        entry["file"] = target
+    manifest["variants"][name] = variant | {"attention": attention}
     fake_bundle.rewrite_manifest(folder, manifest)
+    fake_bundle.refresh_files(folder)
 
 
 def test_an_engine_tells_what_it_runs(folder: Path, engine: Engine, split: Split) -> None:
@@ -105,8 +116,52 @@ def test_the_only_fp32_variant_is_the_default(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no variant 'int8'; it has: a-fp16, fp32-plain-baseline"):
         refsam_trt.load(folder, variant="int8")
     add_variant(folder, "b-fp32", "fp32")
-    with pytest.raises(UsageError, match="several variants, name one of them: a-fp16, b-fp32"):
+    several = "several variants, name one of them: b-fp32, fp32-plain-baseline$"
+    with pytest.raises(UsageError, match=several):
         refsam_trt.load(folder)
+
+
+def test_a_variant_is_chosen_by_precision_and_by_what_suits_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fake_bundle.make_bundle(tmp_path / "bundle")
+    add_variant(folder, "half", "fp16")
+    for form in ("bias", "augmented"):
+        add_variant(folder, form, "fp32", form)
+
+    def chosen(**options: Any) -> str:
+        with refsam_trt.load(folder, **options) as engine:
+            return engine.variant
+
+    assert chosen(precision="fp16") == chosen(variant="half", precision="fp16") == "half"
+    assert chosen() == chosen(precision="fp32") == "augmented"
+    monkeypatch.setitem(select.PREFERRED_ATTENTION, "ort-cpu", ("bias",))
+    assert chosen() == "bias"
+    assert chosen(backend="fake") == "augmented"
+    with pytest.raises(UsageError, match="variant 'half' is fp16, not fp32; leave one of the two"):
+        chosen(variant="half", precision="fp32")
+    with pytest.raises(UsageError, match=r"no bf16 variant; it has: .*--precision bf16`"):
+        chosen(precision="bf16")
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "fake", "auto"])
+def test_bf16_is_refused_by_name_where_it_cannot_run(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_half_precision(fake_bundle.make_bundle(tmp_path / "bundle"))
+    manifest = fake_bundle.read_manifest(folder)
+    for variant in manifest["variants"].values():
+        variant["precision"] = "bf16"
+    fake_bundle.rewrite_manifest(folder, manifest)
+    monkeypatch.setattr("refsam_trt.bundle.check_contract", lambda manifest: None)
+    name = "ort-cpu" if backend == "auto" else backend
+    expected = (
+        f"backend {name} cannot run bf16 graphs: ONNX Runtime has no bf16 matrix product or "
+        "addition for CPUs; choose an fp32 or fp16 variant of the bundle"
+    )
+    with pytest.raises(BackendError) as refused:
+        refsam_trt.load(folder, backend=backend)
+    assert expected in str(refused.value)
 
 
 def test_half_precision_bundles_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_bundle
 import fake_graphs
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from refsam_trt.errors import BundleError
+from refsam_trt.graph_precision import count_dtypes
 from refsam_trt.onnx_reader import OnnxSummary, summarise_graph, summarise_onnx
 from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
 
@@ -134,6 +136,7 @@ def expected_summary(model: onnx.ModelProto) -> OnnxSummary:
             )
             for entry in entries
         ),
+        Counter(),  # types have tests of their own
     )
 
 
@@ -170,12 +173,15 @@ def test_agrees_with_onnx_on_a_model_with_everything(tmp_path: Path):
 def test_agrees_with_onnx_on_graphs_as_in_a_bundle(tmp_path: Path, split: str):
     for model, _ in fake_graphs.make_graphs(32, 2, split).values():
         path = tmp_path / "graph.onnx"
+        by_operator, by_type = fake_bundle.count_nodes(model)
         onnx.save_model(model, path, save_as_external_data=True, location="d", size_threshold=0)
         saved = onnx.load(path, load_external_data=False)
         found = summarise_onnx(path)
         assert_same(found, expected_summary(saved))
         assert found.external_data
         assert list(summarise_graph(path)) == sorted(found.node_types)
+        assert found.node_types == by_operator
+        assert count_dtypes(found.typed_nodes) == by_type
         (tmp_path / "d").unlink()
 
 

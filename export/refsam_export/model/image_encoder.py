@@ -108,7 +108,13 @@ def _block_arguments(config: ModelConfig, window_size: int) -> dict[str, object]
     }
 
 
-def l2_normalise(x: Tensor, dim: int) -> Tensor:
-    """Return x over its Euclidean norm along `dim`, the norm bounded below by 1e-12 (3.3)."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    return x / norm.clamp_min(1e-12)
+class L2Norm(nn.Module):
+    """Division by the Euclidean norm, bounded below by 1e-12 (3.3).
+
+    A module, so that a precision policy can name it: its sum of squares needs fp32.
+    """
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        """Return x over its norm along `dim`."""
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+        return x / norm.clamp_min(1e-12)

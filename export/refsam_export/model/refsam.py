@@ -18,7 +18,7 @@ from refsam_export.model.hda import (
     no_features,
     reductions,
 )
-from refsam_export.model.image_encoder import ImageEncoder, l2_normalise
+from refsam_export.model.image_encoder import ImageEncoder, L2Norm
 from refsam_export.model.itm import ITM_NAMES, TemporalAggregationNetwork, TrackTokenMlp
 from refsam_export.model.mask_decoder import (
     DecoderOutput,
@@ -61,6 +61,7 @@ class RefSam(nn.Module):
         self.image_encoder = ImageEncoder(config)
         self.mask_decoder: Any = sam_mask_decoder(config.decoder_mlp_dim)
         self.pe = PositionEncoding()
+        self.l2norm = L2Norm()
         self.resizer = cross_modal_mlp(text_width, config.resizer_hidden)
         self.fpn_conv = reductions(config.width, config.hda_levels)
         self.dense_conv2 = nn.ModuleList(dense_convolution() for _ in self.fpn_conv)
@@ -79,6 +80,11 @@ class RefSam(nn.Module):
         """Convolutions of Dense Attention in the order of `hda_features`, then of F_4."""
         return [*self.dense_conv2, self.dense_conv] if self.config.hda_levels else []
 
+    @property
+    def text_l2norm(self) -> L2Norm | None:
+        """What brings words and sentence to unit length, None if nothing does."""
+        return self.l2norm if self.config.l2norm_text else None
+
     def encode_image(
         self, image: Tensor, encoder: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -94,13 +100,13 @@ class RefSam(nn.Module):
         """
         embedding, maps = (encoder or self.image_encoder)(image)
         if self.config.l2norm_image:
-            embedding = l2_normalise(embedding, 1)
+            embedding = self.l2norm(embedding, 1)
         reduced = [conv(x.permute(0, 3, 1, 2)) for conv, x in zip(self.fpn_conv, maps, strict=True)]
         if not reduced:
             return embedding, no_features(embedding)
         features = torch.stack(reduced, dim=1)
         if self.config.l2norm_intermediate:
-            features = l2_normalise(features, 2)
+            features = self.l2norm(features, 2)
         return embedding, features
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +116,7 @@ class RefSam(nn.Module):
             hidden.last_hidden_state,
             attention_mask.bool(),
             self.resizer,
-            l2norm=self.config.l2norm_text,
+            self.text_l2norm,
         )
 
     def dense_prompt(

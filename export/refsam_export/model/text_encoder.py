@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from refsam_export.model.config import EMBED_DIM
-from refsam_export.model.image_encoder import l2_normalise
 
 
 def cross_modal_mlp(text_width: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
@@ -31,7 +30,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def embed_text(
-    x: Tensor, mask: Tensor, resizer: nn.Module, *, l2norm: bool = True
+    x: Tensor, mask: Tensor, resizer: nn.Module, l2norm: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
     """Map text-encoder outputs to `words` and `sentence`.
 
@@ -39,14 +38,14 @@ def embed_text(
         x: [B, N, d], last hidden state.
         mask: bool [B, N], true for tokens, the end token included.
         resizer: the Cross-Modal MLP.
-        l2norm: scale words and sentence to unit length.
+        l2norm: brings words and sentence to unit length (`L2Norm`); None leaves them as they are.
 
     Returns:
         words [B, N, 256], rows of pads zero, and sentence [B, 256]; the sentence is pooled before
         the MLP (3.3).
     """
     words, sentence = resizer(x), resizer(masked_mean(x, mask))
-    if l2norm:
-        words, sentence = l2_normalise(words, -1), l2_normalise(sentence, -1)
+    if l2norm is not None:
+        words, sentence = l2norm(words, -1), l2norm(sentence, -1)
     zero = torch.zeros((), dtype=words.dtype, device=words.device)
     return torch.where(mask[..., None], words, zero), sentence

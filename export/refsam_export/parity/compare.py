@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,33 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import refsam_trt
+from refsam_export.parity.bounds import BOUNDS, Bounds
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.engine import choose_variant
 from refsam_trt.errors import UsageError
 from refsam_trt.manifest import Variant
 from refsam_trt.postprocess import Postprocessor
 from refsam_trt.preprocess import geometry
+from refsam_trt.variants import choose_variant
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
-MAX_RELATIVE_ERROR = 1e-4
-MIN_MASK_IOU = 0.999
+MAX_RELATIVE_ERROR = BOUNDS["fp32"].max_relative_error
+MIN_MASK_IOU = BOUNDS["fp32"].min_mask_iou
 # The error of anything that is not finite: JSON has no infinity.
 NOT_FINITE = sys.float_info.max
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Figures of one variant against the PyTorch reference.
+    """Figures of one variant against the PyTorch reference, and the bounds of its precision.
 
     `graphs` holds the relative error of every output of every graph run alone; the chain's figures
     are the worst over frames and expressions, `chain` lists each.
     """
 
     variant: str
+    precision: str
     backend: str
     num_frames: int
     num_tokens: list[int]
@@ -50,11 +53,41 @@ class Parity:
     max_chain_error: float
     min_mask_iou: float
     mean_mask_iou: float
+    bounds: Bounds
+
+    @classmethod
+    def of(
+        cls,
+        variant: str,
+        precision: str,
+        backend: str,
+        record: Mapping[str, Any],
+        graphs: dict[str, dict[str, float]],
+        chain: list[dict[str, Any]],
+    ) -> Parity:
+        """Return the figures of graphs and chain; `record` is the reference's."""
+        return cls(
+            variant=variant,
+            precision=precision,
+            backend=backend,
+            num_frames=record["num_frames"],
+            num_tokens=record["num_tokens"],
+            graphs=graphs,
+            chain=chain,
+            max_graph_error=max(max(errors.values()) for errors in graphs.values()),
+            max_chain_error=max(row["logits_error"] for row in chain),
+            min_mask_iou=min(row["mask_iou"] for row in chain),
+            mean_mask_iou=float(np.mean([row["mask_iou"] for row in chain])),
+            bounds=BOUNDS[precision],
+        )
 
     @property
     def passed(self) -> bool:
-        """Whether graphs and masks are within the stated bounds."""
-        return self.max_graph_error <= MAX_RELATIVE_ERROR and self.min_mask_iou >= MIN_MASK_IOU
+        """Whether graphs and masks are within the bounds of the precision."""
+        return (
+            self.max_graph_error <= self.bounds.max_relative_error
+            and self.min_mask_iou >= self.bounds.min_mask_iou
+        )
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -94,18 +127,8 @@ def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity
         backend = engine.backend
         chain = _run_chain(engine, tensors, record)
     graphs = _run_graphs(bundle, variant, backend, tensors)
-    return Parity(
-        variant=variant,
-        backend=backend,
-        num_frames=record["num_frames"],
-        num_tokens=record["num_tokens"],
-        graphs=graphs,
-        chain=chain,
-        max_graph_error=max(max(errors.values()) for errors in graphs.values()),
-        max_chain_error=max(row["logits_error"] for row in chain),
-        min_mask_iou=min(row["mask_iou"] for row in chain),
-        mean_mask_iou=float(np.mean([row["mask_iou"] for row in chain])),
-    )
+    precision = bundle.manifest.variants[variant].precision
+    return Parity.of(variant, precision, backend, record, graphs, chain)
 
 
 def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:

@@ -29,10 +29,21 @@ def compare_in_process(bundle: Path, reference: Path, variant: str | None = None
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """Return the figures in one line."""
+    """Return the figures of a comparison, or of a range audit, in one line."""
+    if "max_abs" in figures:
+        return _range_verdict(figures)
     state = "passed" if figures["passed"] else "FAILED"
     return (
         f"parity {state}: worst relative error {figures['max_graph_error']:.1e} per graph, "
-        f"{figures['max_chain_error']:.1e} over the chain; "
-        f"mask IoU at least {figures['min_mask_iou']:.6f}"
+        f"{figures['max_chain_error']:.1e} over the chain; mask IoU at least "
+        f"{figures['min_mask_iou']:.6f} ({figures['variant']} on {figures['backend']})"
+    )
+
+
+def _range_verdict(figures: dict[str, Any]) -> str:
+    state, largest = "passed" if figures["passed"] else "FAILED", figures["largest"][0]
+    return (
+        f"range {state}: largest of {figures['num_tensors']} fp16 tensors {largest['max_abs']:.4g} "
+        f"({largest['tensor']}, {largest['operator']} of {largest['module'] or largest['graph']}), "
+        f"at most {figures['bound']:.0f} allowed"
     )

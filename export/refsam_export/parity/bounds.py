@@ -1,0 +1,20 @@
+"""How far a variant may be from the PyTorch reference, by its precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Largest relative error of a graph run alone, least mask IoU of any frame of the chain."""
+
+    max_relative_error: float
+    min_mask_iou: float
+
+
+BOUNDS = {
+    "fp32": Bounds(1e-4, 0.999),
+    "fp16": Bounds(5e-3, 0.99),
+    "bf16": Bounds(5e-2, 0.95),
+}

@@ -1,0 +1,90 @@
+"""Element types inside an ONNX graph, derived from its inputs, its weights and its operators.
+
+What a file claims about the tensors between its nodes (`value_info`) is not read: it may be absent
+or wrong, and the operators' own rules suffice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+UNKNOWN = ""
+"""Type of what no rule knows: results of control flow, and of tensors that nothing defines."""
+
+
+class OnnxNode(NamedTuple):
+    """One node, as far as types depend on it.
+
+    `declared` is the type that an attribute names: of `Cast` its `to`, of `Constant` and
+    `ConstantOfShape` that of the value; else empty.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    declared: str
+
+
+_FIXED = {
+    **dict.fromkeys(("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape", "Size"), "int64"),
+    **dict.fromkeys(
+        (
+            "And",
+            "Equal",
+            "Greater",
+            "GreaterOrEqual",
+            "IsInf",
+            "IsNaN",
+            "Less",
+            "LessOrEqual",
+            "Not",
+            "Or",
+            "Xor",
+        ),
+        "bool",
+    ),
+    **dict.fromkeys(("If", "Loop", "Scan"), UNKNOWN),
+}
+# Of all others the first input has the type of the outputs.
+_DECIDING_INPUT = {
+    "CastLike": 1,
+    "DequantizeLinear": 1,
+    "OneHot": 2,
+    "QuantizeLinear": 2,
+    "Where": 1,
+}
+_DEFAULTS = {"ConstantOfShape": "float32", "QuantizeLinear": "uint8"}
+_INDEX_OUTPUTS = {("MaxPool", 1), ("TopK", 1)}
+
+
+def count_types(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> Counter[tuple[str, str]]:
+    """Count nodes by operator type and by the element type of their first output.
+
+    Args:
+        nodes: in topological order.
+        known: tensor -> type, of the graph's inputs and weights.
+    """
+    types = dict(known)
+    found: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        dtype = _output_type(node, types)
+        for index, name in enumerate(node.outputs):
+            types[name] = "int64" if (node.op_type, index) in _INDEX_OUTPUTS else dtype
+        found[node.op_type, dtype] += 1
+    return found
+
+
+def _output_type(node: OnnxNode, types: Mapping[str, str]) -> str:
+    if node.declared:
+        return node.declared
+    if node.op_type in _FIXED:
+        return _FIXED[node.op_type]
+    index = _DECIDING_INPUT.get(node.op_type, 0)
+    if index < len(node.inputs) and node.op_type != "ConstantOfShape":
+        return types.get(node.inputs[index], UNKNOWN)
+    return _DEFAULTS.get(node.op_type, UNKNOWN)
+
+
+__all__ = ["UNKNOWN", "OnnxNode", "count_types"]

@@ -1,0 +1,87 @@
+"""Floating-point operations counted by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser, shape_inference
+
+from refsam_export.flops import count_flops
+from refsam_trt.errors import InternalError
+from refsam_trt.families.base import GraphSpec, TensorSpec
+
+TEXT = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[M, 2, 8, 8] image) => (float[M, 6, 4] out)
+<float[4, 2, 3, 3] conv_w = {%s}, float[4, 6, 2, 2] up_w = {%s}, float[4, 5] gemm_w = {%s}>
+{
+    c = Conv <strides = [4, 4]> (image, conv_w)
+    half = Cast <to = 10> (c)
+    cells = Constant <value_ints = [1, 4, 4]> ()
+    flat = Reshape (half, cells)
+    turned = Transpose <perm = [0, 2, 1]> (flat)
+    scores = MatMul (turned, flat)
+    soft = Softmax (scores)
+    wide = Cast <to = 1> (soft)
+    four = Constant <value_ints = [-1, 4]> ()
+    rows = Reshape (wide, four)
+    g = Gemm (rows, gemm_w)
+    up = ConvTranspose <strides = [2, 2]> (c, up_w)
+    e = Einsum <equation = "bqk,bdk->bqd"> (wide, wide)
+    start = Constant <value_ints = [0, 0]> ()
+    end = Constant <value_ints = [6, 1]> ()
+    axes = Constant <value_ints = [1, 2]> ()
+    cut = Slice (up, start, end, axes)
+    out = Squeeze (cut, two)
+}"""
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> tuple[Path, GraphSpec]:
+    sizes = (4 * 2 * 3 * 3, 4 * 6 * 2 * 2, 4 * 5)
+    model = parser.parse_model(TEXT % tuple(", ".join(["1"] * size) for size in sizes))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "two"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    path = tmp_path / "graph.onnx"
+    onnx.save_model(shape_inference.infer_shapes(model, strict_mode=True, data_prop=True), path)
+    spec = GraphSpec(
+        (TensorSpec("image", "float32", ("M", 2, 8, 8), "frame"),),
+        (TensorSpec("out", "float32", ("M", 6, 4), "frame"),),
+    )
+    return path, spec
+
+
+def test_products_count_twice_their_terms_and_others_once_a_value(
+    graph: tuple[Path, GraphSpec],
+) -> None:
+    conv = 2 * (4 * 2 * 2) * (2 * 3 * 3)
+    up = 2 * (4 * 2 * 2) * (6 * 2 * 2)
+    gemm, einsum = 2 * (4 * 5) * 4, 2 * 4 * 4 * 4
+    matmul, softmax = 2 * (4 * 4) * 4, 4 * 4
+    assert count_flops(*graph) == {
+        "float16": matmul + softmax,
+        "float32": conv + up + gemm + einsum,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dim", "size"), [("num_m", 1), ("4*num_n + 4", 68), ("N+1", 17), ("num_b*num_n", 16)]
+)
+def test_symbolic_sizes(graph: tuple[Path, GraphSpec], dim: str, size: int) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    (soft,) = (value for value in model.graph.value_info if value.name == "soft")
+    soft.type.tensor_type.shape.dim[1].dim_param = dim
+    onnx.save_model(model, path)
+    assert count_flops(path, spec)["float16"] == 2 * (4 * 4) * 4 + size * 4
+
+
+@pytest.mark.parametrize("dim", ["unk__3", "num_n // 2", ""])
+def test_an_unknown_shape_is_a_bug(graph: tuple[Path, GraphSpec], dim: str) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    (soft,) = (value for value in model.graph.value_info if value.name == "soft")
+    soft.type.tensor_type.shape.dim[1].dim_param = dim
+    onnx.save_model(model, path)
+    with pytest.raises(InternalError, match="no shape known of soft, at the Softmax node"):
+        count_flops(path, spec)
