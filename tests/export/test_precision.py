@@ -11,11 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, defs
-from reference_models import image_of, loaded, model, relative, tokens
+from reference_models import image_of, model, relative, tokens
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from refsam_export.graphs import build_graphs
 from refsam_export.model.image_encoder import L2Norm
 from refsam_export.model.sam import LayerNorm2d
 from refsam_export.onnx_export import export_graph
@@ -364,11 +363,14 @@ class TestRangeAudit:
         assert not torch.isfinite(found[0]).all()
 
 
-def test_the_graphs_share_the_models_weights(programs: dict[str, fx.GraphModule]) -> None:
-    of = loaded("tiny").model
-    modules = build_graphs(of, "optimised", "augmented")
-    name = "encoder.blocks.0.mlp.lin1.weight"
-    assert (
-        programs[IMAGE_ENCODER].get_parameter(name).data_ptr()
-        == modules[IMAGE_ENCODER].get_parameter(name).data_ptr()
-    )
+def test_traced_and_typed_programs_share_what_does_not_change() -> None:
+    """`torch.export` copies weights, under one name where a module holds them under two."""
+    module = Small()
+    module.first = module.qkv
+    program = trace(module, SPEC, LIMITS)
+    own = {parameter.data_ptr() for parameter in module.parameters()}
+    assert {parameter.data_ptr() for parameter in program.parameters()} <= own
+    typed = typed_module(program, FP16)
+    kept = [p for p in typed.parameters() if p.dtype == torch.float32]
+    assert len(kept) == 4  # of the two norms
+    assert {parameter.data_ptr() for parameter in kept} <= own
