@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from refsam_engines.inspect import report_on
-from refsam_engines.network import check_precision, check_tensors, count_types, parse_graph
+from refsam_engines.network import (
+    check_precision,
+    check_tensors,
+    count_types,
+    parse_graph,
+    stated_types,
+)
 from refsam_trt.atomic import atomic_path
 from refsam_trt.backends.trt_flavour import Flavour
 from refsam_trt.backends.trt_log import TrtLog, make_logger
@@ -44,13 +50,12 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class GraphSource:
-    """What a plan is built from; `stated` as in `network.check_precision`."""
+    """What a plan is built from; `precision` is what the graph itself states."""
 
     path: Path
     spec: GraphSpec
     precision: str
     profiles: Mapping[str, Profile]
-    stated: dict[str, dict[str, int]] | None = None
 
 
 def build_plan(
@@ -74,7 +79,7 @@ def build_plan(
     parse_graph(flavour, network, logger, log, source.path)
     layers = count_types(network)
     check_tensors(source.path, network, source.spec)
-    check_precision(source.path, source.precision, layers, source.stated)
+    check_precision(source.path, source.precision, layers, stated_types(source.path))
     config = _config(flavour, builder, source, options)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -14,6 +14,7 @@ from refsam_trt.backends.trt_flavour import Flavour
 from refsam_trt.backends.trt_log import TrtLog
 from refsam_trt.errors import PlanBuildError
 from refsam_trt.families.base import GraphSpec
+from refsam_trt.onnx_reader import summarise_onnx
 
 _FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}
 _ALL_FLOATS = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
@@ -43,6 +44,14 @@ def parse_graph(flavour: Flavour, network: Any, logger: Any, log: TrtLog, path: 
             f"{'; '.join(problems) or log.errors()}; export the bundle with another --attention or "
             "--precision, or use a newer TensorRT"
         )
+
+
+def stated_types(path: Path) -> dict[str, dict[str, int]]:
+    """Return per operator and element type how many nodes an ONNX file has, without TensorRT."""
+    found: dict[str, dict[str, int]] = {}
+    for (operator, dtype), count in summarise_onnx(path).typed_nodes.items():
+        found.setdefault(operator, {})[dtype] = count
+    return found
 
 
 def count_types(network: Any) -> LayerTypes:
@@ -75,16 +84,16 @@ def check_tensors(path: Path, network: Any, spec: GraphSpec) -> None:
 
 
 def check_precision(
-    path: Path, precision: str, found: LayerTypes, stated: dict[str, dict[str, int]] | None
+    path: Path, precision: str, found: LayerTypes, stated: dict[str, dict[str, int]]
 ) -> None:
     """Refuse a network whose arithmetic is not of the precision that the bundle states.
 
     Args:
         path: of the ONNX file, for the message.
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: of the graph, `fp32`, `fp16` or `bf16`; its nodes were held to that when the
+            bundle was opened.
         found: what `count_types` returned.
-        stated: number of nodes per ONNX operator and ONNX type, as the bundle's manifest has them;
-            None where it has none, in which case only forbidden types are looked for.
+        stated: what `stated_types` returned.
 
     Raises:
         PlanBuildError: another floating-point type occurs, or the numbers differ.
@@ -93,21 +102,19 @@ def check_precision(
     used = {dtype for types in found.values() for dtype in types} & _ALL_FLOATS
     if wrong := sorted(used - allowed):
         raise PlanBuildError(
-            f"{path}: the graph computes in {', '.join(wrong)}, but its variant is called "
+            f"{path}: the graph computes in {', '.join(wrong)}, but states "
             f"{precision}; export the bundle anew with refsam-export"
         )
-    if stated is None:
-        return
     for layer, operators in ARITHMETIC.items():
         expected: Counter[str] = Counter()
         for operator in operators:
             for dtype, count in stated.get(operator, {}).items():
-                expected[_TYPES[dtype]] += count
+                expected[_TYPES.get(dtype, dtype)] += count
         if dict(expected) != found.get(layer, {}):
             raise PlanBuildError(
                 f"{path}: TensorRT parsed {layer} layers of types {found.get(layer, {})}, the "
-                f"bundle's manifest says {dict(expected)}: this {precision} variant is not what it "
-                "is called; export the bundle anew with refsam-export"
+                f"graph has {dict(expected)}: the plan would not be {precision} as the graph is; "
+                "use another version of TensorRT, or export the bundle anew with refsam-export"
             )
 
 
@@ -130,4 +137,5 @@ __all__ = [
     "check_tensors",
     "count_types",
     "parse_graph",
+    "stated_types",
 ]

@@ -148,7 +148,7 @@ class _Work:
         source = GraphSource(
             self._bundle.verify_file(entry.file),
             entry.spec,
-            self._variant.precision,
+            entry.precision,
             profiles,
         )
         report = build_plan(self._flavour, source, self._options, target)

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from refsam_engines.network import check_precision, check_tensors, count_types
+from refsam_engines.network import check_precision, check_tensors, count_types, stated_types
 from refsam_trt.errors import PlanBuildError
 from refsam_trt.families.base import GraphSpec, TensorSpec
 
@@ -61,7 +63,7 @@ def test_other_tensors_than_the_manifests_are_refused():
 )
 def test_types_that_a_precision_does_not_allow_are_refused(precision: str, dtype: str):
     expected = (
-        f"image_encoder.onnx: the graph computes in {dtype}, but its variant is called "
+        f"image_encoder.onnx: the graph computes in {dtype}, but states "
         f"{precision}; export the bundle anew with refsam-export"
     )
     with pytest.raises(PlanBuildError, match=f"^{re.escape(expected)}$"):
@@ -73,13 +75,31 @@ def test_an_fp16_variant_that_computes_in_fp32_is_refused():
     check_precision(PATH, "fp16", {"MATRIX_MULTIPLY": {"FLOAT": 1, "HALF": 4}}, stated)
     expected = (
         "image_encoder.onnx: TensorRT parsed MATRIX_MULTIPLY layers of types {'FLOAT': 5}, the "
-        "bundle's manifest says {'HALF': 4, 'FLOAT': 1}: this fp16 variant is not what it is "
-        "called; export the bundle anew with refsam-export"
+        "graph has {'HALF': 4, 'FLOAT': 1}: the plan would not be fp16 as the graph is; use "
+        "another version of TensorRT, or export the bundle anew with refsam-export"
     )
     with pytest.raises(PlanBuildError, match=f"^{re.escape(expected)}$"):
         check_precision(PATH, "fp16", {"MATRIX_MULTIPLY": {"FLOAT": 5}}, stated)
 
 
-def test_a_convolution_that_the_manifest_does_not_know_is_refused():
+def test_nodes_are_counted_by_operator_and_type(tmp_path: Path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "h"], ["a"]),
+        helper.make_node("MatMul", ["x", "x"], ["b"]),
+        helper.make_node("MatMul", ["a", "a"], ["c"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
+    outputs = [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 2])]
+    graph = helper.make_graph(nodes, "g", [x], outputs)
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "g.onnx")
+    assert stated_types(tmp_path / "g.onnx") == {
+        "Cast": {"float16": 1},
+        "MatMul": {"float16": 2, "float32": 1},
+    }
+
+
+def test_a_convolution_that_the_graph_does_not_have_is_refused():
     with pytest.raises(PlanBuildError, match="parsed CONVOLUTION layers of types"):
         check_precision(PATH, "fp16", {"CONVOLUTION": {"HALF": 1}}, {})

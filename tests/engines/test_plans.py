@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import fake_bundle
+import half_bundle
 import msgspec
 import pytest
 from rtx_probe import needs_rtx
 
+from refsam_engines import build
 from refsam_engines.build import BuildOptions
 from refsam_engines.inspect import report_lines
 from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
@@ -216,6 +218,29 @@ def test_a_graph_that_tensorrt_does_not_know_is_refused_with_the_node(tmp_path: 
     with pytest.raises(PlanBuildError) as refused:
         build_plans(request(folder, tmp_path / "plans"), lambda line: None)
     assert re.search(r"image_encoder.onnx: tensorrt-rtx 1.*cannot", str(refused.value))
+    assert not (tmp_path / "plans").exists()
+
+
+def test_fp16_plans_multiply_in_fp16(tmp_path: Path):
+    folder = half_bundle.make_half_precision(fake_bundle.make_bundle(tmp_path / "bundle"))
+    half = PlanRequest(folder, tmp_path / "plans", "tensorrt-rtx", "fp16")
+    manifest = build_plans(half, lambda line: None).manifest
+    step = manifest.graphs["decoder_step"]
+    assert step.report.layers["MATRIX_MULTIPLY"] == {"HALF": 1}
+    assert {tensor.dtype for tensor in step.spec.outputs} == {"float16"}
+
+
+def test_a_graph_that_is_parsed_into_other_types_is_refused(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counted = build.count_types
+
+    def wide_as_half(network: object) -> dict[str, dict[str, int]]:
+        return {**counted(network), "CONVOLUTION": {}}
+
+    monkeypatch.setattr(build, "count_types", wide_as_half)
+    with pytest.raises(PlanBuildError, match=r"CONVOLUTION layers of types \{\}, the graph has"):
+        build_plans(request(bundle_folder, tmp_path / "plans"), lambda line: None)
     assert not (tmp_path / "plans").exists()
 
 
