@@ -10,12 +10,13 @@ import click
 
 from refsam_trt.atomic import atomic_path
 from refsam_trt.progress import Progress
+from refsam_trt.shipped import bundle_folder
 
 _FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("bundle", type=_FOLDER)
+@click.argument("bundle")
 @click.option("--precision", type=click.Choice(["fp16", "bf16"]), default="fp16")
 @click.option("--source", type=_FOLDER, help="Folder of the PyTorch weights; checked by hash.")
 @click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Synthetic videos.")
@@ -28,7 +29,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--seed", default=900_000, help="Of the videos; 900000 and up are for evaluation.")
 @click.option("--output", type=_FOLDER, help="JSON file to write as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def precision(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+def precision(bundle: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Judge a bundle's half graphs: range, rounding, and ONNX Runtime as a smoke test.
 
     PyTorch runs the graphs in fp32 and notes the largest value of every fp16 tensor, then runs them
@@ -38,7 +39,7 @@ def precision(bundle: Path, output: Path | None, as_json: bool, **options: Any) 
     """
     from refsam_bench.precision import PrecisionRequest, measure_precision
 
-    request = PrecisionRequest(bundle=bundle, **options)
+    request = PrecisionRequest(bundle=bundle_folder(bundle), **options)
 
     def report(line: str) -> None:
         click.echo(f"refsam-bench: {line}", err=True)
