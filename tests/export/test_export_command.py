@@ -83,9 +83,9 @@ def test_output_for_people(call: Commands, place: Path) -> None:
     assert done.code == 0
     assert done.err.splitlines()[:5] == [
         "refsam-export: loading weights for tiny",
-        "refsam-export: exporting image_encoder",
-        "refsam-export: exporting text_encoder",
-        "refsam-export: exporting decoder_step",
+        "refsam-export: exporting image_encoder in fp32",
+        "refsam-export: exporting text_encoder in fp32",
+        "refsam-export: exporting decoder_step in fp32",
         "refsam-export: running the PyTorch reference over 3 frames",
     ]
     assert "refsam-export: parity passed: worst relative error " in done.message
