@@ -40,7 +40,7 @@ command.add_command(precision)
 @click.option(
     "--tolerance",
     type=float,
-    help="Of --bisect: the largest relative error that is no difference.  [default: 1e-4]",
+    help="Of --bisect: largest relative error that is no difference.  [default: parity's bound]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def parity(

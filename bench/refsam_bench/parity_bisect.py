@@ -18,7 +18,8 @@ from refsam_bench.graph_values import OnnxGraph, Polygraphy, TorchProgram
 from refsam_bench.reference_runs import GraphRun, reference_runs
 from refsam_export.checkpoint import LoadedModel
 from refsam_export.graphs import build_graphs
-from refsam_export.parity.compare import MAX_RELATIVE_ERROR, NOT_FINITE
+from refsam_export.parity.bounds import BOUNDS
+from refsam_export.parity.compare import NOT_FINITE
 from refsam_export.source import load_source
 from refsam_trt.backends.base import Context
 from refsam_trt.backends.select import AUTO, open_backend
@@ -83,19 +84,21 @@ def bisect_parity(
         source: folder of the PyTorch weights; None takes those inside the bundle.
         variant: which graphs; None takes the bundle's default.
         num_frames: length of the chain.
-        tolerance: the largest relative error that is no difference; None is parity's bound.
+        tolerance: the largest relative error that is no difference; None is parity's bound for the
+            precision of the variant.
         report: called with one line per stage.
 
     Raises:
         MissingExtraError: Polygraphy is not installed.
         UsageError: the tolerance is not between 0 and 1.
     """
-    tolerance = MAX_RELATIVE_ERROR if tolerance is None else tolerance
-    if not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance}: expected a number between 0 and 1, such as 1e-4")
     polygraphy = Polygraphy.load()
     bundle = open_bundle(folder)
     name = choose_variant(bundle.manifest, variant)
+    if tolerance is None:
+        tolerance = BOUNDS[bundle.manifest.variants[name].precision].max_relative_error
     report("loading the PyTorch weights")
     loaded = load_source(bundle, source)
     runs = reference_runs(loaded, bundle.manifest, name, num_frames)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fake_bundle
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +15,7 @@ import reference_models
 from changed_bundles import changed_bundle
 from commands_in_process import Commands
 from exported import exported
+from half_bundle import make_half_precision
 from safetensors.numpy import load_file
 
 import refsam_bench.parity_bisect as parity_bisect
@@ -225,6 +227,16 @@ class TestOfTheCommand:
         assert done.message == (
             "Error: --tolerance belongs to --bisect; the bounds of parity are fixed"
         )
+
+
+def test_half_graphs_have_a_tolerance_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = make_half_precision(fake_bundle.make_bundle(tmp_path / "half"))
+    monkeypatch.setattr(parity_bisect, "load_source", lambda *_: None)
+    monkeypatch.setattr(parity_bisect, "reference_runs", lambda *_: iter(()))
+    assert find(half).tolerance == 5e-3
+    assert find(half, tolerance=1e-3).tolerance == 1e-3
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1e-4, 1.0, float("nan"), float("inf")])
