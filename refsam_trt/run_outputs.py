@@ -176,11 +176,11 @@ def _result_entry(text: str, result: Result) -> dict[str, Any]:
 def _drawn(done: FinishedFrame, target: OutputTarget) -> NDArray[np.uint8]:
     masks = [result.mask for result in done.results]
     drawn = draw(done.frame, masks, target.expressions, colors_for(len(masks)))
-    return _with_banner(drawn, RANDOM_CAPTION) if target.is_random else drawn
+    return with_banner(drawn, RANDOM_CAPTION) if target.is_random else drawn
 
 
-def _with_banner(frame: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """Return the frame with a line of white on black at its bottom, as wide as fits."""
+def with_banner(frame: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """Return the frame, uint8 [H, W, 3], with a line of white on black at its bottom."""
     image = Image.fromarray(frame)
     canvas = ImageDraw.Draw(image)
     width_per_px = canvas.textlength(text, ImageFont.load_default(100)) / 100

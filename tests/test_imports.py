@@ -8,6 +8,7 @@ import pytest
 HEAVY = (
     "av",
     "cuda",
+    "jinja2",
     "onnx",
     "onnx_ir",
     "onnxruntime",

@@ -20,6 +20,8 @@ PACKAGES = {
     "refsam_train",
 }
 
+PAGE_FILES = ("report.html", "parts.html", "report.css")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +43,11 @@ def test_wheel_holds_exactly_our_packages(wheel: Path):
 
 def test_wheel_holds_every_file_the_code_reads(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = ("refsam_trt/py.typed", "refsam_export/assets/nano_tokenizer.json")
+    kept = (
+        "refsam_trt/py.typed",
+        "refsam_export/assets/nano_tokenizer.json",
+        *(f"refsam_bench/report/page_files/{name}" for name in PAGE_FILES),
+    )
     assert not [name for name in kept if name not in names]
 
 

@@ -10,6 +10,7 @@ import click
 
 from refsam_bench.accuracy_command import accuracy
 from refsam_bench.precision_command import precision
+from refsam_bench.report_command import report
 from refsam_trt.commands import run_command
 from refsam_trt.progress import Progress
 from refsam_trt.shipped import bundle_folder
@@ -29,6 +30,7 @@ def command() -> None:
 
 command.add_command(accuracy)
 command.add_command(precision)
+command.add_command(report)
 
 
 @command.command()

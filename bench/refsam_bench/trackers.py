@@ -17,6 +17,7 @@ from refsam_trt.preprocess import Preprocessor
 
 Frames: TypeAlias = Iterable[NDArray[np.uint8]]
 Masks: TypeAlias = list[NDArray[np.bool_]]
+Logits: TypeAlias = list[NDArray[np.float32]]
 
 Memory = Literal["kept", "forgotten"]
 """`forgotten`: no frame sees a track token, as if every frame were the first."""
@@ -27,6 +28,13 @@ class Tracker(Protocol):
 
     def track(self, frames: Frames, texts: Sequence[str], memory: Memory) -> Iterator[Masks]:
         """Yield per frame one bool mask [H, W] per expression, in their order."""
+
+
+class LogitTracker(Tracker, Protocol):
+    """A tracker that also gives what its masks are decided from."""
+
+    def logits(self, frames: Frames, texts: Sequence[str]) -> Iterator[Logits]:
+        """Yield per frame the logits, float32 [H, W], of each expression, in their order."""
 
 
 class EngineTracker:
@@ -48,6 +56,14 @@ class EngineTracker:
                     for expression_id in ids:
                         video.reset_track(expression_id)
 
+    def logits(self, frames: Frames, texts: Sequence[str]) -> Iterator[Logits]:
+        """Yield the logits of every frame (see `LogitTracker`)."""
+        with self._engine.open_video() as video:
+            for text in texts:
+                video.add_expression(text)
+            for frame in frames:
+                yield [result.logits for result in video.step(frame)]
+
 
 class ReferenceTracker:
     """The PyTorch reference in SAM's own form, each expression alone and unpadded."""
@@ -63,6 +79,14 @@ class ReferenceTracker:
     ) -> Iterator[Masks]:
         """Yield the masks of every frame (see `Tracker`)."""
         _check(memory)
+        for logits in self._logits(frames, texts, memory):
+            yield [mask_from_logits(plane) for plane in logits]
+
+    def logits(self, frames: Frames, texts: Sequence[str]) -> Iterator[Logits]:
+        """Yield the logits of every frame (see `LogitTracker`)."""
+        return self._logits(frames, texts, "kept")
+
+    def _logits(self, frames: Frames, texts: Sequence[str], memory: Memory) -> Iterator[Logits]:
         embedded = [self._embed(text) for text in texts]
         tokens: list[torch.Tensor | None] = [None] * len(texts)
         preprocessor: Preprocessor | None = None
@@ -70,13 +94,13 @@ class ReferenceTracker:
             if preprocessor is None:
                 preprocessor = Preprocessor(frame.shape[:2], self._preprocess)
                 postprocessor = Postprocessor(preprocessor.geometry, self._low_res_hw)
-            masks: Masks = []
+            planes: Logits = []
             with torch.no_grad():
                 features = self._model.encode_image(torch.from_numpy(preprocessor(frame)))
                 for index, text in enumerate(embedded):
-                    logits, tokens[index] = self._step(features, text, tokens[index])
-                    masks.append(mask_from_logits(postprocessor.logits(logits)))
-            yield masks
+                    low_res, tokens[index] = self._step(features, text, tokens[index])
+                    planes.append(postprocessor.logits(low_res))
+            yield planes
             if memory == "forgotten":
                 tokens = [None] * len(texts)
 

@@ -1,0 +1,164 @@
+"""Runs everything a report needs, and returns it as one JSON object with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from refsam_bench.report.data_sets import open_data_set
+from refsam_bench.report.outcome import Dataset, Outcome
+from refsam_bench.report.pictures import Panel, draw_row
+from refsam_bench.report.record import (
+    candidate_entry,
+    choose_examples,
+    choose_worst,
+    head,
+    not_run_entry,
+    reference_entry,
+    shown_frame,
+)
+from refsam_bench.report.request import ReportRequest
+from refsam_bench.report.sides import (
+    Candidate,
+    Reference,
+    can_load,
+    find_sides,
+    needs_folder,
+    open_engine,
+    open_reference,
+)
+from refsam_bench.speed import SpeedRequest, measure_speed
+from refsam_trt.backends.select import open_backend
+from refsam_trt.errors import BackendError, InternalError
+
+
+class Steps(Protocol):
+    """Counts the steps of one piece of work."""
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        """Advance."""
+
+
+ShowProgress = Callable[[str, int], AbstractContextManager[Steps]]
+"""(what is being done, number of steps) -> something that counts them."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """`record`: ready for `json.dumps`. `pictures`: data URIs by the names the record uses."""
+
+    record: dict[str, Any]
+    pictures: dict[str, str]
+
+
+def measure_report(request: ReportRequest, show: ShowProgress) -> Report:
+    """Open and check everything, run every side over the data set, time it, choose frames.
+
+    Variants that nobody named and the backend refuses, or that overflow in it, are listed with the
+    reason, as long as another one runs.
+
+    Raises:
+        BackendError: the backend refuses a variant that was named, or all.
+        OutputError: the report could not be written, were it finished.
+        RefsamError: a bundle, the data set or the weights of a reference cannot be used.
+    """
+    request.check_outputs()
+    open_backend(request.backend, request.num_threads).close()
+    references, candidates = find_sides(request)
+    sides: list[Reference | Candidate] = list(references)
+    sides.extend(candidates)
+    dataset = open_data_set(request)
+    outcomes = {r.key: _run_reference(r, dataset, request, show) for r in references}
+    backends: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for c in candidates:
+        try:
+            backends[c.key], outcomes[c.key] = _run_engine(c, dataset, request, show)
+        except BackendError as error:
+            if request.variants or len(refused) + 1 == len(candidates):
+                raise
+            refused[c.key] = str(error)
+    not_run = [not_run_entry(c, refused[c.key]) for c in candidates if c.key in refused]
+    candidates = tuple(c for c in candidates if c.key not in refused)
+    sides = [side for side in sides if side.key not in refused]
+    record = {
+        **head(request, sides),
+        "dataset": _dataset_entry(dataset, outcomes),
+        "references": [reference_entry(r, outcomes[r.key]) for r in references],
+        "candidates": [
+            candidate_entry(c, backends[c.key], outcomes, _time(c, request, show))
+            for c in candidates
+        ],
+        "not_run": not_run,
+    }
+    engines = {c.key: outcomes[c.key] for c in ranking(candidates)}
+    panels = [Panel(side.key, side.label, side.has_random_weights) for side in sides]
+    pictures: dict[str, str] = {}
+    for group, chosen in (
+        ("worst_frames", choose_worst(engines, request.num_worst)),
+        ("examples", choose_examples(engines, request.num_examples)),
+    ):
+        record[group] = []
+        for number, (case, index) in enumerate(chosen):
+            name = f"{group}-{number}"
+            pictures |= draw_row(name, dataset.view(case, index), case, index, outcomes, panels)
+            record[group].append(shown_frame(name, case, index, outcomes))
+    return Report(record, pictures)
+
+
+def ranking(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Return the candidates whose answers decide which frames are shown: the trained, if any."""
+    return [c for c in candidates if not c.has_random_weights] or candidates
+
+
+def _run_reference(
+    reference: Reference, dataset: Dataset, request: ReportRequest, show: ShowProgress
+) -> Outcome:
+    tracker = open_reference(reference, request)
+    with show(f"accuracy of {reference.label}", dataset.num_steps) as steps:
+        return dataset.run(tracker, steps.update)
+
+
+def _run_engine(
+    candidate: Candidate, dataset: Dataset, request: ReportRequest, show: ShowProgress
+) -> tuple[str, Outcome]:
+    with (
+        open_engine(candidate, request) as (backend, tracker),
+        show(f"accuracy of {candidate.label}", dataset.num_steps) as steps,
+    ):
+        return backend, dataset.run(tracker, steps.update)
+
+
+def _time(
+    candidate: Candidate, request: ReportRequest, show: ShowProgress
+) -> dict[str, Any] | None:
+    """Return what `refsam-bench speed` says, beside PyTorch where the bundle's weights are here."""
+    if not request.num_speed_frames:
+        return None
+    bundle = candidate.bundle
+    wanted = SpeedRequest(
+        bundle.folder,
+        source=request.source if needs_folder(bundle) else None,
+        variant=candidate.variant,
+        backend=request.backend,
+        num_frames=request.num_speed_frames,
+        num_threads=request.num_threads,
+        with_reference=can_load(bundle, request.source),
+    )
+    with show(f"speed of {candidate.label}", wanted.num_warmup + wanted.num_frames) as steps:
+        return measure_speed(wanted, steps.update)
+
+
+def _dataset_entry(dataset: Dataset, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    first, *others = outcomes.values()
+    if any(other.content_sha256 != first.content_sha256 for other in others):
+        raise InternalError("the sides were not given the same frames and expressions")
+    return {
+        **dataset.description(),
+        "protocol": first.accuracy["protocol"],
+        "num_expressions": len(first.answers),
+        "num_masks": sum(len(answer.ious) for answer in first.answers.values()),
+        "content_sha256": first.content_sha256,
+    }
