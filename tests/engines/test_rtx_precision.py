@@ -1,0 +1,87 @@
+"""Real fp16 graphs, built by the real TensorRT-RTX: types, fused attention, memory.
+
+They are not proven here, as the exporter would: only their structure counts.
+"""
+
+from pathlib import Path
+
+import pytest
+from reference_models import loaded
+from rtx_probe import needs_rtx
+
+from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.profiles import Sizes, profiles_for
+from refsam_export.exporter import ExportRequest
+from refsam_export.rounded_graphs import trace_graphs
+from refsam_export.variants import write_variants
+from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.errors import PlanBuildError
+from refsam_trt.families.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.plan_manifest import GraphReport
+
+pytestmark = needs_rtx
+
+MAX_NANO_ACTIVATION_BYTES = 20_000_000
+"""Image encoder of nano, fp16, one frame of 256x256: 18 MB with TensorRT-RTX 1.7.1."""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GraphSource]:
+    """The graphs of nano, by name."""
+    folder = tmp_path_factory.mktemp("half")
+    model = loaded("nano").model
+    form = ExportRequest("nano", folder, precisions=("fp16",)).form
+    programs = trace_graphs(model, form.split, form.attention, form.rewrites)
+    written = write_variants(model, programs, form, ("fp16",), folder, lambda line: None)
+    (variant,) = written.variants.values()
+    return {
+        name: GraphSource(
+            written.files[entry.file],
+            entry.spec,
+            entry.precision,
+            profiles_for(entry.spec, Sizes()),
+        )
+        for name, entry in variant.graphs.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reports(
+    sources: dict[str, GraphSource], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, GraphReport]:
+    target = tmp_path_factory.mktemp("plans") / "x.plan"
+    flavour = open_flavour("tensorrt-rtx")
+    built = {n: build_plan(flavour, s, BuildOptions(), target) for n, s in sources.items()}
+    return {name: report for name, report in built.items() if report is not None}
+
+
+def test_every_graph_builds_without_a_precision_warning(reports: dict[str, GraphReport]):
+    assert {name: report.precision_warnings for name, report in reports.items()} == {
+        name: () for name in GRAPHS
+    }
+
+
+def test_products_are_half_and_norms_are_full(reports: dict[str, GraphReport]):
+    for name in (IMAGE_ENCODER, DECODER_STEP):
+        layers = reports[name].layers
+        assert set(layers["MATRIX_MULTIPLY"]) == {"HALF"}
+        assert set(layers["SOFTMAX"]) == set(layers["NORMALIZATION"]) == {"FLOAT"}
+    assert set(reports[IMAGE_ENCODER].layers["CONVOLUTION"]) == {"HALF"}
+    # T5 overflows in fp16.
+    assert set(reports[TEXT_ENCODER].layers["MATRIX_MULTIPLY"]) == {"FLOAT"}
+
+
+def test_attention_is_fused_in_every_block(reports: dict[str, GraphReport]):
+    found = reports[IMAGE_ENCODER]
+    assert (found.num_attention, found.num_fused_attention) == (8, 8)
+    assert found.activation_bytes is not None
+    assert found.activation_bytes <= MAX_NANO_ACTIVATION_BYTES
+
+
+def test_a_graph_that_is_not_what_it_states_is_refused(
+    sources: dict[str, GraphSource], tmp_path: Path
+):
+    source = sources[IMAGE_ENCODER]
+    lying = GraphSource(source.path, source.spec, "fp32", source.profiles)
+    with pytest.raises(PlanBuildError, match="the graph computes in HALF, but states fp32; export"):
+        build_plan(open_flavour("tensorrt-rtx"), lying, BuildOptions(), tmp_path / "x.plan")
