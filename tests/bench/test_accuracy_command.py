@@ -1,7 +1,9 @@
 """`refsam-bench accuracy`: what is run, what is scored, what is refused."""
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +103,31 @@ def test_memory_matters(bundle: Path):
         )
     np.testing.assert_array_equal(kept[0], forgotten[0])
     assert not np.array_equal(kept[2], forgotten[2])
+
+
+def test_forgetting_concerns_every_expression_and_every_frame():
+    """Masks that tell whether their expression has a track token."""
+
+    class Video:
+        def __init__(self) -> None:
+            self.has_track = {}
+
+        def add_expression(self, text: str) -> str:
+            self.has_track[text] = False
+            return text
+
+        def step(self, frame):
+            results = [SimpleNamespace(mask=has_track) for has_track in self.has_track.values()]
+            self.has_track = dict.fromkeys(self.has_track, True)
+            return results
+
+        def reset_track(self, expression_id: str) -> None:
+            self.has_track[expression_id] = False
+
+    engine = SimpleNamespace(open_video=lambda: contextlib.nullcontext(Video()))
+    for memory, later in (("kept", True), ("forgotten", False)):
+        found = list(EngineTracker(engine).track([None] * 3, ["this", "that"], memory))
+        assert found == [[False, False], [later, later], [later, later]]
 
 
 def test_json_of_a_bundle_on_synthetic_videos(bundle: Path, capsys):

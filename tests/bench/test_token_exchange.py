@@ -83,6 +83,32 @@ def test_masks_that_follow_their_tokens_are_exchanged_and_others_are_not(obeys, 
     assert figures["num_with_named_twins"] == len(figures["videos"]) == len(found)
 
 
+class Torn(Session):
+    """Follows the token for the first expression and the words for the second."""
+
+    def step(self, frame):
+        video, index = self.video_of(frame)
+        results = super().step(frame)
+        return [
+            results[0],
+            SimpleNamespace(mask=video.mask(self.named(video, self.texts[1]))[index]),
+        ]
+
+
+class Confused(Session):
+    """Finds the first object for both expressions."""
+
+    def step(self, frame):
+        return [super().step(frame)[0]] * 2
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(Torn, 1.0), (Confused, 0.0)])
+def test_one_twin_alone_neither_keeps_nor_exchanges(kind, kept):
+    torn = SimpleNamespace(open_video=lambda: contextlib.nullcontext(kind(True)))
+    figures = to_json(exchange_tokens(torn, SEED, 1, lambda: None), SEED, 1)
+    assert (figures["kept"], figures["exchanged"]) == (kept, 0.0)
+
+
 def test_twins_look_alike_in_the_end_and_both_are_named():
     for index in range(6):
         video = generate(SEED, index, slice="track", frame_indices=[0])

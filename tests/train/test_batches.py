@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from tiny_training import batch_of, fresh_model, read_tiny, source_of
 
-from refsam_bench.synthetic import TUNE_SEED
+from refsam_bench.synthetic import TUNE_SEED, SyntheticVideo
+from refsam_export.model.config import preset
 from refsam_train import synthetic_clips
 from refsam_train.batches import Place, StepBatches, batches_from
+from refsam_train.cells import cell_labels
 from refsam_train.clips import Batch, Clip, Collator
 from refsam_trt.errors import DatasetError, UsageError
 
@@ -165,3 +170,48 @@ def test_some_rows_of_a_batch_are_the_batch_of_those_expressions(tmp_path: Path)
     for ours, theirs in zip(found.groups, expected.groups, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
         assert torch.equal(ours.masks, theirs.masks)
+
+
+def test_no_sample_is_in_a_step_twice(tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(read_tiny(tmp_path, single_frame_share="0.0"), accumulate=3)
+    keys: list[tuple[int, ...]] = []
+    source: Any = SimpleNamespace(clip=lambda key, num_frames: keys.append(key))
+    for rank in range(2):
+        assert len(StepBatches(recipe, source, lambda clips: None, Place(rank, 2))[1]) == 3  # type: ignore[arg-type,return-value]
+    assert len({key[:-1] for key in keys}) == 1
+    assert sorted(key[-1] for key in keys) == list(range(2 * 3 * 2))
+
+
+def test_masks_and_cell_labels_of_a_clip_are_those_of_its_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every text with the mask of the object that it names, every pose at its frame's time."""
+    made: list[SyntheticVideo] = []
+    whole = synthetic_clips.generate
+
+    def noting(*arguments: Any, **options: Any) -> SyntheticVideo:
+        made.append(whole(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(synthetic_clips, "generate", noting)
+    source = source_of(read_tiny(tmp_path))
+    clips = [source.clip((2, index), 2) for index in range(3)]
+    for video, clip in zip(made, clips, strict=True):
+        assert len(clip.texts) == 2
+        for text, mask in zip(clip.texts, clip.masks, strict=True):
+            (number,) = {e.object_id for e in video.expressions if e.text == text}
+            np.testing.assert_array_equal(mask, video.mask(number))
+        assert clip.shown is not None
+        for row, frame in enumerate(video.frame_indices):
+            for item in video.scene.objects:
+                pose = item.pose_at(frame / 15)
+                found = clip.shown.poses[row, item.object_id].tolist()
+                assert found == pytest.approx((pose.x, pose.y, pose.radius), abs=1e-6)
+    tokenizer: Any = SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[1]))
+    batch = Collator(preset("tiny"), tokenizer)(clips)
+    assert batch.cells is not None
+    for number, clip in enumerate(clips):
+        assert clip.shown is not None
+        expected = cell_labels(clip.shown, preset("tiny").grid_size)
+        for ours, theirs in zip(batch.cells, expected, strict=True):
+            assert torch.equal(ours[:, number], theirs)

@@ -188,3 +188,20 @@ def test_matching_rewards_cells_that_are_parallel_to_their_own_sentence() -> Non
     right = heads.match(embedding, sentences, masks)
     assert right < 0.5 * heads.match(embedding, sentences.flip(0), masks)
     assert heads.match(embedding, sentences, torch.zeros_like(masks)).isfinite()
+
+
+def test_heads_see_the_cell_that_they_speak_of() -> None:
+    """An object in the upper right cell, whose features name its shape; the others say another."""
+    heads = CellHeads(1)
+    with torch.no_grad():
+        heads.heads[0].weight.copy_(torch.eye(*heads.heads[0].weight.shape))
+        heads.heads[0].bias.zero_()
+    label_map = np.zeros((1, 32, 32), np.uint8)
+    label_map[:, :16, 16:] = 1
+    levels = torch.zeros(1, 1, 256, 2, 2)
+    levels[:, :, 2] = 1.0
+    levels[..., 0, 1] = 0.0
+    levels[:, :, 3, 0, 1] = 1.0
+    for shape, share in ((3, 1.0), (2, 0.0)):
+        shown = Shown(label_map, one_object(shape).names, one_object(shape).poses)
+        assert heads(levels, cell_labels(shown, 2))[1].item() == share

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor
 
 from refsam_export.model.config import ModelConfig
 from refsam_export.model.refsam import RefSam
+from refsam_train import forward
 from refsam_train.activation_checkpoints import ForgetfulEncoder
+from refsam_train.cells import CellHeads, CellLabels
 from refsam_train.clips import Batch, Clip, Collator, MaskGroup
 from refsam_train.forward import (
     ClipTraining,
@@ -26,6 +30,7 @@ from refsam_train.forward import (
 from refsam_train.groups import trained_parameters
 from refsam_train.losses import dice_loss
 from refsam_train.recipe import Loss
+from refsam_train.shared_step import FrameSide, TextSide
 
 
 @torch.no_grad()
@@ -114,6 +119,66 @@ def test_low_resolution_masks_are_shares_of_pixels() -> None:
     masks[..., :3, :] = 1
     found = low_res_masks(MaskGroup(torch.tensor([0]), masks, (8, 8)), 8, 4)
     assert found[0, 0, :, 0].tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_low_resolution_masks_of_a_wide_image_end_above_the_padding() -> None:
+    masks = torch.zeros(1, 1, 4, 8, dtype=torch.uint8)
+    masks[..., 2:, :6] = 1
+    found = low_res_masks(MaskGroup(torch.tensor([0]), masks, (4, 8)), 8, 4)
+    expected = torch.zeros(4, 4)
+    expected[1, :3] = 1.0
+    assert torch.equal(found[0, 0], expected)
+
+
+class NotingHeads(CellHeads):
+    """Keeps what is matched."""
+
+    def match(self, embedding: Tensor, sentence: Tensor, named: Tensor) -> Tensor:
+        self.noted = (embedding, sentence, named)
+        return super().match(embedding, sentence, named)
+
+
+def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three clips of two frames with two expressions each, the masks in two groups."""
+    torch.manual_seed(0)
+    frames = FrameSide(torch.zeros(6, 256, 2, 2), torch.randn(6, 2, 256, 2, 2))
+    text = TextSide(torch.randn(6, 3, 256), torch.ones(6, 3), torch.randn(6, 4, 256), torch.ones(6))
+    masks = torch.zeros(2, 6, 32, 32, dtype=torch.uint8)
+    for frame in range(2):
+        for row in range(6):
+            masks[frame, row, 4 * row : 4 * row + 4, 8 * frame : 24] = 1
+    groups = tuple(
+        MaskGroup(torch.tensor(rows), masks[:, rows], (32, 32)) for rows in ([0, 1, 4, 5], [2, 3])
+    )
+    labels = CellLabels(
+        torch.zeros(2, 3, 3, 2, 2, dtype=torch.int64),
+        torch.zeros(2, 3, 16, 2, 2),
+        torch.zeros(2, 3, 5, 2, 2),
+    )
+    images, ids = torch.zeros(2, 3, 3, 32, 32), torch.ones(6, 3, dtype=torch.int64)
+    batch = Batch(images, ids, ids, torch.tensor([0, 0, 1, 1, 2, 2]), groups, labels)
+    model: Any = SimpleNamespace(config=SimpleNamespace(hda_levels=2, image_size=32))
+    training = ClipTraining(model, Loss(resolution="low-res", cells=1.0, decoded=1), bf16=False)
+    training.cell_heads = heads = NotingHeads(2)
+
+    def decoded(model: Any, batch: Batch, frames: FrameSide, text: TextSide) -> Tensor:
+        assert batch.clip_of.tolist() == [0, 1, 2]
+        assert torch.equal(text.words, whole_text.words[[0, 2, 4]])
+        return masks[:, [0, 2, 4], ::4, ::4].float() * 20.0 - 10.0
+
+    whole_text = text
+    monkeypatch.setattr(forward, "encode_frames", lambda *_: frames)
+    monkeypatch.setattr(forward, "encode_texts", lambda *_: text)
+    monkeypatch.setattr(forward, "clip_logits", decoded)
+    result = training(batch)
+    assert result.iou.item() == 1.0
+    embedding, sentence, named = heads.noted
+    for place, row in enumerate([0, 1, 4, 5, 2, 3]):
+        assert torch.equal(embedding[place], frames.levels[row // 2, -1])
+        assert torch.equal(sentence[place], text.text[row, -1])
+        assert torch.equal(named[place], masks[0, row].float())
 
 
 def test_bf16_gives_nearly_the_same_loss(tmp_path: Path) -> None:

@@ -80,3 +80,14 @@ def test_without_a_matrix_rate_no_group_is_muons() -> None:
     weight = nn.Parameter(torch.zeros(3, 4))
     optimiser = optimiser_of({"a.weight": (weight, 1e-3)}, Optimiser(learning_rate=1e-3))
     assert [group["matrix"] for group in optimiser.param_groups] == [False]
+
+
+def test_matrices_of_one_shape_get_their_own_updates() -> None:
+    torch.manual_seed(3)
+    first, second = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3, 5))
+    alone = copy.deepcopy(second)
+    second.grad, first.grad = torch.randn(3, 5), torch.randn(3, 5)
+    alone.grad = second.grad.clone()
+    for members in ([first, second], [alone]):
+        MuonAdamW([{"params": members, "lr": 0.1, "matrix": True}], weight_decay=0.0).step()
+    torch.testing.assert_close(second, alone)

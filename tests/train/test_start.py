@@ -128,3 +128,23 @@ def test_fresh_tensors_start_anew_although_a_file_has_them(tmp_path: Path) -> No
         UsageError, match=r"recipe tiny: fresh: no tensor begins with track_token\."
     ):
         start_model(wrong, sources)
+
+
+def test_only_full_training_scales_what_the_decoder_gets(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    plain = canonical_tensors(
+        start_model(msgspec.structs.replace(recipe, mode="parameter-efficient"), Sources()).model
+    )
+    full = canonical_tensors(fresh_model(recipe).model)
+    scales = {"dense_conv.weight": 8.0, "dense_conv.bias": 0.0}
+    scales |= {f"mask_decoder.{name}.weight": 1 / 16 for name in ("mask_tokens", "iou_token")}
+    first = "mask_decoder.transformer.layers.0.self_attn"
+    scales |= {f"{first}.{side}_proj.weight": 16.0 for side in "qkv"}
+    for name, scale in scales.items():
+        torch.testing.assert_close(full[name], plain[name] * scale)
+        assert plain[name].any()
+    for name in ("image_encoder.pos_embed", "image_encoder.blocks.0.attn.rel_pos_h"):
+        assert full[name].any()
+        assert not plain[name].any()
+    second = f"{first.replace('.0.', '.1.')}.q_proj.weight"
+    assert torch.equal(full[second], plain[second])

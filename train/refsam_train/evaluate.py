@@ -20,7 +20,7 @@ _CLIPS_PER_SLICE = 24
 
 
 class TuningSet:
-    """Fixed clips of the tuning seed: first frames for single-frame training, else whole videos.
+    """Fixed clips of the tuning seed: first frames, or half the frames of videos for clips.
 
     Args:
         data: of the recipe: slices and length of the clips.

@@ -1,4 +1,4 @@
-"""AdamW over the trained parameters, its schedule, and the moving average of the weights."""
+"""AdamW and Muon over the trained parameters, the schedule, the moving average of the weights."""
 
 from __future__ import annotations
 

@@ -1,0 +1,62 @@
+"""One step of the loop and its evaluation, with a loss of known gradient in the model's place."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import fresh_model, read_tiny, source_of
+
+from refsam_train.forward import ClipResult
+from refsam_train.loop import RunOptions, Trainer
+
+NAME = "dense_conv.bias"  # 256 elements: gradients that are all g have the norm 16 g
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = read_tiny(folder, clip_norm="100.0", warmup_steps="0")
+    return Trainer(recipe, fresh_model(recipe), source_of(recipe), RunOptions(folder))
+
+
+def test_gradients_are_means_over_micro_batches_and_clipped(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameter, none, gradients = trainer.state.parameters[NAME], torch.zeros(()), []
+
+    def training(batch: Any) -> ClipResult:
+        return ClipResult(parameter.sum() * batch.gradient, *[none] * 5)
+
+    def noted() -> None:
+        assert parameter.grad is not None
+        gradients.append(parameter.grad.unique().tolist())
+
+    monkeypatch.setattr(trainer, "_training", training)
+    monkeypatch.setattr(trainer.state.optimiser, "step", noted)
+    for pair in ((3.0, 5.0), (30.0, 50.0)):
+        batches: Any = [SimpleNamespace(gradient=gradient) for gradient in pair]
+        for batch in batches:
+            batch.to = lambda device, batch=batch: batch
+        trainer._one_step(batches)
+    assert parameter.grad is None
+    assert gradients == [[pytest.approx(4.0)], [pytest.approx(100.0 / 16, rel=1e-4)]]
+
+
+def test_the_average_is_what_is_evaluated(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def scores(model: Any, device: torch.device) -> dict[str, float]:
+        seen.extend(model.dense_conv.bias.unique().tolist())
+        return {"all": 0.5}
+
+    monkeypatch.setattr(trainer, "_tuning", SimpleNamespace(scores=scores))
+    trainer.state.average[NAME].fill_(7.0)
+    before = trainer.state.parameters[NAME].detach().clone()
+    trainer._evaluate()
+    assert seen == [7.0]
+    assert torch.equal(trainer.state.parameters[NAME], before)
