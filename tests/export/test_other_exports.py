@@ -202,4 +202,4 @@ def test_warnings_come_before_the_work(released_export: Exported, files: Path) -
     first, second, third, *_ = released_export.err.splitlines()
     assert first == "refsam-export: loading weights for tiny"
     assert second.startswith(f"refsam-export: warning: {part}: its adapters are noise: the releas")
-    assert third == "refsam-export: exporting image_encoder"
+    assert third == "refsam-export: exporting image_encoder in fp32"

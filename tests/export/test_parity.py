@@ -20,6 +20,7 @@ from reference_models import loaded, model, relative
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refsam_export.parity.bounds import BOUNDS
 from refsam_export.parity.compare import (
     MAX_RELATIVE_ERROR,
     MIN_MASK_IOU,
@@ -104,7 +105,8 @@ class TestMaskIou:
 
 def parity(**changes: float) -> Parity:
     figures = {"max_graph_error": 0.0, "max_chain_error": 0.0, "min_mask_iou": 1.0}
-    return Parity("v", "b", 5, [3], {}, [], **{**figures, **changes}, mean_mask_iou=1.0)
+    values = {**figures, **changes, "mean_mask_iou": 1.0}
+    return Parity("v", "fp32", "b", 5, [3], {}, [], **values, bounds=BOUNDS["fp32"])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,9 @@ def two(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("two")
     opened = open_bundle(bundle, verify="deferred")
     (sound,) = opened.manifest.variants.values()
-    files = {opened.manifest.tokenizer.file: opened.path(opened.manifest.tokenizer.file)}
+    # `write_bundle` moves what it is given: only copies, other tests use the bundle too.
+    tokenizer = opened.manifest.tokenizer.file
+    files = {tokenizer: Path(shutil.copy(opened.path(tokenizer), base))}
     variants = {}
     for name in ("fp32-sound", "fp32-broken"):
         folder = base / name

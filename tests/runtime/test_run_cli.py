@@ -150,6 +150,7 @@ def test_the_record_says_what_was_run(run, trained, clip, tmp_path):
         "source": str(clip),
         "dataset": None,
         "threshold": 0.5,
+        "track_state_scope": "expression",
         "frames": {"start": 0, "end": 3, "stride": 1},
         "is_complete": True,
         "unseen_words": {},
