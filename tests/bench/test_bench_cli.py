@@ -38,7 +38,7 @@ def without_weights(other: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     manifest = fake_bundle.read_manifest(target)
     source = {"role": "checkpoint", "name": "refsam.safetensors", "size_bytes": 9}
     sources = [{**source, "sha256": "0123456789abcdef" * 4}]
-    manifest["weights"] = {"sources": sources, "random_init_seed": None, "num_random_tensors": 0}
+    manifest["weights"] |= {"sources": sources, "random_init_seed": None, "num_random_tensors": 0}
     fake_bundle.rewrite_manifest(target, manifest)
     return target
 

@@ -225,7 +225,8 @@ class TestOfTheCommand:
         done = call(main, "parity", bundle, "--tolerance", "1e-3")
         assert done.code == 2
         assert done.message == (
-            "Error: --tolerance belongs to --bisect; the bounds of parity are fixed"
+            "refsam-bench: --tolerance belongs to --bisect; the bounds of parity are fixed; "
+            "see refsam-bench parity --help"
         )
 
 

@@ -205,7 +205,7 @@ class TestRefusedVariants:
         with pytest.raises(BackendError, match="no bf16 here"):
             run({"bf16"}, variants=("fp32-augmented-optimised",))
         with pytest.raises(BackendError, match="no bf16 here"):
-            run({"bf16", "bundle-tiny-optimised fp32"})
+            run({"bf16", "bundle-tiny-optimised-fp32 fp32"})
 
 
 class TestOrigin:
@@ -260,7 +260,7 @@ class TestSides:
     def test_bundles_of_the_same_weights_share_a_reference(self, report: Report):
         assert len(report.record["references"]) == 1
         labels = [candidate["label"] for candidate in report.record["candidates"]]
-        assert labels == ["bundle-tiny-optimised fp32", "changed fp32"]
+        assert labels == ["bundle-tiny-optimised-fp32 fp32", "changed fp32"]
 
     def test_bundles_of_other_weights_do_not(self, tmp_path: Path):
         folders = []

@@ -331,7 +331,7 @@ CHANGES = {
     "reduction of an HDA level": ("image_encoder", is_weight("fpn_conv.1.weight"), zero),
     "dense convolution, image half": ("image_encoder", ends("mix_weight"), zero),
     "dense convolution, bias": ("image_encoder", ends("mix_bias"), zero),
-    "dense convolution, language half": ("text_encoder", ends("values"), swap_levels),
+    "dense convolution, language half": ("text_encoder", ends("language"), swap_levels),
     "Cross-Modal MLP of the words": (
         "text_encoder",
         is_weight("resizer.2.weight", turned=(True,)),
