@@ -15,13 +15,15 @@ from refsam_train.clips import Batch, MaskGroup
 from refsam_train.losses import dice_loss, focal_loss, mask_iou
 from refsam_train.recipe import Loss
 from refsam_train.shared_step import FrameSide, TextSide, frame_side, shared_step, text_side
+from refsam_train.whereabouts import Whereabouts, WhereHead, whereabouts
 
 
 @dataclass(frozen=True)
 class ClipResult:
     """What a batch gave. loss: scalar with gradient. The others: means, without gradient.
 
-    cells, shapes: loss and share of right shapes of the auxiliary task, 0 without it.
+    cells, shapes: loss and share of right shapes of the auxiliary task of cells, where: loss of
+    that of track tokens; 0 without it.
     """
 
     loss: Tensor
@@ -30,6 +32,7 @@ class ClipResult:
     iou: Tensor
     cells: Tensor
     shapes: Tensor
+    where: Tensor
 
 
 def encode_frames(model: RefSam, batch: Batch, image_encoder: nn.Module | None = None) -> FrameSide:
@@ -44,7 +47,18 @@ def encode_texts(model: RefSam, batch: Batch) -> TextSide:
 
 
 def clip_logits(model: RefSam, batch: Batch, frames: FrameSide, text: TextSide) -> Tensor:
-    """Return the low-resolution logits of all frames and expressions, float32 [T, E, 4h, 4w].
+    """Return the logits of `follow`."""
+    return follow(model, batch, frames, text)[0]
+
+
+def follow(
+    model: RefSam,
+    batch: Batch,
+    frames: FrameSide,
+    text: TextSide,
+    muted: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decode all frames and expressions, each frame with the track tokens of the one before.
 
     Gradient flows from every frame back through the track tokens to the frames before it.
 
@@ -53,19 +67,37 @@ def clip_logits(model: RefSam, batch: Batch, frames: FrameSide, text: TextSide) 
         batch: clips.
         frames: from `encode_frames`.
         text: from `encode_texts`.
+        muted: bool [E], which expressions are heard in the first frame only; None means none.
+
+    Returns:
+        low-resolution logits, float32 [T, E, 4h, 4w], and the track tokens that every frame gives,
+        [T, E, 256].
     """
     num_frames, num_clips = batch.images.shape[:2]
     track = text.words.new_zeros(len(text.words), EMBED_DIM)
     has_track = torch.zeros(len(track), dtype=torch.bool, device=track.device)
-    logits = []
+    logits, tracks = [], []
     for frame in range(num_frames):
         frame_of = frame * num_clips + batch.clip_of
         low_res, main_mask_token = shared_step(model, frames, frame_of, text, track, has_track)
         logits.append(low_res.float())
-        if frame + 1 < num_frames:
-            track = model.next_track_token(main_mask_token, track, has_track)
-            has_track = torch.ones_like(has_track)
-    return torch.stack(logits)
+        track = model.next_track_token(main_mask_token, track, has_track)
+        tracks.append(track)
+        if frame == 0 and muted is not None:
+            text = _silenced(text, muted)
+        has_track = torch.ones_like(has_track)
+    return torch.stack(logits), torch.stack(tracks)
+
+
+def _silenced(text: TextSide, muted: Tensor) -> TextSide:
+    """Return the text side without a word, nor a sentence, of the muted expressions."""
+    heard = (~muted)[:, None]
+    return TextSide(
+        text.words * heard[..., None],
+        text.word_mask & heard,
+        text.text * heard[..., None],
+        text.values * heard[..., None, None],
+    )
 
 
 def image_logits(logits: Tensor, image_size: int, group: MaskGroup) -> Tensor:
@@ -96,11 +128,19 @@ class ClipTraining(nn.Module):
     """Model and loss as one module, which is what the distributed wrapper needs."""
 
     def __init__(
-        self, model: RefSam, loss: Loss, *, bf16: bool, image_encoder: nn.Module | None = None
+        self,
+        model: RefSam,
+        loss: Loss,
+        *,
+        bf16: bool,
+        image_encoder: nn.Module | None = None,
+        muted_share: float = 0.0,
     ) -> None:
         super().__init__()
+        self._muted_share = muted_share
         self.model = model
         self.cell_heads = CellHeads(model.config.hda_levels) if loss.cells else None
+        self.where_head = WhereHead() if loss.whereabouts else None
         self._loss = loss
         self._bf16 = bf16
         self._image_encoder = image_encoder
@@ -115,12 +155,14 @@ class ClipTraining(nn.Module):
             if self._loss.decoded:
                 rows = batch.first_rows(self._loss.decoded)
                 batch, text = batch.with_rows(rows), TextSide(*(part[rows] for part in text))
-            logits = clip_logits(self.model, batch, frames, text)
+            muted = torch.rand(len(text.words), device=device) < self._muted_share
+            logits, tracks = follow(self.model, batch, frames, text, muted)
+            where = self._where_loss(tracks, batch)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal
-        loss = loss + self._loss.cells * cells
-        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes)))
+        loss = loss + self._loss.cells * cells + self._loss.whereabouts * where
+        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes, where)))
 
     def _cell_loss(self, frames: FrameSide, text: TextSide, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.cell_heads is None or batch.cells is None:
@@ -134,6 +176,14 @@ class ClipTraining(nn.Module):
         order = torch.cat([g.rows for g in batch.groups])
         match = self.cell_heads.match(embedding[order], text.text[order, -1], named)
         return loss + match, shapes
+
+    def _where_loss(self, tracks: Tensor, batch: Batch) -> Tensor:
+        if self.where_head is None:
+            return torch.zeros((), device=batch.images.device)
+        order = torch.cat([g.rows for g in batch.groups])
+        parts = [whereabouts(g.masks) for g in batch.groups]
+        true = Whereabouts(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+        return self.where_head(tracks[:, order], true)  # type: ignore[no-any-return]
 
     def _terms(self, logits: Tensor, group: MaskGroup) -> Tensor:
         image_size = self.model.config.image_size

@@ -30,7 +30,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
 _LOG_EVERY = 10
 _SEED_STRIDE = 1 << 32
-_LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes")
+_LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes", "where")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ class Trainer:
             encoder = ForgetfulEncoder(self._model.image_encoder, blocks)
         with seeded(recipe.seed):
             training = ClipTraining(
-                self._model, recipe.loss, bf16=recipe.precision == "bf16", image_encoder=encoder
+                self._model,
+                recipe.loss,
+                bf16=recipe.precision == "bf16",
+                image_encoder=encoder,
+                muted_share=recipe.data.muted_share,
             )
         return training.to(self._options.device)
 

@@ -29,7 +29,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     all. num_frames: length of a clip. single_frame_share: share of the batches that are single
     frames (num_frames times as many clips), 0 to 1. slices: weights of the slices of synthetic
     videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
-    1. max_stride: synthetic clips take every frame, every second, ... up to this.
+    1. max_stride: synthetic clips take every frame, every second, ... up to this. muted_share:
+    share of expressions that only the first frame of their clip hears, so that the track token
+    alone must lead to the object in the others, 0 to 1.
     augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
     processes that make batches, 0 means the training process itself.
     """
@@ -42,6 +44,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     slices: dict[str, float] = {}
     crowd_share: float = 0.0
     max_stride: int = 3
+    muted_share: float = 0.0
     augmentation: Literal["none", "video", "image"] = "none"
     workers: int = 1
 
@@ -72,7 +75,8 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     compares the decoder's own logits with masks averaged down to them. cells: weight of the
     auxiliary task of `cells.py`, for synthetic videos; 0 means it is left out.
     decoded: how many expressions of a clip the decoder sees, the others are only matched with
-    cells; 0 means all.
+    cells; 0 means all. whereabouts: weight of the auxiliary task of `whereabouts.py`, for square
+    frames; 0 means it is left out.
     """
 
     dice: float = 1.0
@@ -80,6 +84,7 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resolution: Literal["image", "low-res"] = "image"
     cells: float = 0.0
     decoded: int = 0
+    whereabouts: float = 0.0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -214,10 +219,12 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         "optimiser.matrix_rate": optimiser.matrix_rate,
         "loss.cells": recipe.loss.cells,
         "loss.decoded": recipe.loss.decoded,
+        "loss.whereabouts": recipe.loss.whereabouts,
     }
     shares = {
         "data.single_frame_share": data.single_frame_share,
         "data.crowd_share": data.crowd_share,
+        "data.muted_share": data.muted_share,
     }
     return [
         *(
