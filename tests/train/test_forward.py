@@ -163,15 +163,18 @@ def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decod
     training = ClipTraining(model, Loss(resolution="low-res", cells=1.0, decoded=1), bf16=False)
     training.cell_heads = heads = NotingHeads(2)
 
-    def decoded(model: Any, batch: Batch, frames: FrameSide, text: TextSide) -> Tensor:
+    def decoded(
+        model: Any, batch: Batch, frames: FrameSide, text: TextSide, muted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert not muted.any()
         assert batch.clip_of.tolist() == [0, 1, 2]
         assert torch.equal(text.words, whole_text.words[[0, 2, 4]])
-        return masks[:, [0, 2, 4], ::4, ::4].float() * 20.0 - 10.0
+        return masks[:, [0, 2, 4], ::4, ::4].float() * 20.0 - 10.0, torch.zeros(2, 3, 256)
 
     whole_text = text
     monkeypatch.setattr(forward, "encode_frames", lambda *_: frames)
     monkeypatch.setattr(forward, "encode_texts", lambda *_: text)
-    monkeypatch.setattr(forward, "clip_logits", decoded)
+    monkeypatch.setattr(forward, "follow", decoded)
     result = training(batch)
     assert result.iou.item() == 1.0
     embedding, sentence, named = heads.noted

@@ -28,7 +28,7 @@ def test_gradients_are_means_over_micro_batches_and_clipped(
     parameter, none, gradients = trainer.state.parameters[NAME], torch.zeros(()), []
 
     def training(batch: Any) -> ClipResult:
-        return ClipResult(parameter.sum() * batch.gradient, *[none] * 5)
+        return ClipResult(parameter.sum() * batch.gradient, *[none] * 6)
 
     def noted() -> None:
         assert parameter.grad is not None
