@@ -208,7 +208,7 @@ STEPS: dict[str, Step] = {
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
-    **prove_nano.STEPS,
+    **prove_nano.steps(),
 }
 FUZZ = "fuzz"
 

@@ -102,3 +102,11 @@ def test_a_digest_from_before_a_key_existed_is_known(tmp_path: Path) -> None:
 
 def digest_of(content: object) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+def test_whereabouts_are_refused_where_frames_may_not_be_square(tmp_path: Path) -> None:
+    text = (RECIPES / "paper-finetune.toml").read_text() + "\n[loss]\nwhereabouts = 1.0\n"
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"loss\.whereabouts: only synthetic frames are surely sq"):
+        read_recipe(path)

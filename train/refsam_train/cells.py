@@ -11,7 +11,6 @@ shows what the sentence names. The heads are thrown away; the published model do
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -224,9 +223,3 @@ def _share_right(logits: Tensor, places: Tensor) -> Tensor:
     named = places != UNNAMED
     right = (logits.argmax(1) == places) & named
     return right.sum() / named.sum().clamp_min(1)
-
-
-def initial_loss() -> float:
-    """Return the loss of heads whose outputs are all 0, without the poses: what guessing costs."""
-    guess = sum(math.log(size) for size in _NAME_SIZES) / len(_NAME_SIZES)
-    return guess + _SILHOUETTE_WEIGHT * math.log(2.0)

@@ -193,6 +193,8 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
     if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
         problems.append("data.slices: needed for synthetic videos and for them only")
+    if recipe.loss.whereabouts and recipe.data.kind != "synthetic":
+        problems.append("loss.whereabouts: only synthetic frames are surely square; leave it out")
     if recipe.loss.cells and recipe.data.kind != "synthetic":
         problems.append("loss.cells: only synthetic videos tell what cells show; leave it out")
     if problems:
