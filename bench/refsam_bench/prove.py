@@ -23,7 +23,7 @@ import click
 import numpy as np
 import torch
 
-from refsam_bench import prove_nano
+from refsam_bench import prove_nano, prove_plans
 from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_bench.fuzz_record import fuzz_all
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
@@ -208,6 +208,7 @@ STEPS: dict[str, Step] = {
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
+    **prove_plans.STEPS,
     **prove_nano.steps(),
 }
 FUZZ = "fuzz"

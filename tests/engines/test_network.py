@@ -70,6 +70,10 @@ def test_types_that_a_precision_does_not_allow_are_refused(precision: str, dtype
         check_precision(PATH, precision, {"ELEMENTWISE": {dtype: 1, "INT64": 2}}, {})
 
 
+def test_weights_may_be_stored_in_fp16():
+    check_precision(PATH, "fp32", {"CONSTANT": {"HALF": 9}, "CAST": {"FLOAT": 9}}, {})
+
+
 def test_an_fp16_variant_that_computes_in_fp32_is_refused():
     stated = {"MatMul": {"float16": 3}, "Gemm": {"float16": 1, "float32": 1}, "Add": {"float16": 9}}
     check_precision(PATH, "fp16", {"MATRIX_MULTIPLY": {"FLOAT": 1, "HALF": 4}}, stated)
