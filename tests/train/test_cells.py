@@ -147,47 +147,12 @@ def test_heads_are_trained_beside_the_model_and_named_apart(tmp_path: Path) -> N
     training = ClipTraining(loaded.model, Loss(cells=1.0), bf16=False)
     trained = trained_parameters(training, recipe)
     auxiliary = [name for name in trained if name.startswith("auxiliary.")]
-    assert len(auxiliary) == 2 * loaded.model.config.hda_levels + 2
+    assert len(auxiliary) == 2 * loaded.model.config.hda_levels + 2  # scale and bias of matching
     result = training(batch_of(recipe, loaded))
     result.loss.backward()
     assert result.cells.item() > 1.0
     assert all(trained[name][0].grad is not None for name in auxiliary)
     assert not any(name.startswith("cell_heads") for name in loaded.model.state_dict())
-
-
-def test_matching_is_the_cross_entropy_of_cosines_with_covered_cells() -> None:
-    """Against plain sums in float64."""
-    torch.manual_seed(4)
-    heads = CellHeads(1)
-    embedding = torch.nn.functional.normalize(torch.randn(2, 256, 4, 4), dim=1)
-    sentence = torch.nn.functional.normalize(torch.randn(2, 256), dim=1)
-    masks = torch.zeros(2, 32, 32)
-    masks[0, 4:20, 8:16] = 1.0
-    masks[1, :8, :8] = 1.0
-    total = 0.0
-    for row in range(2):
-        for i in range(4):
-            for j in range(4):
-                covered = masks[row, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].double().mean().item()
-                cosine = (embedding[row, :, i, j].double() @ sentence[row].double()).item()
-                chance = 1.0 / (1.0 + math.exp(4.0 - 10.0 * cosine))
-                total -= covered * math.log(chance) + (1.0 - covered) * math.log(1.0 - chance)
-    found = heads.match(embedding, sentence, masks).item()
-    assert found == pytest.approx(0.2 * total / 3.0, rel=1e-5)
-
-
-def test_matching_rewards_cells_that_are_parallel_to_their_own_sentence() -> None:
-    heads = CellHeads(1)
-    sentences = torch.eye(256)[:2]
-    embedding = torch.zeros(2, 256, 2, 2)
-    embedding[:, 7] = 1.0
-    masks = torch.zeros(2, 16, 16)
-    for row, (i, j) in enumerate(((0, 1), (1, 0))):
-        embedding[row, 7, i, j], embedding[row, row, i, j] = 0.0, 1.0
-        masks[row, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8] = 1.0
-    right = heads.match(embedding, sentences, masks)
-    assert right < 0.5 * heads.match(embedding, sentences.flip(0), masks)
-    assert heads.match(embedding, sentences, torch.zeros_like(masks)).isfinite()
 
 
 def test_heads_see_the_cell_that_they_speak_of() -> None:

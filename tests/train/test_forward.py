@@ -17,7 +17,7 @@ from refsam_export.model.config import ModelConfig
 from refsam_export.model.refsam import RefSam
 from refsam_train import forward
 from refsam_train.activation_checkpoints import ForgetfulEncoder
-from refsam_train.cells import CellHeads, CellLabels
+from refsam_train.cells import CellLabels
 from refsam_train.clips import Batch, Clip, Collator, MaskGroup
 from refsam_train.forward import (
     ClipTraining,
@@ -29,6 +29,7 @@ from refsam_train.forward import (
 )
 from refsam_train.groups import trained_parameters
 from refsam_train.losses import dice_loss
+from refsam_train.match import Match
 from refsam_train.recipe import Loss
 from refsam_train.shared_step import FrameSide, TextSide
 
@@ -130,12 +131,12 @@ def test_low_resolution_masks_of_a_wide_image_end_above_the_padding() -> None:
     assert torch.equal(found[0, 0], expected)
 
 
-class NotingHeads(CellHeads):
+class NotingMatch(Match):
     """Keeps what is matched."""
 
-    def match(self, embedding: Tensor, sentence: Tensor, named: Tensor) -> Tensor:
-        self.noted = (embedding, sentence, named)
-        return super().match(embedding, sentence, named)
+    def forward(self, embedding: Tensor, vector: Tensor, named: Tensor) -> Tensor:
+        self.noted = (embedding, vector, named)
+        return super().forward(embedding, vector, named)
 
 
 def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decoded(
@@ -161,7 +162,7 @@ def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decod
     batch = Batch(images, ids, ids, torch.tensor([0, 0, 1, 1, 2, 2]), groups, labels)
     model: Any = SimpleNamespace(config=SimpleNamespace(hda_levels=2, image_size=32))
     training = ClipTraining(model, Loss(resolution="low-res", cells=1.0, decoded=1), bf16=False)
-    training.cell_heads = heads = NotingHeads(2)
+    training.match = match = NotingMatch()
 
     def decoded(
         model: Any, batch: Batch, frames: FrameSide, text: TextSide, muted: Tensor
@@ -177,7 +178,7 @@ def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decod
     monkeypatch.setattr(forward, "follow", decoded)
     result = training(batch)
     assert result.iou.item() == 1.0
-    embedding, sentence, named = heads.noted
+    embedding, sentence, named = match.noted
     for place, row in enumerate([0, 1, 4, 5, 2, 3]):
         assert torch.equal(embedding[place], frames.levels[row // 2, -1])
         assert torch.equal(sentence[place], text.text[row, -1])

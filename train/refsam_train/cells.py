@@ -5,8 +5,7 @@ only after very long: nothing asks for them until the decoder can use them, and 
 So linear heads name shape, colour and pattern of the object in each cell, draw the silhouette
 inside the cell, point to the object's centre and tell its place and size. Silhouette and centre are
 what a shape is made of: with names alone the heads stay at guessing for thousands of images.
-Language begins likewise: a cell's features shall be the more parallel to a sentence's the more it
-shows what the sentence names. The heads are thrown away; the published model does not have them.
+The heads are thrown away; the published model does not have them.
 """
 
 from __future__ import annotations
@@ -43,9 +42,6 @@ _OFFSET_UNIT: Final = 0.125
 _MIDDLE_RADIUS: Final = 0.105
 _PLACE_SCALE: Final = 4.0
 _STEADY: Final = 0.2
-_MATCH_SCALE: Final = 10.0
-_MATCH_BIAS: Final = -4.0
-_MATCH_WEIGHT: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,6 @@ class CellHeads(nn.Module):
         self.heads = nn.ModuleList(
             nn.Linear(EMBED_DIM, sum(self._sizes)) for _ in range(num_levels)
         )
-        self.match_scale = nn.Parameter(torch.tensor(_MATCH_SCALE))
-        self.match_bias = nn.Parameter(torch.tensor(_MATCH_BIAS))
 
     def forward(self, levels: Tensor, labels: CellLabels) -> tuple[Tensor, Tensor]:
         """Return the loss, averaged over levels, and the share of right shapes in the last level.
@@ -184,23 +178,6 @@ class CellHeads(nn.Module):
             )
             right = _share_right(parts[0].detach(), labels.names[:, 0])
         return torch.stack(losses).mean(), right
-
-    def match(self, embedding: Tensor, sentence: Tensor, named: Tensor) -> Tensor:
-        """Return the cross-entropy of telling named cells by the cosine with the sentence.
-
-        It is summed over cells and divided by how many are named.
-
-        Args:
-            embedding: [E, 256, h, w], of unit length along 256.
-            sentence: [E, 256], of unit length.
-            named: float [E, H, W], the masks; a cell is named as far as it is covered.
-        """
-        cosine = (embedding * sentence[..., None, None]).sum(1).float()
-        logits = self.match_scale * cosine + self.match_bias
-        side = named.shape[-1] // logits.shape[-1]
-        target = functional.avg_pool2d(named, side)
-        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-        return entropy / target.sum().clamp_min(1.0) * _MATCH_WEIGHT
 
 
 def _name_loss(parts: Sequence[Tensor], names: Tensor) -> Tensor:

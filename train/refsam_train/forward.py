@@ -13,17 +13,17 @@ from refsam_export.model.refsam import RefSam
 from refsam_train.cells import CellHeads, CellLabels
 from refsam_train.clips import Batch, MaskGroup
 from refsam_train.losses import dice_loss, focal_loss, mask_iou
+from refsam_train.match import Match
 from refsam_train.recipe import Loss
 from refsam_train.shared_step import FrameSide, TextSide, frame_side, shared_step, text_side
-from refsam_train.whereabouts import Whereabouts, WhereHead, whereabouts
 
 
 @dataclass(frozen=True)
 class ClipResult:
     """What a batch gave. loss: scalar with gradient. The others: means, without gradient.
 
-    cells, shapes: loss and share of right shapes of the auxiliary task of cells, where: loss of
-    that of track tokens; 0 without it.
+    cells, shapes: loss (with that of matching sentences) and share of right shapes of the auxiliary
+    task of cells; recall: loss of matching track tokens; 0 without it.
     """
 
     loss: Tensor
@@ -32,7 +32,7 @@ class ClipResult:
     iou: Tensor
     cells: Tensor
     shapes: Tensor
-    where: Tensor
+    recall: Tensor
 
 
 def encode_frames(model: RefSam, batch: Batch, image_encoder: nn.Module | None = None) -> FrameSide:
@@ -124,6 +124,12 @@ def low_res_masks(group: MaskGroup, image_size: int, side: int) -> Tensor:
     return functional.avg_pool2d(masks, image_size // side)
 
 
+def _rows_and_masks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return all rows, group by group, and their masks, float32 [T, E, H, W]: of one size here."""
+    order = torch.cat([group.rows for group in batch.groups])
+    return order, torch.cat([group.masks for group in batch.groups], dim=1).float()
+
+
 class ClipTraining(nn.Module):
     """Model and loss as one module, which is what the distributed wrapper needs."""
 
@@ -140,7 +146,8 @@ class ClipTraining(nn.Module):
         self._muted_share = muted_share
         self.model = model
         self.cell_heads = CellHeads(model.config.hda_levels) if loss.cells else None
-        self.where_head = WhereHead() if loss.whereabouts else None
+        self.match = Match() if loss.cells else None
+        self.recall = Match() if loss.recall else None
         self._loss = loss
         self._bf16 = bf16
         self._image_encoder = image_encoder
@@ -157,33 +164,34 @@ class ClipTraining(nn.Module):
                 batch, text = batch.with_rows(rows), TextSide(*(part[rows] for part in text))
             muted = torch.rand(len(text.words), device=device) < self._muted_share
             logits, tracks = follow(self.model, batch, frames, text, muted)
-            where = self._where_loss(tracks, batch)
+            recall = self._recall_loss(frames, tracks, batch)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal
-        loss = loss + self._loss.cells * cells + self._loss.whereabouts * where
-        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes, where)))
+        loss = loss + self._loss.cells * cells + self._loss.recall * recall
+        return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes, recall)))
 
     def _cell_loss(self, frames: FrameSide, text: TextSide, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.cell_heads is None or batch.cells is None:
+        if self.cell_heads is None or self.match is None or batch.cells is None:
             none = torch.zeros((), device=batch.images.device)
             return none, none
         labels = CellLabels(*(part.flatten(0, 1) for part in batch.cells))
         loss, shapes = self.cell_heads(frames.levels, labels)
         # Only the first frame: of some expressions the later ones tell nothing.
-        embedding = frames.levels[batch.clip_of, -1]
-        named = torch.cat([g.masks[0].float() for g in batch.groups])
-        order = torch.cat([g.rows for g in batch.groups])
-        match = self.cell_heads.match(embedding[order], text.text[order, -1], named)
-        return loss + match, shapes
+        order, masks = _rows_and_masks(batch)
+        embedding = frames.levels[batch.clip_of[order], -1]
+        return loss + self.match(embedding, text.text[order, -1], masks[0]), shapes
 
-    def _where_loss(self, tracks: Tensor, batch: Batch) -> Tensor:
-        if self.where_head is None:
+    def _recall_loss(self, frames: FrameSide, tracks: Tensor, batch: Batch) -> Tensor:
+        """Return how badly track tokens tell their objects in the frames after theirs."""
+        num_frames, num_clips = batch.images.shape[:2]
+        if self.recall is None or num_frames == 1:
             return torch.zeros((), device=batch.images.device)
-        order = torch.cat([g.rows for g in batch.groups])
-        parts = [whereabouts(g.masks) for g in batch.groups]
-        true = Whereabouts(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
-        return self.where_head(tracks[:, order], true)  # type: ignore[no-any-return]
+        order, masks = _rows_and_masks(batch)
+        later = torch.arange(1, num_frames, device=order.device)[:, None] * num_clips
+        embedding = frames.levels[(later + batch.clip_of[order]).flatten(), -1]
+        tokens = tracks[:-1, order].flatten(0, 1)
+        return self.recall(embedding, tokens, masks[1:].flatten(0, 1))  # type: ignore[no-any-return]
 
     def _terms(self, logits: Tensor, group: MaskGroup) -> Tensor:
         image_size = self.model.config.image_size

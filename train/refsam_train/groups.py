@@ -59,12 +59,12 @@ def trained_parameters(
         parameter.requires_grad_(rate > 0.0)
         if rate > 0.0:
             chosen[name] = (parameter, rate)
-    for heads in (training.cell_heads, training.where_head):
+    rate = recipe.optimiser.learning_rate or max(recipe.optimiser.rates.values())
+    for name in ("cell_heads", "match", "recall"):
+        heads = getattr(training, name)
         if heads is not None:
-            rate = recipe.optimiser.learning_rate or max(recipe.optimiser.rates.values())
-            for name, parameter in heads.named_parameters():
-                where = "" if heads is training.cell_heads else "where."
-                chosen[AUXILIARY + where + name] = (parameter, rate)
+            for inner, parameter in heads.named_parameters():
+                chosen[f"{AUXILIARY}{name}.{inner}"] = (parameter, rate)
     return chosen
 
 

@@ -30,7 +30,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
 _LOG_EVERY = 10
 _SEED_STRIDE = 1 << 32
-_LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes", "where")
+_LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes", "recall")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def publish(recipe: Recipe, checkpoint: Path, sources: Sources, target: Path) ->
                 f"{checkpoint}: {name} of shape {list(value.shape)} does not fit preset "
                 f"{recipe.preset}; give the recipe of that run"
             )
-    if not recipe.has_digest(weights.recipe_sha256):
+    if recipe.digest() != weights.recipe_sha256:
         raise CheckpointError(
             f"{checkpoint}: trained with another recipe (sha256 {weights.recipe_sha256[:12]}) than "
             f"{recipe.name} as given (sha256 {recipe.digest()[:12]}); give the recipe of that run, "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,8 +73,8 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     compares the decoder's own logits with masks averaged down to them. cells: weight of the
     auxiliary task of `cells.py`, for synthetic videos; 0 means it is left out.
     decoded: how many expressions of a clip the decoder sees, the others are only matched with
-    cells; 0 means all. whereabouts: weight of the auxiliary task of `whereabouts.py`, for square
-    frames; 0 means it is left out.
+    cells; 0 means all. recall: weight of matching track tokens with the cells of their
+    objects one frame later (`match.py`), for square frames; 0 means it is left out.
     """
 
     dice: float = 1.0
@@ -84,7 +82,7 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resolution: Literal["image", "low-res"] = "image"
     cells: float = 0.0
     decoded: int = 0
-    whereabouts: float = 0.0
+    recall: float = 0.0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,55 +111,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     evaluate_every: int = 500
 
     def digest(self) -> str:
-        """Return the sha256 of the recipe's content: two files that say the same have the same."""
-        return _digest(msgspec.to_builtins(self))
+        """Return the sha256 of what the recipe says apart from defaults.
 
-    def has_digest(self, digest: str) -> bool:
-        """Say whether a run with this digest had this content.
-
-        Versions in which some keys did not exist yet had digests without these; a key may be
-        missing so only where it has its default here.
+        Two files that say the same have the same, also when later versions know more keys.
         """
-        content = msgspec.to_builtins(self)
-        optional = _defaults(self, content)
-        counts = range(min(len(optional), _MAX_LATER_KEYS) + 1)
-        chosen = itertools.chain.from_iterable(itertools.combinations(optional, n) for n in counts)
-        return any(_digest(_without(content, keys)) == digest for keys in chosen)
+        return hashlib.sha256(msgspec.json.encode(_said(self), order="sorted")).hexdigest()
 
 
-_MAX_LATER_KEYS = 4
-"""How many keys `has_digest` leaves out at most: with the defaults of today, thousands of ways."""
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
-
-
-def _defaults(record: msgspec.Struct, content: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the keys, as paths, of what has its default and need not be written."""
-    found: list[tuple[str, ...]] = []
+def _said(record: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields that do not have their defaults."""
+    said = {}
     for field in msgspec.structs.fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, msgspec.Struct):
-            inner = _defaults(value, content[field.name])
-            found += [(field.name, *path) for path in inner]
-        elif field.default == value or (
-            field.default_factory is not msgspec.NODEFAULT and not value
-        ):
-            found.append((field.name,))
-    return found
-
-
-def _without(content: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
-    kept = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in content.items()
-    }
-    for *parents, name in paths:
-        place = kept
-        for parent in parents:
-            place = place[parent]
-        del place[name]
-    return kept
+        made = field.default_factory
+        if value != (field.default if made is msgspec.NODEFAULT else made()):
+            said[field.name] = _said(value) if isinstance(value, msgspec.Struct) else value
+    return said
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -193,8 +158,8 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
     if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
         problems.append("data.slices: needed for synthetic videos and for them only")
-    if recipe.loss.whereabouts and recipe.data.kind != "synthetic":
-        problems.append("loss.whereabouts: only synthetic frames are surely square; leave it out")
+    if recipe.loss.recall and recipe.data.kind != "synthetic":
+        problems.append("loss.recall: only synthetic frames are surely square; leave it out")
     if recipe.loss.cells and recipe.data.kind != "synthetic":
         problems.append("loss.cells: only synthetic videos tell what cells show; leave it out")
     if problems:
@@ -221,7 +186,7 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         "optimiser.matrix_rate": optimiser.matrix_rate,
         "loss.cells": recipe.loss.cells,
         "loss.decoded": recipe.loss.decoded,
-        "loss.whereabouts": recipe.loss.whereabouts,
+        "loss.recall": recipe.loss.recall,
     }
     shares = {
         "data.single_frame_share": data.single_frame_share,
