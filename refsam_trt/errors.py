@@ -97,5 +97,15 @@ class ParityError(RefsamError):
     exit_code = 1
 
 
+class CalibrationError(RefsamError):
+    """Clips, activations or ranges that a quantised bundle cannot be made from."""
+
+
+class AccuracyGateError(CalibrationError):
+    """Quantisation that would lose more accuracy than was allowed."""
+
+    exit_code = 1
+
+
 class InternalError(Exception):
     """An invariant of our own code does not hold: always a bug, never the user's doing."""
