@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_training import batch_of, fresh_model, read_tiny
 
+from refsam_train import forward
 from refsam_train.forward import (
     ClipTraining,
     clip_logits,
     encode_frames,
     encode_texts,
     follow,
+    misled_text,
+    muted_text,
 )
 from refsam_train.groups import trained_parameters
 from refsam_train.match import Match
@@ -84,7 +88,7 @@ def test_the_muted_are_heard_in_the_first_frame_only(tmp_path: Path) -> None:
     heard, _ = follow(model, batch, frames, text)
     muted = torch.zeros(len(text.words), dtype=torch.bool)
     muted[0] = True
-    found, _ = follow(model, batch, frames, text, muted)
+    found, _ = follow(model, batch, frames, text, muted_text(text, muted))
     assert torch.equal(found[0], heard[0])
     torch.testing.assert_close(found[1, 1:], heard[1, 1:])
     assert not torch.allclose(found[1, 0], heard[1, 0])
@@ -111,3 +115,36 @@ def test_training_mutes_the_share_that_is_asked_for(tmp_path: Path) -> None:
         training = ClipTraining(loaded.model, Loss(), bf16=False, muted_share=share)
         losses.append(training(batch).loss.item())
     assert losses[2] == losses[3]
+
+
+def test_the_misled_hear_their_next_sibling() -> None:
+    parts = [torch.arange(6.0)[:, None] + place for place in (0.0, 10.0, 20.0, 30.0)]
+    clip_of = torch.tensor([0, 0, 0, 1, 2, 2])
+    found = misled_text(TextSide(*parts), torch.ones(6, dtype=torch.bool), clip_of)
+    for part, whole in zip(found, parts, strict=True):
+        assert torch.equal(part, whole[[1, 2, 0, 3, 5, 4]])
+    one = misled_text(TextSide(*parts), torch.arange(6) == 2, clip_of)
+    assert one.words.flatten().tolist() == [0.0, 1.0, 0.0, 3.0, 4.0, 5.0]
+
+
+def test_misled_share_is_the_share_of_misled_expressions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them: the loss is that of the siblings' words in the second frame."""
+    recipe = read_tiny(tmp_path, single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    batch = batch_of(recipe, loaded)
+    seen = {}
+
+    def noting(*arguments: TextSide) -> tuple[torch.Tensor, torch.Tensor]:
+        seen["later"] = arguments[4]
+        return follow(*arguments)
+
+    monkeypatch.setattr(forward, "follow", noting)
+    with torch.no_grad():
+        ClipTraining(loaded.model, Loss(), bf16=False, misled_share=1.0)(batch)
+        text = encode_texts(loaded.model, batch)
+    everyone = torch.ones(len(text.words), dtype=torch.bool)
+    expected = misled_text(text, everyone, batch.clip_of)
+    assert torch.equal(seen["later"].words, expected.words)
+    assert not torch.equal(expected.words, text.words)

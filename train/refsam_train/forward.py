@@ -56,7 +56,7 @@ def follow(
     batch: Batch,
     frames: FrameSide,
     text: TextSide,
-    muted: Tensor | None = None,
+    later_text: TextSide | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode all frames and expressions, each frame with the track tokens of the one before.
 
@@ -67,7 +67,7 @@ def follow(
         batch: clips.
         frames: from `encode_frames`.
         text: from `encode_texts`.
-        muted: bool [E], which expressions are heard in the first frame only; None means none.
+        later_text: what is heard after the first frame; None means the same.
 
     Returns:
         low-resolution logits, float32 [T, E, 4h, 4w], and the track tokens that every frame gives,
@@ -83,14 +83,14 @@ def follow(
         logits.append(low_res.float())
         track = model.next_track_token(main_mask_token, track, has_track)
         tracks.append(track)
-        if frame == 0 and muted is not None:
-            text = _silenced(text, muted)
+        if later_text is not None:
+            text = later_text
         has_track = torch.ones_like(has_track)
     return torch.stack(logits), torch.stack(tracks)
 
 
-def _silenced(text: TextSide, muted: Tensor) -> TextSide:
-    """Return the text side without a word, nor a sentence, of the muted expressions."""
+def muted_text(text: TextSide, muted: Tensor) -> TextSide:
+    """Return the text side without a word, nor a sentence, of the muted expressions, bool [E]."""
     heard = (~muted)[:, None]
     return TextSide(
         text.words * heard[..., None],
@@ -98,6 +98,19 @@ def _silenced(text: TextSide, muted: Tensor) -> TextSide:
         text.text * heard[..., None],
         text.values * heard[..., None, None],
     )
+
+
+def misled_text(text: TextSide, misled: Tensor, clip_of: Tensor) -> TextSide:
+    """Return the text side in which those misled, bool [E], hear what their next sibling should.
+
+    Siblings are the expressions of one clip, the first one follows the last; clip_of: int64 [E],
+    ascending.
+    """
+    rows = torch.arange(len(clip_of), device=clip_of.device)
+    first, end = (torch.searchsorted(clip_of, clip_of, right=right) for right in (False, True))
+    sibling = torch.where(rows + 1 < end, rows + 1, first)
+    heard = torch.where(misled, sibling, rows)
+    return TextSide(*(part[heard] for part in text))
 
 
 def image_logits(logits: Tensor, image_size: int, group: MaskGroup) -> Tensor:
@@ -141,9 +154,10 @@ class ClipTraining(nn.Module):
         bf16: bool,
         image_encoder: nn.Module | None = None,
         muted_share: float = 0.0,
+        misled_share: float = 0.0,
     ) -> None:
         super().__init__()
-        self._muted_share = muted_share
+        self._muted_share, self._misled_share = muted_share, misled_share
         self.model = model
         self.cell_heads = CellHeads(model.config.hda_levels) if loss.cells else None
         self.match = Match() if loss.cells else None
@@ -162,14 +176,22 @@ class ClipTraining(nn.Module):
             if self._loss.decoded:
                 rows = batch.first_rows(self._loss.decoded)
                 batch, text = batch.with_rows(rows), TextSide(*(part[rows] for part in text))
-            muted = torch.rand(len(text.words), device=device) < self._muted_share
-            logits, tracks = follow(self.model, batch, frames, text, muted)
+            logits, tracks = follow(self.model, batch, frames, text, self._later_text(text, batch))
             recall = self._recall_loss(frames, tracks, batch)
         terms = torch.stack([self._terms(logits[:, g.rows], g) for g in batch.groups]).sum(0)
         dice, focal, iou = terms / batch.num_targets
         loss = self._loss.dice * dice + self._loss.focal * focal
         loss = loss + self._loss.cells * cells + self._loss.recall * recall
         return ClipResult(loss, *(x.detach() for x in (dice, focal, iou, cells, shapes, recall)))
+
+    def _later_text(self, text: TextSide, batch: Batch) -> TextSide:
+        """Return what is heard after the first frame: some are muted, others misled."""
+        draw = torch.rand(len(text.words), device=text.words.device)
+        misled = (draw >= self._muted_share) & (draw < self._muted_share + self._misled_share)
+        return muted_text(
+            misled_text(text, misled, batch.clip_of),
+            draw < self._muted_share,
+        )
 
     def _cell_loss(self, frames: FrameSide, text: TextSide, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.cell_heads is None or self.match is None or batch.cells is None:

@@ -89,6 +89,7 @@ class Trainer:
                 bf16=recipe.precision == "bf16",
                 image_encoder=encoder,
                 muted_share=recipe.data.muted_share,
+                misled_share=recipe.data.misled_share,
             )
         return training.to(self._options.device)
 

@@ -29,7 +29,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
     1. max_stride: synthetic clips take every frame, every second, ... up to this. muted_share:
     share of expressions that only the first frame of their clip hears, so that the track token
-    alone must lead to the object in the others, 0 to 1.
+    alone must lead to the object in the others, 0 to 1. misled_share: share of those that hear
+    another expression of the clip instead, so that the token must win against words.
     augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
     processes that make batches, 0 means the training process itself.
     """
@@ -43,6 +44,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     crowd_share: float = 0.0
     max_stride: int = 3
     muted_share: float = 0.0
+    misled_share: float = 0.0
     augmentation: Literal["none", "video", "image"] = "none"
     workers: int = 1
 
@@ -192,6 +194,8 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         "data.single_frame_share": data.single_frame_share,
         "data.crowd_share": data.crowd_share,
         "data.muted_share": data.muted_share,
+        "data.misled_share": data.misled_share,
+        "data.muted_share + data.misled_share": data.muted_share + data.misled_share,
     }
     return [
         *(
