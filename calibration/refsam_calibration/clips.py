@@ -101,12 +101,13 @@ class Clips(_Table, frozen=True, kw_only=True):
     """The whole file.
 
     seed: of what is drawn: videos of folders, expressions, where in time frames are taken.
-    calibrate: where ranges are measured. search: what the set of quantised layers is chosen on.
-    verify: what the result is measured on, once.
+    calibrate: where ranges are measured. rank: where every block's layers are judged alone. search:
+    where sets of them are judged. verify: what the result is measured on, once.
     """
 
     schema: int
     calibrate: tuple[Source, ...] = ()
+    rank: AnnotatedSet = SyntheticSet(seed=TUNE_SEED, num_videos=6)
     search: AnnotatedSet = SyntheticSet(seed=TUNE_SEED, num_videos=24)
     verify: AnnotatedSet = SyntheticSet(seed=EVALUATE_SEED, num_videos=200)
     seed: int = 0
@@ -141,9 +142,10 @@ def _problems(clips: Clips) -> list[str]:
         problems.append("no clips: give at least one [[calibrate]] table")
     for number, source in enumerate(clips.calibrate):
         problems += _source_problems(f"calibrate {number}", source)
-    if isinstance(clips.search, SyntheticSet):
-        expected = f"{TUNE_SEED} to below {EVALUATE_SEED}"
-        problems += _synthetic_problems("search", clips.search, "tune", expected)
+    expected = f"{TUNE_SEED} to below {EVALUATE_SEED}"
+    for where, annotated in (("rank", clips.rank), ("search", clips.search)):
+        if isinstance(annotated, SyntheticSet):
+            problems += _synthetic_problems(where, annotated, "tune", expected)
     if isinstance(clips.verify, SyntheticSet):
         problems += _synthetic_problems(
             "verify", clips.verify, "evaluate", f"{EVALUATE_SEED} or more"
@@ -186,12 +188,13 @@ def _shared(clips: Clips) -> list[str]:
     seen: dict[tuple[Path, str], str] = {}
     problems = []
     named = [(f"calibrate {n}", source) for n, source in enumerate(clips.calibrate)]
-    for where, source in [*named, ("search", clips.search), ("verify", clips.verify)]:
+    annotated = [("rank", clips.rank), ("search", clips.search), ("verify", clips.verify)]
+    for where, source in [*named, *annotated]:
         if isinstance(source, SyntheticClips | SyntheticSet | OwnVideo):
             continue
         split = "valid" if isinstance(source, RefDavisSet) else source.split
         purpose = where.partition(" ")[0]
         other = seen.setdefault((Path(source.root), split), purpose)
-        if other != purpose:
+        if {other, purpose} not in ({purpose}, {"rank", "search"}):
             problems.append(f"{where}: {source.root} ({split}) is what {other} uses: name others")
     return problems

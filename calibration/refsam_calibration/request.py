@@ -1,0 +1,131 @@
+"""What `refsam-calibrate` was asked for, checked as far as options alone tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from refsam_calibration.clipping import Method
+from refsam_calibration.ranges import Alpha, RangeOptions
+from refsam_calibration.schemes import Scheme
+from refsam_calibration.units import DEFAULT_KINDS, Unit
+from refsam_trt.errors import OutputError, UsageError
+
+Stage = Literal["ranges", "sensitivity", "search", "bundle"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What to quantise and what may be lost; None means the default.
+
+    Attributes:
+        bundle: folder of the bundle.
+        clips: file of clips.
+        output: folder of the new bundle; needed unless work stops before it is written.
+        work: folder of what is kept between runs, ranges and journals; by default beside the
+            output, with `-work` added to its name.
+        layers: kinds, units or layers, as `choose_units` takes them.
+        scheme, method, percentile, alpha: see `RangeOptions`; with `ranges`, as in that file.
+        ranges: file of ranges to use instead of measuring.
+        source: folder of the PyTorch weights; by default those inside the bundle.
+        seed: of what is drawn from the clips; by default that in the file.
+        max_drop_points: J&F that may be lost on the verification videos, in points of 0.01.
+        margin_points: by how much less the search may lose, as it sees other videos.
+        min_share: of the FLOPs of the encoder's linear layers, 0 to 1, that must be quantised.
+        stop_after: the last stage to do.
+
+    Raises:
+        UsageError: options that cannot be met, alone or together.
+    """
+
+    bundle: Path
+    clips: Path
+    output: Path | None = None
+    work: Path | None = None
+    layers: tuple[str, ...] = DEFAULT_KINDS
+    scheme: Scheme | None = None
+    method: Method | None = None
+    percentile: float | None = None
+    alpha: Alpha | None = None
+    ranges: Path | None = None
+    source: Path | None = None
+    seed: int | None = None
+    max_drop_points: float = 0.5
+    margin_points: float = 0.1
+    min_share: float = 0.0
+    stop_after: Stage = "bundle"
+
+    def __post_init__(self) -> None:
+        if self.output is None and self.stop_after == "bundle":
+            raise UsageError("--output is needed, unless --stop-after names an earlier stage")
+        if self.output is None and self.work is None:
+            raise UsageError("--work is needed without --output: ranges and results are kept there")
+        if self.percentile is not None and self.method != "percentile":
+            raise UsageError("--percentile is of --method percentile; give both or none")
+        if not 0.0 <= self.min_share <= 1.0:
+            raise UsageError(f"--min-share {self.min_share}: expected 0 to 1")
+        if self.margin_points > self.max_drop_points:
+            raise UsageError(
+                f"--margin-points {self.margin_points:g} is more than --max-jf-drop-points "
+                f"{self.max_drop_points:g}, which leaves the search nothing to lose; give less"
+            )
+
+    @property
+    def work_folder(self) -> Path:
+        """Where ranges and journals are kept."""
+        if self.work is not None:
+            return self.work
+        assert self.output is not None
+        return self.output.with_name(f"{self.output.name}-work")
+
+    def check_output(self) -> None:
+        """Refuse, before anything is measured, what could not be written afterwards.
+
+        Raises:
+            OutputError: the output exists, or its folder does not.
+        """
+        if self.output is None or self.stop_after != "bundle":
+            return
+        if self.output.exists():
+            raise OutputError(f"{self.output}: exists already; choose another name")
+        if not self.output.parent.is_dir():
+            raise OutputError(
+                f"{self.output}: the folder {self.output.parent} does not exist; create it first"
+            )
+
+    def options(self, units: Sequence[Unit]) -> RangeOptions:
+        """Return how to measure, defaults filled in."""
+        given = {name: value for name, value in self._given().items() if value is not None}
+        layers = tuple(name for unit in units for name in unit.layers)
+        return RangeOptions(**{"scheme": "int8", "layers": layers, **given})
+
+    def check_ranges(self, options: RangeOptions, units: Sequence[Unit]) -> None:
+        """Refuse ranges, given as a file, that were measured otherwise than asked for.
+
+        Raises:
+            UsageError: an option that differs, or a layer that the file lacks.
+        """
+        for name, value in self._given().items():
+            found = getattr(options, name)
+            if value not in (None, found):
+                raise UsageError(
+                    f"{self.ranges}: measured with {name} {found}, but --{name} {value} is asked "
+                    f"for; leave --{name} out, or leave --ranges out to measure anew"
+                )
+        missing = [x for unit in units for x in unit.layers if x not in options.layers]
+        if missing:
+            raise UsageError(
+                f"{self.ranges}: has no range for {missing[0]} ({len(missing)} such layers); name "
+                "fewer with --layers, or leave --ranges out to measure anew"
+            )
+
+    def _given(self) -> dict[str, Any]:
+        return {
+            "scheme": self.scheme,
+            "method": self.method,
+            "percentile": self.percentile,
+            "alpha": self.alpha,
+        }

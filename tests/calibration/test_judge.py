@@ -1,0 +1,116 @@
+"""What a judge says of quantised layers, against the same measured the long way."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibration_model import BLOCKS, LAYERS, clips, options, own_model
+
+from refsam_bench.report.data_sets import RefDavis
+from refsam_bench.report.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.synthetic import generate, write_ref_davis
+from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic
+from refsam_bench.trackers import ReferenceTracker
+from refsam_calibration.clips import RefDavisSet, RefYoutubeVosSet, SyntheticSet
+from refsam_calibration.fake_quantisation import fake_quantised
+from refsam_calibration.judge import NUM_WORST, Judge, open_set
+from refsam_calibration.measure import measure_ranges
+from refsam_calibration.videos import digest_of, open_videos
+from refsam_trt.progress import Progress
+
+SET = SyntheticSet(seed=890_000, num_videos=2, slices=("attribute", "size"))
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    loaded, videos = own_model(), open_videos(clips(), Path())
+    ranges = measure_ranges(
+        loaded, videos, options(), digest=digest_of(videos), progress=lambda: None
+    )
+    return loaded, ranges
+
+
+def steps(label: str, total: int | None) -> Progress:
+    return Progress(label, total, enabled=False)
+
+
+def judge_of(calibrated, folder: Path, annotated=SET, steps=steps) -> Judge:
+    return Judge(*calibrated, open_set(annotated, Path()), folder, "search", steps)
+
+
+def masks_of(loaded, index: int, name: str) -> np.ndarray:
+    video = generate(SET.seed, index, slice=name)
+    tracked = ReferenceTracker(loaded).track(video.frames, [video.expressions[0].text])
+    return np.stack([masks[0] for masks in tracked])
+
+
+def test_figures_are_those_of_the_long_way(calibrated, tmp_path):
+    loaded, ranges = calibrated
+    found = judge_of(calibrated, tmp_path).judge(LAYERS, "all")
+    videos = SyntheticRequest(SET.seed, SET.num_videos, SET.slices)
+    ious = []
+    expected = score_synthetic(ReferenceTracker(loaded), videos, lambda: None).j_and_f
+    for index, name in enumerate(SET.slices):
+        plain = masks_of(loaded, index, name)
+        with fake_quantised(loaded.model, ranges.amax, "int8"):
+            quantised = masks_of(loaded, index, name)
+        union = (plain | quantised).sum((1, 2))
+        ious += list((plain & quantised).sum((1, 2)) / union)
+    assert found.reference_j_and_f == expected
+    assert found.mask_iou == pytest.approx(np.mean(ious))
+    assert 0 < found.mask_iou_loss < 0.2
+    assert [frame.mask_iou for frame in found.worst] == pytest.approx(sorted(ious)[:NUM_WORST])
+    with fake_quantised(loaded.model, ranges.amax, "int8"):
+        quantised_j_and_f = score_synthetic(ReferenceTracker(loaded), videos, lambda: None).j_and_f
+    assert found.j_and_f == quantised_j_and_f
+    assert found.drop_points == pytest.approx(100 * (expected - quantised_j_and_f))
+    assert found.num_layers == len(LAYERS)
+
+
+def test_one_layer_costs_less_than_all(calibrated, tmp_path):
+    judge = judge_of(calibrated, tmp_path)
+    one = judge.judge([f"{BLOCKS}.5.mlp.lin2"], "one")
+    assert 0 < one.mask_iou_loss < judge.judge(LAYERS, "all").mask_iou_loss
+
+
+def test_what_was_judged_once_is_remembered_by_the_next_run(calibrated, tmp_path):
+    labels: list[str] = []
+
+    def noted(label: str, total: int | None) -> Progress:
+        labels.append(label)
+        assert total == 2
+        return steps(label, total)
+
+    first = judge_of(calibrated, tmp_path, steps=noted)
+    assert not first.is_known(LAYERS)
+    found = first.judge(LAYERS, "all")
+    assert labels == ["search: float model", "all"]
+    again = judge_of(calibrated, tmp_path, steps=noted)
+    assert again.is_known(reversed(LAYERS))
+    assert again.judge(reversed(LAYERS), "all") == found
+    assert len(labels) == 2
+
+
+def test_other_ranges_and_other_videos_have_files_of_their_own(calibrated, tmp_path):
+    loaded, _ = calibrated
+    judge_of(calibrated, tmp_path)
+    judge_of(calibrated, tmp_path, SyntheticSet(seed=890_000, num_videos=3))
+    videos = open_videos(clips(), Path())
+    other = measure_ranges(
+        own_model(),
+        videos,
+        options(alpha="none", method="minmax"),
+        digest=digest_of(videos),
+        progress=lambda: None,
+    )
+    judge_of((loaded, other), tmp_path)
+    assert len(list(tmp_path.glob("search-*.jsonl"))) == 3
+
+
+def test_folders_are_opened_relative_to_the_file_of_clips(tmp_path):
+    write_ref_davis(
+        tmp_path / "set", seed=7, slice="attribute", num_videos=1, num_frames=3, size_hw=(64, 96)
+    )
+    assert isinstance(open_set(RefDavisSet(root="set"), tmp_path), RefDavis)
+    youtube = open_set(RefYoutubeVosSet(root="set", split="valid"), tmp_path)
+    assert isinstance(youtube, RefYoutubeVos)
