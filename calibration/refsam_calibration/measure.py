@@ -92,12 +92,16 @@ def _smooth(
         for norm, found in readers.items()
     }
     # All readers of a norm see the same input: one of them is watched.
-    watchers = {norm: ChannelWatcher(found[0].shape[1], seed) for norm, found in weights.items()}
-    _run(loaded, videos, {readers[norm][0]: watchers[norm] for norm in readers}, progress)
+    halves = []
+    for clips in (videos[0::2], videos[1::2]):
+        watchers = {norm: ChannelWatcher(w[0].shape[1], seed) for norm, w in weights.items()}
+        if clips:
+            _run(loaded, clips, {readers[norm][0]: watchers[norm] for norm in readers}, progress)
+            halves.append(watchers)
     alphas = ALPHAS if options.alpha == "auto" else (float(options.alpha),)
     return {
         norm: choose_smoothing(
-            watchers[norm],
+            [halves[0][norm], halves[-1][norm]],
             weights[norm],
             alphas,
             method=options.method,

@@ -57,7 +57,7 @@ def norm_readers(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def choose_smoothing(
-    watcher: ChannelWatcher,
+    halves: Sequence[ChannelWatcher],
     weights: Sequence[Tensor],
     alphas: Sequence[float],
     *,
@@ -65,49 +65,69 @@ def choose_smoothing(
     scheme: Scheme,
     percentile: float = 99.99,
 ) -> Smoothing:
-    """Search the alpha with the least output error on the sampled rows; none at all is a candidate.
+    """Search the alpha with the least output error; none at all is a candidate.
+
+    What one half of the clips says is tried on rows of the other: smoothing levels the channels to
+    what was seen, so that whatever is larger elsewhere is clipped.
 
     Args:
-        watcher: saw the input that all the weights read.
+        halves: two watchers of the input that all the weights read, each of half the clips; one and
+            the same where there is only one clip.
         weights: float32 [out, in], of all quantised readers.
         alphas: to try.
         method: how the range will be chosen.
         scheme: what for.
         percentile: of that method.
     """
-    rows, amax = watcher.rows, watcher.channel_amax
-    expected = [rows @ weight.T for weight in weights]
+    amax = torch.maximum(halves[0].channel_amax, halves[1].channel_amax)
     weight_amax = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
 
-    def error_of(exponents: Tensor) -> float:
-        smoothed = torch.ldexp(rows, -exponents)
-        histogram = Histogram()
-        histogram.add(smoothed)
-        largest = float(torch.ldexp(amax, -exponents).max())
-        clipped = largest
-        if method != "minmax":
-            clipped = clipped_amax(histogram, method, scheme, percentile)
-        scale = scale_of(torch.tensor(clipped), scheme)
-        quantised = fake_quantise(smoothed, scale, scheme)
-        lost = total = 0.0
-        for weight, output in zip(weights, expected, strict=True):
-            found = quantised @ fake_quantised_weight(torch.ldexp(weight, exponents), scheme).T
-            lost += float((found - output).double().square().sum())
-            total += float(output.double().square().sum())
-        return lost / total if total else 0.0
+    def error_with(alpha: float | None) -> float:
+        lost, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for seen, other in (halves, halves[::-1]):
+            exponents = smoothing_exponents(seen.channel_amax, weight_amax, alpha)
+            scale = _scale_after(seen, exponents, method, scheme, percentile)
+            pair = _output_errors(other.rows, weights, exponents, scale, scheme)
+            lost, total = lost + pair[0], total + pair[1]
+        return float(lost / total) if total else 0.0
 
-    none = torch.zeros(len(amax), dtype=torch.int32)
-    unsmoothed = error_of(none)
-    best = Smoothing(None, tuple(none.tolist()), unsmoothed, unsmoothed)
+    unsmoothed = error_with(None)
+    best = Smoothing(None, (0,) * len(amax), unsmoothed, unsmoothed)
     for alpha in alphas:
-        exponents = smoothing_exponents(amax, weight_amax, alpha)
-        error = error_of(exponents)
+        error = error_with(alpha)
         if error < best.error:
+            exponents = smoothing_exponents(amax, weight_amax, alpha)
             best = Smoothing(alpha, tuple(exponents.tolist()), error, unsmoothed)
     return best
 
 
-def smoothing_exponents(amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
+def _scale_after(
+    seen: ChannelWatcher, exponents: Tensor, method: Method, scheme: Scheme, percentile: float
+) -> Tensor:
+    """Return the scale of the smoothed input as the range of this half of the clips has it."""
+    amax = float(torch.ldexp(seen.channel_amax, -exponents).max())
+    if method != "minmax":
+        histogram = Histogram()
+        histogram.add(torch.ldexp(seen.rows, -exponents))
+        amax = clipped_amax(histogram, method, scheme, percentile)
+    return scale_of(torch.tensor(amax), scheme)
+
+
+def _output_errors(
+    rows: Tensor, weights: Sequence[Tensor], exponents: Tensor, scale: Tensor, scheme: Scheme
+) -> tuple[Tensor, Tensor]:
+    """Return the squared errors of all outputs on some rows, and the squared outputs, summed."""
+    quantised = fake_quantise(torch.ldexp(rows, -exponents), scale, scheme)
+    lost, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for weight in weights:
+        expected = rows @ weight.T
+        found = quantised @ fake_quantised_weight(torch.ldexp(weight, exponents), scheme).T
+        lost += (found - expected).double().square().sum()
+        total += expected.double().square().sum()
+    return lost, total
+
+
+def smoothing_exponents(amax: Tensor, weight_amax: Tensor, alpha: float | None) -> Tensor:
     """Return log2 of SmoothQuant's factors amax^alpha / weight_amax^(1 - alpha), rounded.
 
     Centred, as only their ratios matter; 0 for channels that are never used.
@@ -115,8 +135,10 @@ def smoothing_exponents(amax: Tensor, weight_amax: Tensor, alpha: float) -> Tens
     Args:
         amax: largest input per channel, float32 [in].
         weight_amax: largest weight per input channel, float32 [in].
-        alpha: 0 to 1.
+        alpha: 0 to 1; None gives zeros.
     """
+    if alpha is None:
+        return torch.zeros(len(amax), dtype=torch.int32)
     used = (amax > 0) & (weight_amax > 0)
     one = torch.ones(())
     logs = alpha * torch.log2(torch.where(used, amax, one))

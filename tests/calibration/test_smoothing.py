@@ -59,40 +59,51 @@ def test_a_reader_that_is_left_out_would_be_noticed():
     assert (outputs(model)[0] - before[0]).abs().max() > 1e-3 * before[0].abs().max()
 
 
-def outlier_layer() -> tuple[ChannelWatcher, torch.Tensor]:
+def outlier_layer() -> tuple[list[ChannelWatcher], torch.Tensor]:
     """Rows with three channels a hundred times as large, read by weights that are small there."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4000, WIDTH, generator=generator)
     weight = torch.randn(48, WIDTH, generator=generator)
     rows[:, :3] *= 100.0
     weight[:, :3] *= 0.02
+    return [seen(part) for part in rows.split(2000)], weight
+
+
+def seen(rows: torch.Tensor) -> ChannelWatcher:
     watcher = ChannelWatcher(WIDTH, seed=0)
     watcher.see(rows)
-    return watcher, weight
+    return watcher
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
 def test_outlier_channels_are_what_it_is_for(method):
-    watcher, weight = outlier_layer()
-    found = choose_smoothing(watcher, [weight], ALPHAS, method=method, scheme="int8")
+    halves, weight = outlier_layer()
+    found = choose_smoothing(halves, [weight], ALPHAS, method=method, scheme="int8")
     assert found.alpha is not None
     assert found.error < 0.1 * found.unsmoothed_error
     assert min(found.exponents[:3]) > max(found.exponents[3:])
     alone = [
-        choose_smoothing(watcher, [weight], [a], method=method, scheme="int8").error for a in ALPHAS
+        choose_smoothing(halves, [weight], [a], method=method, scheme="int8").error for a in ALPHAS
     ]
     assert found.error == min(alone)
 
 
 def test_a_layer_without_outliers_stays_as_it_is_if_nothing_is_better():
-    watcher, _ = outlier_layer()
-    watcher = ChannelWatcher(WIDTH, seed=0)
-    watcher.see(torch.ones(8, WIDTH))
-    weight = torch.ones(4, WIDTH)
-    found = choose_smoothing(watcher, [weight], ALPHAS, method="minmax", scheme="int8")
+    watcher, weight = seen(torch.ones(8, WIDTH)), torch.ones(4, WIDTH)
+    found = choose_smoothing([watcher] * 2, [weight], ALPHAS, method="minmax", scheme="int8")
     assert found.alpha is None
     assert set(found.exponents) == {0}
     assert found.error == found.unsmoothed_error
+
+
+def test_alpha_is_chosen_by_what_half_of_the_clips_does_for_the_other():
+    """Levelled to one half, the other would be clipped; alpha 0 follows the weights alone."""
+    (one, _), weight = outlier_layer()
+    weight[:, 3:6] *= 0.02
+    other = seen(one.rows.roll(3, dims=1))
+    options = {"method": "minmax", "scheme": "int8"}
+    assert choose_smoothing([one, one], [weight], ALPHAS, **options).alpha == 1.0
+    assert choose_smoothing([one, other], [weight], ALPHAS, **options).alpha == 0.0
 
 
 def test_exponents_are_the_papers_factors_rounded_and_centred():

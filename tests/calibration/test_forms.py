@@ -1,0 +1,12 @@
+"""What the parts of quantisation are worth, measured in one run on the same frames."""
+
+from refsam_calibration.forms import FORMS, compare_forms
+
+
+def test_each_part_makes_the_error_smaller_on_outlier_channels():
+    found = compare_forms("tiny", 16)
+    assert list(found) == list(FORMS)
+    plain, chosen, smoothed = (found[name]["relative_error"] for name in FORMS)
+    assert 0 < smoothed < chosen < plain
+    assert found["mse, smoothed"]["mean_mask_iou"] > found["minmax"]["mean_mask_iou"]
+    assert all(figures["min_mask_iou"] <= figures["mean_mask_iou"] for figures in found.values())
