@@ -94,6 +94,6 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
-    from importlib import metadata
+    from refsam_trt.versions import OWN, version_of
 
-    return metadata.version("refsam-trt")
+    return version_of(OWN)

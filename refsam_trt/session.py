@@ -67,10 +67,8 @@ class Session:
         self._declared_hw = original_hw
         self._video: VideoAdapter | None = model.family.open_video()
         self._next_id = 0
-        self._num_frames = 0
-        self._is_finished = False
-        self._preprocessor: Preprocessor | None = None
-        self._postprocessor: Postprocessor | None = None
+        self._preprocessor: Preprocessor | None
+        self._postprocessor: Postprocessor | None
         self._begin()
 
     def __enter__(self) -> Session:
@@ -234,16 +232,13 @@ class Session:
         self._open_video()
         saved, tensors = read_state(Path(path))
         refuse_other(Path(path), saved, self._model, self._declared_hw)
-        preprocessor = self._new_preprocessor(saved.frame_hw) if saved.frame_hw else None
         video = self._model.family.open_video()
         for expression in saved.expressions:
             video.add_expression(expression.id, expression.text)
         video.restore(tensors)
-        self._begin()
+        self._begin(saved.frame_hw, saved.num_frames)
         self._video = video
         self._next_id = saved.next_expression_id
-        self._num_frames = saved.num_frames
-        self._preprocessor = preprocessor or self._preprocessor
 
     def close(self) -> None:
         """Give the device memory back; closing twice is allowed."""
@@ -251,12 +246,12 @@ class Session:
             self._video = None
             self._on_close(self)
 
-    def _begin(self) -> None:
-        self._num_frames = 0
-        self._is_finished = False
+    def _begin(self, frame_hw: tuple[int, int] | None = None, num_frames: int = 0) -> None:
+        frame_hw = frame_hw or self._declared_hw
+        self._preprocessor = self._new_preprocessor(frame_hw) if frame_hw else None
         self._postprocessor = None
-        declared = self._declared_hw
-        self._preprocessor = self._new_preprocessor(declared) if declared else None
+        self._num_frames = num_frames
+        self._is_finished = False
 
     def _preprocessor_for(self, frame: Any) -> Preprocessor:
         frame_hw = frame_size(frame, self._declared_hw)
@@ -275,11 +270,11 @@ class Session:
 
     def _wrap(self, raw: RawFrame, preprocessor: Preprocessor) -> FrameResults:
         geometry = preprocessor.geometry
-        if self._postprocessor is None and raw.expression_ids:
+        if not raw.expression_ids:
+            return FrameResults(raw.frame_index, geometry.original_hw, ())
+        if self._postprocessor is None:
             height, width = raw.low_res_logits.shape[1:]
             self._postprocessor = Postprocessor(geometry, (height, width))
-        if self._postprocessor is None:
-            return FrameResults(raw.frame_index, geometry.original_hw, ())
         return frame_results(raw, self._postprocessor, geometry.original_hw, self._threshold)
 
     def _open_video(self) -> VideoAdapter:

@@ -8,6 +8,7 @@ it needs memory that the host can read (see `fake_cuda`).
 import ctypes
 import json
 from enum import Enum
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:
     names = json.loads((DATA / f"api_{version}.json").read_text())["names"]
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = version
+    trt.__spec__ = ModuleSpec("tensorrt", None)  # other libraries look whether it is there
     trt.calls = []
     trt.fails_to_build = False
     trt.fails_to_deserialise = False
@@ -47,6 +49,7 @@ def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:
     severities = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
     logger.Severity = Enum("Severity", severities)
     trt.ILogger = logger
+    trt.IProfiler = type("IProfiler", (), {"__init__": lambda self: None})
     trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
     trt.Builder = lambda log: _Builder(trt, names, log)
     trt.OnnxParser = lambda network, log: _Parser(trt, network)
@@ -197,15 +200,28 @@ class _Engine(_Checked):
     def get_tensor_name(self, index: int) -> str:
         return str(self._tensors[index].name)
 
-    def create_execution_context(self, strategy: Enum) -> Any:
-        self._trt.calls.append(("create_execution_context", strategy.name))
+    def create_execution_context(self, strategy: Enum | None = None) -> Any:
+        self._trt.calls.append(("create_execution_context", strategy.name if strategy else None))
         if self._trt.has_no_room:
             return None
         return _Context(self._trt, self._names, self._session)
 
+    def create_engine_inspector(self) -> Any:
+        return _Inspector(self._names)
+
+
+class _Inspector(_Checked):
+    _class = "EngineInspector"
+
+    def get_engine_information(self, layer_format: Enum) -> str:
+        assert layer_format.name == "JSON"
+        layers = [{"Name": "a", "TacticName": "_gemm_mha_v2_0x"}, {"Name": "b"}]
+        return json.dumps({"Layers": layers})
+
 
 class _Context(_Checked):
     _class = "IExecutionContext"
+    profiler: Any = None
 
     def __init__(self, trt: Any, names: dict[str, Any], session: Any) -> None:
         super().__init__(names)
@@ -241,6 +257,9 @@ class _Context(_Checked):
         names = [tensor.name for tensor in self._session.get_outputs()]
         for name, found in zip(names, self._session.run(names, feeds), strict=True):
             ctypes.memmove(addresses[name], found.tobytes(), found.nbytes)
+        if self.profiler is not None:
+            for layer, ms in (("fast", 0.25), ("slow", 1.5)):
+                self.profiler.report_layer_time(layer, ms)
 
 
 _ORT_DTYPES = {

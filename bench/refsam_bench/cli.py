@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from refsam_bench.accuracy_command import accuracy
+from refsam_bench.gpu_command import gpu
 from refsam_bench.precision_command import precision
 from refsam_bench.report_command import report
 from refsam_trt.commands import run_command
@@ -29,6 +30,7 @@ def command() -> None:
 
 
 command.add_command(accuracy)
+command.add_command(gpu)
 command.add_command(precision)
 command.add_command(report)
 

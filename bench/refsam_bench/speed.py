@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from refsam_trt.engine import Engine
 from refsam_trt.errors import InternalError
 from refsam_trt.session import Session
 from refsam_trt.variants import choose_variant
+from refsam_trt.versions import version_of
 
 if TYPE_CHECKING:
     from refsam_bench.reference_loop import ReferenceLoop
@@ -131,7 +131,7 @@ def environment(num_threads: int | None) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "num_threads": num_threads,
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: version_of(name) for name in packages},
     }
 
 

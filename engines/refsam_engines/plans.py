@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
@@ -30,6 +29,7 @@ from refsam_trt.plan_manifest import (
     PlanManifest,
     plan_id,
 )
+from refsam_trt.versions import version_of
 
 _TOOLS = ("refsam-trt", "onnxruntime", "numpy", "msgspec")
 
@@ -212,7 +212,7 @@ def _capabilities(
 
 
 def _tools() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in _TOOLS}
+    versions = {name: version_of(name) for name in _TOOLS}
     return {"python": platform.python_version(), **versions}
 
 

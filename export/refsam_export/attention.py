@@ -9,7 +9,8 @@ Three forms of one computation (refsam-model 4.2, 4.4; all exact up to rounding)
   bias exists. V is padded with zeros to the width of q', because TensorRT fuses only equal widths.
 
 Attention is matmul, softmax, matmul: `scaled_dot_product_attention` followed by a transpose breaks
-the exporter of torch 2.13.
+the exporter of torch 2.13. A fourth form, `sdpa`, is `augmented` with that operator: it is never
+exported, but what PyTorch itself is fastest with on a GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from refsam_export.model.image_encoder import ImageEncoder
 from refsam_export.model.sam import get_rel_pos
@@ -26,6 +28,10 @@ from refsam_trt.errors import UsageError
 
 AttentionForm = Literal["reference", "bias", "augmented"]
 FORMS: tuple[str, ...] = get_args(AttentionForm)
+"""The forms that graphs can have."""
+
+SDPA = "sdpa"
+"""For PyTorch alone."""
 
 
 class _RelPosAttention(nn.Module):
@@ -86,12 +92,21 @@ class AugmentedAttention(_RelPosAttention):
         batch, width = k.shape[0], v.shape[-1]
         query = torch.cat([q * self.scale, rows, columns], dim=-1)
         key = torch.cat([k, self.one_hot.expand(batch, self.num_heads, -1, -1)], dim=-1)
-        value = torch.nn.functional.pad(v, (0, 2 * self.side))
-        out = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
-        return out[..., :width]
+        value = functional.pad(v, (0, 2 * self.side))
+        return self._product(query, key, value)[..., :width]
+
+    def _product(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
 
 
-_CLASSES = {"bias": BiasAttention, "augmented": AugmentedAttention}
+class SdpaAttention(AugmentedAttention):
+    """The `sdpa` form: no scores in memory, so that PyTorch takes a flash kernel in fp16."""
+
+    def _product(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+_CLASSES = {"bias": BiasAttention, "augmented": AugmentedAttention, SDPA: SdpaAttention}
 
 
 def with_attention(encoder: ImageEncoder, form: str) -> ImageEncoder:
@@ -100,7 +115,7 @@ def with_attention(encoder: ImageEncoder, form: str) -> ImageEncoder:
     Raises:
         UsageError: no such form.
     """
-    if form not in FORMS:
+    if form not in (*FORMS, SDPA):
         raise UsageError(f"no attention form {form!r}; choose one of {', '.join(FORMS)}")
     if form == "reference":
         return encoder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -46,6 +45,7 @@ from refsam_trt.manifest import (
 )
 from refsam_trt.text import Tokenizer as TextTokenizer
 from refsam_trt.text_file import read_expressions
+from refsam_trt.versions import OWN, version_of
 
 _TOKENIZER = "tokenizer.json"
 _TOOLS = (
@@ -80,20 +80,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
     lines = read_expressions(request.expressions) if request.expressions else []
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
-        report(f"loading weights for {request.backbone}")
-        loaded = load_model(
-            request.backbone,
-            sam_checkpoint=request.sam_checkpoint,
-            checkpoint=request.checkpoint,
-            parts=request.parts,
-            text_encoder=request.text_encoder,
-            random_init=request.random_init,
-            asked=request.asked,
-        )
-        for warning in loaded.warnings:
-            report(f"warning: {warning}")
-        if request.weight_storage == "fp16":
-            check_exact_fp16(canonical_tensors(loaded.model))
+        loaded = _loaded(request, report)
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
@@ -122,6 +109,49 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
             request.output, manifest=manifest, files=files, overwrite=request.overwrite
         )
     return ExportResult(bundle.folder, bundle.bundle_id, figures, summary, len(known))
+
+
+def export_unproven(request: ExportRequest, report: Report) -> Bundle:
+    """Export a model and compare its graphs with nothing: `manifest.parity` is empty.
+
+    For measurements that make their own comparison, on hardware where the graphs are to run. Known
+    expressions and a missing text encoder are not for such bundles and are ignored.
+
+    Raises:
+        CheckpointError: weights that cannot be used.
+        OutputError: the output exists already, or cannot be written.
+    """
+    check_target(request.output, overwrite=request.overwrite)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
+        folder = Path(scratch)
+        loaded = _loaded(request, report)
+        _write_tokenizer(loaded, folder)
+        programs = _traced(loaded, request, report)
+        written = write_variants(
+            loaded.model, programs, request.form, request.precisions, folder, report
+        )
+        files, manifest = _assembled(loaded, request, written, folder)
+        return write_bundle(
+            request.output, manifest=manifest, files=files, overwrite=request.overwrite
+        )
+
+
+def _loaded(request: ExportRequest, report: Report) -> LoadedModel:
+    report(f"loading weights for {request.backbone}")
+    loaded = load_model(
+        request.backbone,
+        sam_checkpoint=request.sam_checkpoint,
+        checkpoint=request.checkpoint,
+        parts=request.parts,
+        text_encoder=request.text_encoder,
+        random_init=request.random_init,
+        asked=request.asked,
+    )
+    for warning in loaded.warnings:
+        report(f"warning: {warning}")
+    if request.weight_storage == "fp16":
+        check_exact_fp16(canonical_tensors(loaded.model))
+    return loaded
 
 
 def _write_tokenizer(loaded: LoadedModel, folder: Path) -> TextTokenizer:
@@ -225,7 +255,7 @@ def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | N
         preset=config.preset,
         configuration={"model": config.to_json(), "text_encoder": loaded.text_config},
         weights=loaded.weights,
-        tools={name: importlib.metadata.version(name) for name in ("refsam-trt", *_TOOLS)},
+        tools={name: version_of(name) for name in (OWN, *_TOOLS)},
         preprocess=config.preprocess,
         tokenizer=Tokenizer(_TOKENIZER, config.lowercase, loaded.pad_id),
         variants=variants,
@@ -247,4 +277,4 @@ def _summary(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-__all__ = ["ExportRequest", "ExportResult", "export_bundle"]
+__all__ = ["ExportRequest", "ExportResult", "export_bundle", "export_unproven"]

@@ -108,6 +108,28 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).to(torch.float32)
 
 
+def moved_program(program: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Return a copy of a program on a device: weights, constants, and tensors that it makes."""
+
+    def placed(argument: Any) -> Any:
+        return device if isinstance(argument, torch.device) else argument
+
+    moved = _copy(program)
+    values = {str(node.target): weight(moved, node) for node in moved.graph.nodes if _is_held(node)}
+    for target, value in values.items():
+        there = value.detach().to(device)
+        is_parameter = isinstance(value, nn.Parameter)
+        _set(moved, target, nn.Parameter(there, requires_grad=False) if is_parameter else there)
+    for node in moved.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, placed)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, placed)
+    return _done(moved)
+
+
+def _is_held(node: fx.Node) -> bool:
+    return node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
+
+
 def weight(program: fx.GraphModule, node: fx.Node) -> Tensor:
     """Return the parameter or buffer that a `get_attr` node stands for."""
     parent, name = _holder(program, str(node.target))

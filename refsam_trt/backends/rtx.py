@@ -39,16 +39,25 @@ def check_validity(
         PlanError: it cannot; the subclass tells why.
     """
     trt = flavour.trt
-    validity, flags = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    validity, flags = engine_validity(runtime, plan)
     if validity != trt.EngineValidity.INVALID:
         return
     for name, (error, meaning) in _REMEDIES.items():
-        if int(flags) & int(getattr(trt.EngineInvalidityDiagnostics, name)):
+        if flags & int(getattr(trt.EngineInvalidityDiagnostics, name)):
             raise error(f"{path}: {meaning} build the plans again: {build_command}")
     raise PlanDeviceError(
         f"{path}: {flavour.backend} {flavour.version} cannot run it here and does not say why, as "
         "it does without a GPU; run refsam-doctor"
     )
+
+
+def engine_validity(runtime: Any, plan: bytes) -> tuple[Any, int]:
+    """Return what the library thinks of a plan: an `EngineValidity`, and its diagnostics as bits.
+
+    Invalid without any diagnostic means that there is no GPU.
+    """
+    validity, flags = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    return validity, int(flags)
 
 
 def new_context(flavour: Flavour, trt_engine: Any, log: TrtLog) -> Any:
@@ -68,4 +77,4 @@ def new_context(flavour: Flavour, trt_engine: Any, log: TrtLog) -> Any:
     return trt_context
 
 
-__all__ = ["check_validity", "new_context"]
+__all__ = ["check_validity", "engine_validity", "new_context"]

@@ -5,7 +5,7 @@ import torch
 from reference_models import relative
 from torch import nn
 
-from refsam_export.attention import AugmentedAttention, BiasAttention
+from refsam_export.attention import AugmentedAttention, BiasAttention, SdpaAttention
 from refsam_export.model.config import PRESETS
 from refsam_export.model.sam import ImageAttention
 
@@ -29,7 +29,7 @@ def sam_attention(head_dim: int, side: int, num_heads: int) -> nn.Module:
 
 
 @pytest.mark.parametrize(("head_dim", "side"), SIZES)
-@pytest.mark.parametrize("form", [BiasAttention, AugmentedAttention])
+@pytest.mark.parametrize("form", [BiasAttention, AugmentedAttention, SdpaAttention])
 def test_equal_to_sam_at_every_presets_sizes(form: type, head_dim: int, side: int) -> None:
     num_heads = 1 if side > 16 else 3
     plain = sam_attention(head_dim, side, num_heads)
@@ -39,7 +39,7 @@ def test_equal_to_sam_at_every_presets_sizes(form: type, head_dim: int, side: in
 
 
 @pytest.mark.parametrize("table", ["rel_h", "rel_w"])
-@pytest.mark.parametrize("form", [BiasAttention, AugmentedAttention])
+@pytest.mark.parametrize("form", [BiasAttention, AugmentedAttention, SdpaAttention])
 def test_each_term_counts(form: type, table: str) -> None:
     plain = sam_attention(64, 14, 2)
     changed = form(plain, 14)

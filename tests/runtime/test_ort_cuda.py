@@ -7,65 +7,22 @@ from typing import Any
 
 import fake_bundle
 import fake_cuda
+import fake_ort_cuda
 import numpy as np
 import onnxruntime
 import pytest
+from fake_ort_cuda import CUDA, Session
 
 from refsam_trt.backends.ort_cuda import OrtCudaBackend
 from refsam_trt.bundle import open_bundle
 from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 
-CUDA = "CUDAExecutionProvider"
-
-
-class Session:
-    """A real session on the CPU that says it is on the GPU, and takes the GPU's addresses."""
-
-    provider = CUDA
-    asked: tuple[Any, ...] = ()
-
-    def __init__(self, path: str, options: Any, providers: Any) -> None:
-        type(self).asked = tuple(providers)
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
-
-    def get_providers(self) -> list[str]:
-        return [self.provider]
-
-    def io_binding(self) -> Any:
-        binding = self._session.io_binding()
-
-        def bind(real: Any) -> Any:
-            def on_gpu(name: str, device: str, index: int, *rest: Any) -> None:
-                assert (device, index) == ("cuda", 0)
-                real(name, "cpu", 0, *rest)
-
-            return on_gpu
-
-        return SimpleNamespace(
-            real=binding,
-            bind_input=bind(binding.bind_input),
-            bind_output=bind(binding.bind_output),
-            synchronize_outputs=binding.synchronize_outputs,
-            clear_binding_inputs=binding.clear_binding_inputs,
-            clear_binding_outputs=binding.clear_binding_outputs,
-        )
-
-    def run_with_iobinding(self, binding: Any) -> None:
-        self._session.run_with_iobinding(binding.real)
-
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> OrtCudaBackend:
     fake_cuda.install(monkeypatch)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    opened = OrtCudaBackend()
-    real = opened._ort
-    opened._ort = SimpleNamespace(SessionOptions=real.SessionOptions, InferenceSession=Session)
-    return opened
+    fake_ort_cuda.install(monkeypatch)
+    return OrtCudaBackend()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from safetensors.numpy import load_file
 
 import refsam_trt
 from refsam_export.parity.bounds import BOUNDS, Bounds
-from refsam_trt.backends.select import open_backend
+from refsam_trt.backends.base import Backend
+from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle import Bundle, open_bundle
 from refsam_trt.errors import UsageError
+from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.manifest import Variant
+from refsam_trt.plan import Plans, plans_for
 from refsam_trt.postprocess import Postprocessor
 from refsam_trt.preprocess import geometry
 from refsam_trt.variants import choose_variant
@@ -107,26 +110,37 @@ def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
     return int(np.logical_and(found, expected).sum()) / union if union else 1.0
 
 
-def compare(folder: Path, reference: Path, variant: str | None = None) -> Parity:
+def compare(
+    folder: Path,
+    reference: Path,
+    variant: str | None = None,
+    *,
+    backend: str = AUTO,
+    plans: Path | None = None,
+) -> Parity:
     """Measure a bundle against a reference written by `parity.reference`.
 
     Args:
         folder: the bundle.
         reference: folder with the reference's tensors and record.
         variant: which variant; None takes the bundle's default.
+        backend: that runs the graphs.
+        plans: folder of `refsam-build`, whose plans run instead.
 
     Raises:
         UsageError: the reference is of another split than the variant.
+        RefsamError: as of `refsam_trt.load`.
     """
     tensors = load_file(reference / TENSORS)
     record = json.loads((reference / RECORD).read_text(encoding="utf-8"))
     bundle = open_bundle(folder, verify="deferred")
     variant = choose_variant(bundle.manifest, variant)
     _check_reference(bundle.manifest.variants[variant], tensors)
-    with refsam_trt.load(folder, variant=variant) as engine:
+    with refsam_trt.load(folder, variant=variant, backend=backend, plans=plans) as engine:
         backend = engine.backend
         chain = _run_chain(engine, tensors, record)
-    graphs = _run_graphs(bundle, variant, backend, tensors)
+    built = plans_for(bundle, plans, variant) if plans else None
+    graphs = _run_graphs(bundle, variant, backend, tensors, built)
     precision = bundle.manifest.variants[variant].precision
     return Parity.of(variant, precision, backend, record, graphs, chain)
 
@@ -146,22 +160,89 @@ def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _run_graphs(
-    bundle: Bundle, variant: str, backend_name: str, tensors: dict[str, np.ndarray]
+    bundle: Bundle,
+    variant: str,
+    backend_name: str,
+    tensors: Mapping[str, np.ndarray],
+    plans: Plans | None,
 ) -> dict[str, dict[str, float]]:
-    backend = open_backend(backend_name)
-    errors: dict[str, dict[str, float]] = {}
-    for name, entry in bundle.manifest.variants[variant].graphs.items():
-        inputs = {t.name: backend.upload(tensors[f"{name}.in.{t.name}"]) for t in entry.spec.inputs}
-        outputs = {
-            t.name: backend.empty(tensors[f"{name}.out.{t.name}"].shape, t.dtype)
-            for t in entry.spec.outputs
+    backend = open_backend(backend_name, plans=plans)
+    try:
+        return {
+            name: _graph_errors(
+                backend,
+                plans.plan(name) if plans else bundle.path(entry.file),
+                entry.spec,
+                graph_calls(name, entry.spec, tensors, plans),
+            )
+            for name, entry in bundle.manifest.variants[variant].graphs.items()
         }
-        backend.load(bundle.path(entry.file), entry.spec).context().run(inputs, outputs)
-        errors[name] = {
-            key: relative_error(backend.download(buffer), tensors[f"{name}.out.{key}"])
-            for key, buffer in outputs.items()
+    finally:
+        backend.close()
+
+
+@dataclass(frozen=True)
+class GraphCall:
+    """Inputs of one call of a graph, and what the reference says of its outputs."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def graph_calls(
+    name: str, spec: GraphSpec, tensors: Mapping[str, np.ndarray], plans: Plans | None = None
+) -> Iterator[GraphCall]:
+    """Yield the reference's inputs of a graph, in as many calls as the sizes of plans ask for.
+
+    Args:
+        name: of the graph.
+        spec: its contract.
+        tensors: of the reference.
+        plans: that take so many rows at once; None takes all.
+    """
+    groups = {"in": spec.inputs, "out": spec.outputs}
+    arrays = {
+        side: {t.name: tensors[f"{name}.{side}.{t.name}"] for t in group}
+        for side, group in groups.items()
+    }
+    num_rows = max((len(arrays["in"][t.name]) for t in spec.inputs if _has_rows(t)), default=1)
+    step = _rows_at_once(name, spec, plans) or num_rows
+    for start in range(0, num_rows, step):
+        cut = {
+            side: {
+                t.name: arrays[side][t.name][start : start + step]
+                if _has_rows(t)
+                else arrays[side][t.name]
+                for t in group
+            }
+            for side, group in groups.items()
         }
-    backend.close()
+        yield GraphCall(cut["in"], cut["out"])
+
+
+def _has_rows(tensor: TensorSpec) -> bool:
+    return bool(tensor.dims) and isinstance(tensor.dims[0], str)
+
+
+def _rows_at_once(name: str, spec: GraphSpec, plans: Plans | None) -> int | None:
+    profiles = plans.manifest.graphs[name].profiles if plans else {}
+    return min(
+        (profiles[t.name].max[0] for t in spec.inputs if _has_rows(t) and t.name in profiles),
+        default=None,
+    )
+
+
+def _graph_errors(
+    backend: Backend, path: Path, spec: GraphSpec, calls: Iterator[GraphCall]
+) -> dict[str, float]:
+    context = backend.load(path, spec).context()
+    errors: dict[str, float] = {}
+    for call in calls:
+        outputs = {t.name: backend.empty(call.outputs[t.name].shape, t.dtype) for t in spec.outputs}
+        context.run({key: backend.upload(array) for key, array in call.inputs.items()}, outputs)
+        for key, buffer in outputs.items():
+            error = relative_error(backend.download(buffer), call.outputs[key])
+            errors[key] = max(error, errors.get(key, 0.0))
     return errors
 
 

@@ -1,0 +1,181 @@
+"""One case: its plans, its memory, and whether it is right (jobs `plans`, `memory`, `checks`)."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from safetensors.numpy import load_file
+
+from refsam_bench.gpu import layers, plan_checks
+from refsam_bench.gpu.opened import OpenedCase, open_case
+from refsam_bench.gpu.request import GpuRequest, Job
+from refsam_bench.gpu.steps import Steps
+from refsam_bench.speed import expressions
+from refsam_bench.synthetic import EVALUATE_SEED
+from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic, to_json
+from refsam_bench.timing import Summary
+from refsam_bench.trackers import EngineTracker
+from refsam_engines.plans import PlanRequest, build_plans
+from refsam_export.parity.compare import TENSORS, compare, graph_calls
+from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_export.parity.process import verdict
+from refsam_trt.backends.cuda import CudaDevice
+from refsam_trt.backends.select import open_backend
+from refsam_trt.errors import ParityError
+from refsam_trt.plan import open_plans
+
+MEMORY_FRAMES = 3
+LATENCY_WARMUP, LATENCY_RUNS = 5, 30
+_MIB = 2**20
+
+
+def build(job: Job, steps: Steps) -> None:
+    """Build the plans of a case."""
+    steps.run("build", lambda: _build(job))
+
+
+def measure_memory(job: Job, steps: Steps) -> None:
+    """Measure what a case takes of the GPU's memory; in a process that has done nothing else."""
+    steps.run("memory", lambda: _memory(job))
+
+
+def check(job: Job, steps: Steps) -> None:
+    """Hold a case to golden tensors and reference; time its graphs; profile its layers; score."""
+    opened = steps.keep("open", lambda: _open(job))
+    actions: dict[str, Callable[[OpenedCase], dict[str, Any]]] = {
+        "parity": _parity,
+        "latency": _latency,
+    }
+    if job.only_case.has_plans:
+        actions = {
+            "validity": plan_checks.validity,
+            "self-test": plan_checks.self_test,
+            "layers": layers.measure_layers,
+            **actions,
+        }
+    if job.request.num_videos:
+        actions["accuracy"] = lambda case: _accuracy(case, job.request)
+    for name, action in actions.items():
+        if opened is None:
+            steps.skip(name, "the case cannot be opened")
+        else:
+            steps.run(name, functools.partial(action, opened))
+
+
+def _open(job: Job) -> tuple[OpenedCase, dict[str, Any]]:
+    opened = open_case(job, job.only_case)
+    return opened, {"variant": opened.variant}
+
+
+def _build(job: Job) -> dict[str, Any]:
+    case = job.only_case
+    target = case.plans(job.subject)
+    assert target is not None
+    request = PlanRequest(
+        job.subject.bundle,
+        target,
+        case.backend,  # type: ignore[arg-type]
+        case.precision,
+        max_expressions=max(job.request.num_expressions, len(EXPRESSIONS)),
+    )
+    plans = build_plans(request, print)
+    manifest = plans.manifest
+    return {
+        "plan_id": plans.plan_id,
+        "builder": msgspec.to_builtins(manifest.builder),
+        "limits": msgspec.to_builtins(manifest.limits),
+        "plan_bytes": {n: manifest.files[e.file].size_bytes for n, e in manifest.graphs.items()},
+        "graphs": {n: msgspec.to_builtins(e.report) for n, e in manifest.graphs.items()},
+    }
+
+
+def _memory(job: Job) -> dict[str, Any]:
+    """Return MiB taken by loading, and in all once frames have been decoded."""
+    opened = open_case(job, job.only_case)
+    request, device = job.request, CudaDevice()
+    before = device.free_bytes()
+    with opened.load() as engine, engine.open_video() as video:
+        loaded = device.free_bytes()
+        for text in expressions(request.num_expressions):
+            video.add_expression(text)
+        for frame in moving_frames(MEMORY_FRAMES, 0, request.frame_hw):
+            video.step(frame)
+        after = device.free_bytes()
+    return {
+        "loaded_mib": (before - loaded) / _MIB,
+        "running_mib": (before - after) / _MIB,
+        "num_expressions": request.num_expressions,
+    }
+
+
+def _parity(opened: OpenedCase) -> dict[str, Any]:
+    found = compare(
+        opened.bundle.folder,
+        opened.reference,
+        opened.variant,
+        backend=opened.case.backend,
+        plans=opened.plans,
+    )
+    figures = {**asdict(found), "passed": found.passed}
+    if not found.passed:
+        graphs, bounds = figures["graphs"], figures["bounds"]
+        raise ParityError(f"{verdict(figures)}; bounds {bounds}; per graph {graphs}")
+    return figures
+
+
+def _latency(opened: OpenedCase) -> dict[str, Any]:
+    """Time each graph alone, from its call to the end of its work on the GPU."""
+    tensors = load_file(opened.reference / TENSORS)
+    plans = open_plans(opened.plans) if opened.plans else None
+    backend: Any = open_backend(opened.case.backend, plans=plans)
+    variant = opened.bundle.manifest.variants[opened.variant]
+    found = {}
+    for name, entry in variant.graphs.items():
+        path = plans.plan(name) if plans else opened.bundle.path(entry.file)
+        call = next(graph_calls(name, entry.spec, tensors, plans))
+        inputs = {key: backend.upload(array) for key, array in call.inputs.items()}
+        shapes = {t.name: (call.outputs[t.name].shape, t.dtype) for t in entry.spec.outputs}
+        outputs = {key: backend.empty(*shape) for key, shape in shapes.items()}
+        context = backend.load(path, entry.spec).context()
+
+        def run(context: Any = context, given: Any = inputs, out: Any = outputs) -> None:
+            context.run(given, out)
+            backend.device.sync()
+
+        seconds = timed(run)
+        sizes = {key: list(array.shape) for key, array in call.inputs.items()}
+        found[name] = {**asdict(Summary.of(seconds)), "inputs": sizes}
+    backend.close()
+    return {"scope": "one call to the end of its work on the GPU", "graphs": found}
+
+
+def timed(run: Callable[[], None]) -> list[float]:
+    """Return seconds per call, after some that do not count."""
+    for _ in range(LATENCY_WARMUP):
+        run()
+    seconds = []
+    for _ in range(LATENCY_RUNS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _accuracy(opened: OpenedCase, request: GpuRequest) -> dict[str, Any]:
+    with opened.load() as engine:
+        return score(EngineTracker(engine), request)
+
+
+def score(tracker: Any, request: GpuRequest) -> dict[str, Any]:
+    """Return J&F of a tracker on synthetic evaluation videos."""
+    videos = SyntheticRequest(EVALUATE_SEED, request.num_videos)
+    figures = to_json(score_synthetic(tracker, videos, lambda: None), videos)
+    return {key: value for key, value in figures.items() if key != "sequences"}
+
+
+__all__ = ["build", "check", "measure_memory", "score", "timed"]

@@ -1,0 +1,144 @@
+"""All engines and both forms of PyTorch, frame by frame in turn, in one process (job `speed`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refsam_bench.gpu.opened import OpenedCase, open_case
+from refsam_bench.gpu.pytorch import EAGER, TorchSession
+from refsam_bench.gpu.pytorch_checks import MAKERS, made
+from refsam_bench.gpu.request import GpuRequest, Job
+from refsam_bench.gpu.steps import Steps
+from refsam_bench.speed import FRAME_SEED, expressions
+from refsam_bench.timing import Stopwatch, Summary
+from refsam_export.parity.compare import mask_iou
+from refsam_export.parity.inputs import moving_frames
+from refsam_trt.session import Session
+
+Masks = list[NDArray[np.bool_]]
+_FRAME = "frame"
+
+
+class Racer(Protocol):
+    """Whoever decodes frames."""
+
+    name: str
+
+    def step(self, frame: NDArray[np.uint8]) -> Masks:
+        """Return the masks, bool [H, W] on the host, of the next frame."""
+
+
+class EngineRacer:
+    """A session on an engine."""
+
+    def __init__(self, name: str, video: Session) -> None:
+        self.name, self._video = name, video
+
+    def step(self, frame: NDArray[np.uint8]) -> Masks:
+        """Return the masks of the next frame."""
+        return [result.mask for result in self._video.step(frame)]
+
+
+def race(job: Job, steps: Steps) -> None:
+    """Load whatever can be loaded, then time it; who fails in the race leaves it."""
+    with ExitStack() as stack:
+        racers: list[Racer] = []
+        for name in MAKERS:
+            racers += _loaded(steps, name, lambda name=name: _torch(job, name))  # type: ignore[misc]
+        for case in job.cases:
+            racers += _loaded(
+                steps,
+                case.name,
+                lambda case=case: _engine(open_case(job, case), job, stack),  # type: ignore[misc]
+            )
+        if not racers:
+            steps.skip("race", "nothing could be loaded")
+            return
+        steps.run("race", lambda: run_race(racers, job.request, steps))
+
+
+def run_race(racers: Sequence[Racer], request: GpuRequest, steps: Steps) -> dict[str, Any]:
+    """Time racers frame by frame, each frame begun by another one.
+
+    Args:
+        racers: in any order; speed and masks are compared with `pytorch-fp32-eager`, if there.
+        request: sizes.
+        steps: told of racers that fail.
+    """
+    num_frames = request.num_warmup + request.num_frames
+    running = {racer.name: racer for racer in racers}
+    watches = {name: Stopwatch() for name in running}
+    ious: dict[str, list[float]] = {name: [] for name in running}
+    for index, frame in enumerate(moving_frames(num_frames, FRAME_SEED, request.frame_hw)):
+        masks: dict[str, Masks] = {}
+        for name in _in_turn(list(running), index):
+            found = _timed(running[name], frame, watches[name], steps)
+            if found is None:
+                del running[name], watches[name], ious[name]
+            else:
+                masks[name] = found
+        for name, watch in watches.items():
+            (watch.discard if index < request.num_warmup else watch.lap)()
+            if EAGER in masks:
+                ious[name] += map(mask_iou, masks[name], masks[EAGER])
+    return {
+        "scope": "frame in host memory to masks in host memory, at the frame's size",
+        "num_warmup": request.num_warmup,
+        "num_expressions": request.num_expressions,
+        "frame_hw": list(request.frame_hw),
+        "baseline": EAGER if EAGER in watches else None,
+        "racers": {name: _figures(name, watches, ious[name]) for name in watches},
+    }
+
+
+def _in_turn(names: list[str], index: int) -> list[str]:
+    at = index % len(names) if names else 0
+    return names[at:] + names[:at]
+
+
+def _timed(racer: Racer, frame: NDArray[np.uint8], watch: Stopwatch, steps: Steps) -> Masks | None:
+    try:
+        with watch.stage(_FRAME):
+            return racer.step(frame)
+    except Exception as error:
+        steps.fail(f"race of {racer.name}", error)
+        return None
+
+
+def _figures(name: str, watches: dict[str, Stopwatch], ious: list[float]) -> dict[str, Any]:
+    seconds = watches[name].seconds(_FRAME)
+    summary = asdict(Summary.of(seconds))
+    found: dict[str, Any] = {**summary, "fps": 1e3 / summary["p50_ms"]}
+    if EAGER in watches:
+        ratios = np.asarray(watches[EAGER].seconds(_FRAME)) / np.asarray(seconds)
+        p10, p50, p90 = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
+        found["times_as_fast"] = {"p10": p10, "p50": p50, "p90": p90}
+        found["min_mask_iou"] = min(ious)
+    return found
+
+
+def _loaded(steps: Steps, name: str, load: Callable[[], Racer]) -> list[Racer]:
+    racer = steps.keep(f"load {name}", lambda: (load(), {}))
+    return [] if racer is None else [racer]
+
+
+def _torch(job: Job, name: str) -> Racer:
+    request = job.request
+    return TorchSession(made(job, name), expressions(request.num_expressions), request.frame_hw)
+
+
+def _engine(opened: OpenedCase, job: Job, stack: ExitStack) -> Racer:
+    engine = stack.enter_context(opened.load())
+    video = stack.enter_context(engine.open_video(original_hw=job.request.frame_hw))
+    for text in expressions(job.request.num_expressions):
+        video.add_expression(text)
+    return EngineRacer(opened.case.name, video)
+
+
+__all__ = ["EngineRacer", "Racer", "race", "run_race"]
