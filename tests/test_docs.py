@@ -13,6 +13,8 @@ import fake_bundle
 import pytest
 
 from refsam_bench.demo import write_clip
+from refsam_export.precision import PRECISIONS
+from refsam_trt.backends.select import _BACKENDS, AUTO_ORDER, PLAN_BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -111,3 +113,45 @@ def test_figures_of_the_readme_are_those_of_the_result_files():
         expected.append(f"{sizes[0]:.0f} / {sizes[1]:.0f} MB")
         expected.append(f"{extras['cpu']['first_mask_s']:.2f} s")
     assert not [figure for figure in expected if figure not in readme]
+
+
+def unproven() -> dict[str, set[str]]:
+    """Return per precision the backends without a run in `bench/results`, but what CI runs."""
+    missing = {
+        precision: {*_BACKENDS, *PLAN_BACKENDS} - {*AUTO_ORDER, "fake"} for precision in PRECISIONS
+    }
+    for path in (ROOT / "bench/results/gpu").glob("*.json"):
+        for subject in json.loads(path.read_text())["subjects"]:
+            for case in subject["cases"].values():
+                if case["steps"].get("parity", {}).get("state") == "done":
+                    missing[case["precision"]].discard(case["backend"])
+    return missing
+
+
+def hardware_table(page: str) -> dict[str, set[str]]:
+    """Return per precision the backends in the column of a page's table."""
+    found: dict[str, set[str]] = {}
+    column: int | None = None
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "unproven on hardware" in cells:
+            column = cells.index("unproven on hardware")
+        elif not line.startswith("|"):
+            column = None
+        elif column is not None and not cells[0].startswith("-"):
+            found[cells[0]] = set(re.findall("`([a-z-]+)`", cells[column]))
+    return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/precision.md"])
+def test_what_no_hardware_ran_is_listed_by_name(page: str):
+    """A backend leaves the column when a run of `refsam-bench gpu` is committed, not before."""
+    assert hardware_table(page) == unproven()
+
+
+def test_the_backends_of_the_table_are_named_elsewhere_as_what_they_are():
+    """In the README's text no backend is called supported that is in the column."""
+    readme = (ROOT / "README.md").read_text()
+    for backend in set().union(*unproven().values()):
+        for sentence in re.findall(rf"[^.|]*`{backend}`[^.|]*", readme):
+            assert "supported" not in sentence, sentence

@@ -20,6 +20,7 @@ from refsam_bench.gpu.measure import measure_gpu
 from refsam_bench.gpu.request import GpuRequest
 from refsam_bench.gpu.text import record_lines
 from refsam_trt import probe
+from refsam_trt.bundle import open_bundle
 from refsam_trt.errors import BackendError, OutputError, UsageError
 
 CASES = ["tensorrt-fp32", "tensorrt-fp16", "ort-cuda-fp32", "ort-cuda-fp16"]
@@ -83,9 +84,12 @@ def test_an_absent_backend_is_told_with_its_reason_and_has_no_cases(record: dict
     assert f"absent: tensorrt-rtx: {gpu_stand_ins.NO_RTX}" in record_lines(record)
 
 
-def test_every_case_is_held_to_the_reference(record: dict[str, Any]):
+def test_every_case_is_held_to_the_reference(campaign: tuple[dict[str, Any], Path]):
+    record, folder = campaign[0], campaign[1].parent
     (subject,) = record["subjects"]
     assert figures(subject, "bundle")["random_init_seed"] == 0
+    (made,) = folder.glob("work/*/bundle")
+    assert open_bundle(made).manifest.parity == {}  # nobody may take it for a proven one
     assert figures(subject, "reference")["num_frames"] == 3
     for name, bound in (("fp32", 1e-4), ("fp16", 5e-3)):
         for backend in ("tensorrt", "ort-cuda"):

@@ -1,4 +1,4 @@
-"""Real fp16 graphs, built by the real TensorRT-RTX: types, fused attention, memory.
+"""Real fp16 and bf16 graphs, built by the real TensorRT-RTX: types, fused attention, memory.
 
 They are not proven here, as the exporter would: only their structure counts.
 """
@@ -25,14 +25,12 @@ MAX_NANO_ACTIVATION_BYTES = 20_000_000
 """Image encoder of nano, fp16, one frame of 256x256: 18 MB with TensorRT-RTX 1.7.1."""
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GraphSource]:
-    """The graphs of nano, by name."""
-    folder = tmp_path_factory.mktemp("half")
-    model = loaded("nano").model
-    form = ExportRequest("nano", folder, precisions=("fp16",)).form
+def written_sources(preset: str, precision: str, folder: Path) -> dict[str, GraphSource]:
+    """Write the graphs of a preset; returns them by name."""
+    model = loaded(preset).model
+    form = ExportRequest(preset, folder, precisions=(precision,)).form
     programs = trace_graphs(model, form.split, form.attention, form.rewrites)
-    written = write_variants(model, programs, form, ("fp16",), folder, lambda line: None)
+    written = write_variants(model, programs, form, (precision,), folder, lambda line: None)
     (variant,) = written.variants.values()
     return {
         name: GraphSource(
@@ -45,14 +43,23 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GraphSource]:
     }
 
 
+def built(sources: dict[str, GraphSource], target: Path) -> dict[str, GraphReport]:
+    flavour = open_flavour("tensorrt-rtx")
+    found = {n: build_plan(flavour, s, BuildOptions(), target) for n, s in sources.items()}
+    return {name: report for name, report in found.items() if report is not None}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GraphSource]:
+    """The fp16 graphs of nano."""
+    return written_sources("nano", "fp16", tmp_path_factory.mktemp("half"))
+
+
 @pytest.fixture(scope="module")
 def reports(
     sources: dict[str, GraphSource], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, GraphReport]:
-    target = tmp_path_factory.mktemp("plans") / "x.plan"
-    flavour = open_flavour("tensorrt-rtx")
-    built = {n: build_plan(flavour, s, BuildOptions(), target) for n, s in sources.items()}
-    return {name: report for name, report in built.items() if report is not None}
+    return built(sources, tmp_path_factory.mktemp("plans") / "x.plan")
 
 
 def test_every_graph_builds_without_a_precision_warning(reports: dict[str, GraphReport]):
@@ -84,4 +91,21 @@ def test_a_graph_that_is_not_what_it_states_is_refused(
     source = sources[IMAGE_ENCODER]
     lying = GraphSource(source.path, source.spec, "fp32", source.profiles)
     with pytest.raises(PlanBuildError, match="the graph computes in HALF, but states fp32; export"):
+        build_plan(open_flavour("tensorrt-rtx"), lying, BuildOptions(), tmp_path / "x.plan")
+
+
+def test_bf16_is_built_ahead_of_time_as_the_graphs_say(tmp_path: Path):
+    """Of tiny; convolutions stay fp32, as ONNX has no bf16 for them, and T5 is bf16 too."""
+    graphs = written_sources("tiny", "bf16", tmp_path)
+    reports = built(graphs, tmp_path / "x.plan")
+    assert reports.keys() == set(GRAPHS)
+    for name, report in reports.items():
+        assert report.precision_warnings == (), name
+        assert set(report.layers["MATRIX_MULTIPLY"]) == {"BF16"}
+        assert set(report.layers["SOFTMAX"]) == {"FLOAT"}
+    assert set(reports[IMAGE_ENCODER].layers["CONVOLUTION"]) == {"FLOAT"}
+    assert set(reports[DECODER_STEP].layers["DECONVOLUTION"]) == {"FLOAT"}
+    source = graphs[DECODER_STEP]
+    lying = GraphSource(source.path, source.spec, "fp16", source.profiles)
+    with pytest.raises(PlanBuildError, match="the graph computes in BF16, but states fp16; export"):
         build_plan(open_flavour("tensorrt-rtx"), lying, BuildOptions(), tmp_path / "x.plan")

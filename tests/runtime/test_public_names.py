@@ -63,19 +63,18 @@ def functions_of(of: type) -> dict[str, ast.FunctionDef]:
     return {f"{of.__name__}.{node.name}": node for node in found if node.name[0] != "_"}
 
 
-def test_importing_costs_next_to_nothing() -> None:
+def test_importing_brings_nothing_until_a_name_is_used() -> None:
+    """How long that takes is measured by `make prove`, not asserted here."""
     code = """
-import json, sys, time
-start = time.perf_counter()
-import numpy, refsam_trt
-seconds = time.perf_counter() - start
+import json, sys
+import refsam_trt
+alone = list(sys.modules)
 refsam_trt.load, refsam_trt.Session, refsam_trt.RefsamError
-print(json.dumps({"seconds": seconds, "modules": list(sys.modules)}))
+print(json.dumps([alone, list(sys.modules)]))
 """
-    runs = []
-    for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        runs.append(msgspec.json.decode(out.stdout))
-    assert min(run["seconds"] for run in runs) < 0.5
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    alone, used = (set(modules) for modules in msgspec.json.decode(out))
     heavy = {"torch", "onnx", "onnxruntime", "transformers", "av"}
-    assert not heavy & set(runs[0]["modules"])
+    assert not (heavy | {"numpy", "PIL", "tokenizers", "msgspec"}) & alone
+    assert not heavy & used
+    assert "numpy" in used
