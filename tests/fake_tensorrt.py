@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT proper: builds nothing, but objects to whatever the real API lacks.
+"""A stand-in for TensorRT and TensorRT-RTX: builds nothing, but objects to what the real API lacks.
 
 It has exactly the names of the version that it plays (from the lists of the real APIs) and no
 others. Its plans are the ONNX file itself, which ONNX Runtime runs on the addresses it is given, so
@@ -7,7 +7,7 @@ it needs memory that the host can read (see `fake_cuda`).
 
 import ctypes
 import json
-from enum import Enum
+from enum import Enum, IntFlag
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,19 +31,27 @@ _DTYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 7: "INT64", 9: "BOOL", 6: "INT32"
 
 
 def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:
-    """Return a module that plays TensorRT of a version; `module.calls` lists what was called."""
+    """Return a module that plays TensorRT of a version; `module.calls` lists what was called.
+
+    Versions that begin with `rtx-` are TensorRT-RTX, whose plans are found valid unless
+    `module.diagnostics` names why not.
+    """
     names = json.loads((DATA / f"api_{version}.json").read_text())["names"]
     trt: Any = ModuleType("tensorrt")
-    trt.__version__ = version
+    trt.__version__ = version.removeprefix("rtx-")
     trt.__spec__ = ModuleSpec("tensorrt", None)  # other libraries look whether it is there
     trt.calls = []
     trt.fails_to_build = False
     trt.fails_to_deserialise = False
     trt.fails_to_run = False
     trt.has_no_room = False
+    trt.diagnostics = None
     for name, entry in names.items():
         if entry["kind"] == "enum":
             setattr(trt, name, Enum(name, entry["members"]))
+    if version.startswith("rtx-"):
+        members = names["EngineInvalidityDiagnostics"]["members"]
+        trt.EngineInvalidityDiagnostics = IntFlag("EngineInvalidityDiagnostics", members)
     trt.NetworkDefinitionCreationFlag.__int__ = lambda flag: 1 if version[:2] == "10" else 0
     logger = type("ILogger", (), {"__init__": lambda self: None})
     severities = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
@@ -177,6 +185,14 @@ class _Runtime(_Checked):
         trt.calls.append(("Runtime",))
         self._trt, self._names, self._log = trt, names, log
 
+    engine_header_size = 64  # RTX only, as the rest of these
+
+    def get_engine_validity(self, header: bytes) -> tuple[Any, int]:
+        self._trt.calls.append(("get_engine_validity", len(header)))
+        if self._trt.diagnostics is None:
+            return self._trt.EngineValidity.VALID, 0
+        return self._trt.EngineValidity.INVALID, self._trt.diagnostics
+
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
         self._trt.calls.append(("deserialize_cuda_engine",))
         if self._trt.fails_to_deserialise:
@@ -200,14 +216,24 @@ class _Engine(_Checked):
     def get_tensor_name(self, index: int) -> str:
         return str(self._tensors[index].name)
 
-    def create_execution_context(self, strategy: Enum | None = None) -> Any:
-        self._trt.calls.append(("create_execution_context", strategy.name if strategy else None))
+    def create_runtime_config(self) -> Any:
+        return _RuntimeConfig(self._names)
+
+    def create_execution_context(self, how: Any = None) -> Any:
+        if isinstance(how, _RuntimeConfig):
+            how = how.cuda_graph_strategy
+        self._trt.calls.append(("create_execution_context", how.name if how else None))
         if self._trt.has_no_room:
             return None
         return _Context(self._trt, self._names, self._session)
 
     def create_engine_inspector(self) -> Any:
         return _Inspector(self._names)
+
+
+class _RuntimeConfig(_Checked):
+    _class = "IRuntimeConfig"
+    cuda_graph_strategy: Any = None
 
 
 class _Inspector(_Checked):

@@ -1,4 +1,4 @@
-"""Every error of the runtime has a test of its message; those that no other test fits are here."""
+"""Every error of runtime, engines and GPU bench has a test of its message; some are here."""
 
 import ast
 import re
@@ -114,6 +114,20 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("text_disk.py", "holds | expected"): "test_text_disk.py: holds .*float64.*, expected ",
     ("writers.py", "found | masks of | expected | of"): "test_writers.py: found 1 masks of",
 }
+
+
+@pytest.mark.parametrize("folder", ["engines/refsam_engines", "bench/refsam_bench/gpu"])
+def test_every_error_around_plans_is_told_by_a_test(folder: str):
+    told = told_by_tests()
+    paths = sorted((TESTS.parent / folder).rglob("*.py"))
+    assert paths
+    silent = [
+        f"{path.name}:{line} {name} {parts}"
+        for path in paths
+        for line, name, parts in raised(path)
+        if parts and not is_told(parts, told)
+    ]
+    assert silent == []
 
 
 def test_every_error_of_the_runtime_is_told_by_a_test():

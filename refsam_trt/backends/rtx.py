@@ -19,12 +19,12 @@ from refsam_trt.errors import (
 )
 
 _REMEDIES: dict[str, tuple[type[PlanError], str]] = {
-    "VERSION_MISMATCH": (PlanVersionError, "it is of another version of TensorRT-RTX"),
+    "VERSION_MISMATCH": (PlanVersionError, "it is of another version of TensorRT-RTX;"),
     "OLD_CUDA_DRIVER": (PlanVersionError, "NVIDIA's driver is too old: update it, or"),
     "OLD_CUDA_RUNTIME": (PlanVersionError, "the CUDA runtime is too old: update it, or"),
     "UNSUPPORTED_CC": (PlanDeviceError, "TensorRT-RTX does not support this GPU: use another, or"),
     "INSUFFICIENT_GPU_MEMORY": (PlanMemoryError, "the GPU has too little memory: free some, or"),
-    "MALFORMED_ENGINE": (PlanDamagedError, "it is damaged"),
+    "MALFORMED_ENGINE": (PlanDamagedError, "it is damaged;"),
     "CUDA_ERROR": (PlanDeviceError, "CUDA failed: run refsam-doctor, or"),
 }
 """Diagnostic, by name -> error, and what it means."""

@@ -1,6 +1,7 @@
 """`refsam-bench gpu` where things fail: each failure is recorded, and stops nothing else."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import gpu_stand_ins
 import numpy as np
 import pytest
 from exported import exported
+from fake_tensorrt import fake_tensorrt
 from gpu_stand_ins import run_here
 
 from refsam_bench.gpu import pytorch_checks
@@ -18,6 +20,7 @@ from refsam_bench.gpu.speed import run_race
 from refsam_bench.gpu.steps import Steps
 from refsam_bench.gpu.text import record_lines
 from refsam_export.parity.bounds import BOUNDS, Bounds
+from refsam_trt import probe
 
 State = dict[str, str]
 
@@ -95,6 +98,32 @@ def test_a_plan_that_cannot_be_built_has_no_other_steps(trt: Any, bundle: Path, 
     assert "no kernel fits" in steps["build"]["error"]["text"]
     assert "load tensorrt-fp32" not in subject["steps"]
     assert subject["steps"]["race"]["state"] == "done"
+
+
+def test_what_the_library_thinks_of_plans_is_asked_before_we_refuse_them(
+    trt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As it should be on Hopper: TensorRT-RTX opens and builds, and runs nothing."""
+    rtx = fake_tensorrt("rtx-1.7.1.116")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    rtx.diagnostics = rtx.EngineInvalidityDiagnostics.UNSUPPORTED_CC
+    opened = {"version": "1.7.1.116", "gpu": "Some GPU"}
+    answers = gpu_stand_ins.answer
+
+    def answer(*question: str) -> dict[str, Any]:
+        return opened if question == ("tensorrt", "tensorrt-rtx") else answers(*question)
+
+    monkeypatch.setattr(probe, "ask", answer)
+    record = measured(bundle, tmp_path, backends=("tensorrt-rtx",))
+    (subject,) = record["subjects"]
+    steps = subject["cases"]["tensorrt-rtx-fp32"]["steps"]
+    verdict = {"validity": "INVALID", "diagnostics": int(rtx.diagnostics)}
+    assert steps["validity"]["figures"]["verdicts"] == dict.fromkeys(
+        ("decoder_step", "image_encoder", "text_encoder"), verdict
+    )
+    assert steps["self-test"]["error"]["type"] == "PlanDeviceError"
+    assert subject["steps"]["load tensorrt-rtx-fp32"]["state"] == "failed"
+    assert list(subject["steps"]["race"]["figures"]["racers"]) == [EAGER]
 
 
 def test_a_precision_that_a_bundle_lacks_is_told(trt: Any, bundle: Path, tmp_path: Path):

@@ -12,11 +12,20 @@ import pytest
 from rtx_probe import needs_rtx
 
 from refsam_engines import build
+from refsam_engines import plans as plans_module
 from refsam_engines.build import BuildOptions
 from refsam_engines.inspect import report_lines
 from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
+from refsam_engines.rtx_header import RtxHeader
 from refsam_trt.bundle import open_bundle
-from refsam_trt.errors import OutputError, PlanBuildError, PlanDamagedError, UsageError
+from refsam_trt.errors import (
+    BundleError,
+    InternalError,
+    OutputError,
+    PlanBuildError,
+    PlanDamagedError,
+    UsageError,
+)
 from refsam_trt.golden import read_golden
 from refsam_trt.manifest import Limits
 from refsam_trt.plan import Plans, is_plans, open_plans
@@ -258,3 +267,28 @@ def test_a_bundle_is_not_taken_for_plans(plans: Plans, bundle_folder: Path, tmp_
     assert is_plans(plans.folder)
     assert not is_plans(bundle_folder)
     assert not is_plans(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["*.onnx", "*.data", "manifest.json", "tokenizer.json"])
+def test_one_changed_byte_in_the_bundle_is_refused(
+    bundle_folder: Path, tmp_path: Path, pattern: str
+):
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
+    path = sorted(folder.rglob(pattern))[0]
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BundleError) as refused:
+        build_plans(request(folder, tmp_path / "plans"), lambda line: None)
+    assert re.search(r"SHA-256|manifest\.sha256", str(refused.value))
+    assert str(path) in str(refused.value) or path.name in str(refused.value)
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_header_of_another_version_than_the_library_is_our_own_bug(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    header = RtxHeader("1.0.0.0", 1, ("8.9",))
+    monkeypatch.setattr(plans_module, "read_rtx_header", lambda path: header)
+    with pytest.raises(InternalError, match=r"^1\..* wrote a plan of version 1\.0\.0\.0$"):
+        build_plans(request(bundle_folder, tmp_path / "plans"), lambda line: None)
