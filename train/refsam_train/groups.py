@@ -69,7 +69,7 @@ def trained_parameters(
 
 
 def _rate(name: str, recipe: Recipe) -> float:
-    if name.startswith(_UNUSED):
+    if name.startswith((*_UNUSED, *recipe.frozen)):
         return 0.0
     if recipe.mode == "full":
         return recipe.optimiser.learning_rate

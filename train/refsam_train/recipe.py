@@ -92,7 +92,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     average: decay of the exponential moving average of the weights, which is what is evaluated and
     published; 0 means none. accumulate: micro-batches per optimiser step. fresh: beginnings of the
-    names of tensors that start from initial values, although a weights file has them.
+    names of tensors that start from initial values, although a weights file has them. frozen:
+    beginnings of the names of tensors that stay as they are.
     """
 
     schema: int
@@ -109,6 +110,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     average: float = 0.0
     activation_checkpointing: bool = False
     fresh: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     checkpoint_every: int = 500
     evaluate_every: int = 500
 
