@@ -123,7 +123,7 @@ def open_bundle(folder: Path, *, expect_id: str | None = None, verify: Verify = 
     except BundleError as error:
         raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
     external_data = {
-        entry.file: check_graph(folder, entry, variant.opset, manifest.files)
+        entry.file: check_graph(folder, entry, variant.opset, manifest.files, manifest.quantisation)
         for variant in manifest.variants.values()
         for entry in variant.graphs.values()
     }

@@ -53,7 +53,7 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--variant", help="Which graphs of the bundle, by name.  [default: by precision]")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
     help="Which graphs of the bundle.  [default: the only one, or fp32]",
 )
 @click.option(

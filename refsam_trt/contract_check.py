@@ -14,7 +14,13 @@ from refsam_trt import limits
 from refsam_trt.errors import BundleError
 from refsam_trt.families import refsam
 from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.graph_precision import PRECISIONS
+from refsam_trt.graph_precision import (
+    BASES,
+    PRECISIONS,
+    QUANTISED,
+    split_precision,
+    stated_by_graphs,
+)
 from refsam_trt.manifest import Manifest, Variant
 from refsam_trt.vocabulary import vocabulary_problem
 
@@ -39,6 +45,7 @@ def check_contract(manifest: Manifest) -> None:
     _check_values(manifest)
     for name, variant in manifest.variants.items():
         _check_precision(name, variant)
+        _check_quantisation(manifest, name, variant)
         _check_state(manifest, name, variant)
     CONTRACT_CHECKS[manifest.family](manifest)
 
@@ -67,12 +74,26 @@ def _check_precision(name: str, variant: Variant) -> None:
             f"variant {name!r}: precision {variant.precision!r}, this version knows {known}; "
             "update refsam_trt"
         )
+    others = BASES if variant.precision in QUANTISED else ("fp32",)
+    allowed = tuple(dict.fromkeys((*stated_by_graphs(variant.precision), *others)))
     for graph, entry in variant.graphs.items():
-        if entry.precision not in ("fp32", variant.precision):
+        if entry.precision not in allowed:
             raise BundleError(
                 f"variant {name!r}, graph {graph!r}: precision {entry.precision!r}, expected "
-                f"{variant.precision!r} or 'fp32'; {_EXPORT_AGAIN}"
+                f"{' or '.join(map(repr, allowed))}; {_EXPORT_AGAIN}"
             )
+
+
+def _check_quantisation(manifest: Manifest, name: str, variant: Variant) -> None:
+    if variant.precision not in QUANTISED:
+        return
+    found = manifest.quantisation
+    if found is None or found.scheme != variant.precision or not found.layers:
+        stated = "nothing" if found is None else f"{found.scheme} of {len(found.layers)} layers"
+        raise BundleError(
+            f"variant {name!r}: precision {variant.precision!r}, but quantisation says {stated}; "
+            "write the bundle anew with refsam-calibrate"
+        )
 
 
 def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
@@ -116,13 +137,24 @@ def _check_refsam_graphs(name: str, variant: Variant, *, has_text_cache: bool) -
 
 
 def _check_refsam_precision(name: str, variant: Variant) -> None:
-    """Only the text encoder may be of a higher precision than its variant."""
-    for graph in (refsam.IMAGE_ENCODER, refsam.DECODER_STEP):
-        found = variant.graphs[graph].precision
-        if found != variant.precision:
+    """Only the text encoder may be of a higher precision than its variant.
+
+    Of a quantised variant, the image encoder alone is quantised; the step has its base's precision.
+    """
+    stated = {g: variant.graphs[g].precision for g in (refsam.IMAGE_ENCODER, refsam.DECODER_STEP)}
+    expected = dict.fromkeys(stated, variant.precision)
+    if variant.precision in QUANTISED:
+        base = split_precision(stated[refsam.IMAGE_ENCODER])[1]
+        base = base if base in BASES else BASES[0]
+        expected = {
+            refsam.IMAGE_ENCODER: f"{variant.precision}-{base}",
+            refsam.DECODER_STEP: base,
+        }
+    for graph, found in stated.items():
+        if found != expected[graph]:
             raise BundleError(
                 f"variant {name!r}, graph {graph!r}: precision {found!r}, expected "
-                f"{variant.precision!r}; {_EXPORT_AGAIN}"
+                f"{expected[graph]!r}; {_EXPORT_AGAIN}"
             )
 
 

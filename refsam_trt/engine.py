@@ -59,7 +59,8 @@ def load(
             nobody else should be able to write to. Each holds the expression in plain text.
         variant: name of one set of graphs; None chooses by precision, and among forms of attention
             the one that suits the backend.
-        precision: `fp32`, `fp16` or `bf16`; None takes what the bundle has if that is one, or fp32.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`; None takes what the bundle has if that
+            is one, or fp32.
         plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
         num_threads: CPU threads inside one graph run; None is the backend's default.
         expect_id: refuse every bundle but this one.

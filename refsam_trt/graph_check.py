@@ -8,8 +8,8 @@ from pathlib import Path
 from refsam_trt.bundle_files import path_problem
 from refsam_trt.errors import BundleError
 from refsam_trt.families.base import TensorSpec
-from refsam_trt.graph_precision import count_dtypes, precision_problem
-from refsam_trt.manifest import FileEntry, GraphEntry
+from refsam_trt.graph_precision import count_dtypes, precision_problem, split_precision
+from refsam_trt.manifest import FileEntry, GraphEntry, Quantisation
 from refsam_trt.onnx_reader import OnnxSummary, summarise_onnx
 from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
 
@@ -17,7 +17,11 @@ _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 
 
 def check_graph(
-    folder: Path, entry: GraphEntry, opset: int, files: Mapping[str, FileEntry]
+    folder: Path,
+    entry: GraphEntry,
+    opset: int,
+    files: Mapping[str, FileEntry],
+    quantisation: Quantisation | None = None,
 ) -> tuple[str, ...]:
     """Check the ONNX file of a graph.
 
@@ -26,6 +30,7 @@ def check_graph(
         entry: the graph, its file one of `files`.
         opset: version of the standard operators that the manifest gives.
         files: the bundle's files by relative path.
+        quantisation: the manifest's; quantised graphs have a product for each of its layers.
 
     Returns:
         Relative paths of the files that hold the graph's external data, sorted.
@@ -46,10 +51,26 @@ def check_graph(
         raise BundleError(
             f"{path}: states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}"
         )
+    _check_quantised(path, entry, summary, quantisation)
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
     found = (_check_external(path, prefix, data, files) for data in summary.external_data)
     return tuple(sorted(set(found)))
+
+
+def _check_quantised(
+    path: Path, entry: GraphEntry, summary: OnnxSummary, quantisation: Quantisation | None
+) -> None:
+    dtype = split_precision(entry.precision)[0]
+    if dtype is None:
+        return
+    found = summary.typed_nodes["MatMul", dtype]
+    expected = len(quantisation.layers) if quantisation else 0
+    if found != expected:
+        raise BundleError(
+            f"{path}: {found} matrix products in {dtype}, the manifest names {expected} quantised "
+            "layers; write the bundle anew with refsam-calibrate"
+        )
 
 
 def _check_domains(path: Path, summary: OnnxSummary, opset: int) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.preprocess import PreprocessConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,8 +82,9 @@ class Tokenizer(_Record, frozen=True):
 class GraphEntry(_Record, frozen=True):
     """One ONNX graph: its file, its tensors, what it is made of, and what it computes in.
 
-    `node_types` counts nodes per operator type, `node_dtypes` per element type of their first
-    output. `flops` are those of one call with M = B = 1 and N = 16, per element type.
+    `node_types` counts nodes per operator type, `node_dtypes` per element type that they compute in
+    (`onnx_types`). `flops` are those of one call with M = B = 1 and N = 16, per element type.
+    `precision` of a quantised graph names its base too: `int8-fp16`.
     """
 
     file: str
@@ -98,8 +99,8 @@ class Variant(_Record, frozen=True):
     """One set of graphs: a precision, an attention form and a split.
 
     `rewrites` names the exporter's exact rewrites of the image encoder's blocks. A graph may be of
-    a higher precision than its variant: fp16 leaves the text encoder in fp32.
-    Variants may share files.
+    a higher precision than its variant: fp16 leaves the text encoder in fp32, and int8 quantises
+    the image encoder alone. Variants may share files.
     `weight_storage` is `fp16` where weights that fp16 holds exactly are stored so and cast by the
     graph; None where they are stored as the graph computes with them.
     """
@@ -129,6 +130,23 @@ class Limits(_Record, frozen=True):
     max_words: int
 
 
+class Quantisation(_Record, frozen=True):
+    """What the quantised variants of a bundle are, and where they came from.
+
+    Attributes:
+        scheme: their precision.
+        base_bundle: id of the bundle that all else was taken from.
+        layers: module paths of the layers whose products are quantised, in the model's order; the
+            image encoder of each quantised variant has as many such products.
+        record: what calibration found (ranges, ranking, verified accuracy); for people.
+    """
+
+    scheme: str
+    base_bundle: str
+    layers: tuple[str, ...]
+    record: dict[str, Any]
+
+
 class Manifest(_Record, frozen=True):
     """The whole manifest; `docs/bundle.md` explains every field.
 
@@ -151,6 +169,7 @@ class Manifest(_Record, frozen=True):
     files: dict[str, FileEntry]
     source: str | None = None
     text_cache: str | None = None
+    quantisation: Quantisation | None = None
 
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
@@ -176,6 +195,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "PreprocessConfig",
+    "Quantisation",
     "Source",
     "StateEntry",
     "TensorSpec",

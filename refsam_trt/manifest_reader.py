@@ -98,7 +98,9 @@ def _decode(path: Path, raw: bytes) -> Manifest:
         raise _too_deep(path) from error
     if version != SCHEMA_VERSION:
         raise _other_schema(path, version)
-    if _is_deeper((manifest.configuration, manifest.parity), limits.MAX_JSON_DEPTH):
+    quantised = manifest.quantisation
+    opaque = (manifest.configuration, manifest.parity, quantised.record if quantised else None)
+    if _is_deeper(opaque, limits.MAX_JSON_DEPTH):
         raise _too_deep(path)
     if manifest.to_bytes() != raw:
         raise BundleError(

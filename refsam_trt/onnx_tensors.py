@@ -25,6 +25,7 @@ _DTYPES = {
     14: "complex64",
     15: "complex128",
     16: "bfloat16",
+    17: "float8_e4m3fn",
 }
 
 
@@ -32,8 +33,8 @@ _DTYPES = {
 class OnnxTensor:
     """An input or output of the graph. A dim is a size, a symbol, or None where nothing is said.
 
-    `dtype` is numpy's name (or bfloat16), `type <n>` for a number that has none here, and empty for
-    what is no tensor. `dims` is None where the file gives no shape.
+    `dtype` is numpy's name (or bfloat16, float8_e4m3fn), `type <n>` for a number that has none
+    here, and empty for what is no tensor. `dims` is None where the file gives no shape.
     """
 
     name: str

@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+"""Operators that do nearly all of the arithmetic."""
+
 UNKNOWN = ""
 """Type of what no rule knows: results of control flow, and of tensors that nothing defines."""
 
@@ -60,18 +63,28 @@ _INDEX_OUTPUTS = {("MaxPool", 1), ("TopK", 1)}
 
 
 def count_types(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> Counter[tuple[str, str]]:
-    """Count nodes by operator type and by the element type of their first output.
+    """Count nodes by operator type and by the element type that they compute in.
+
+    That is the type of their first output; but a product whose two factors come straight out of
+    `DequantizeLinear` nodes of one type computes in that type, as every runtime that supports it
+    multiplies the quantised values.
 
     Args:
         nodes: in topological order.
         known: tensor -> type, of the graph's inputs and weights.
     """
     types = dict(known)
+    stored: dict[str, str] = {}  # dequantised tensor -> type of what it was made from
     found: Counter[tuple[str, str]] = Counter()
     for node in nodes:
         dtype = _output_type(node, types)
         for index, name in enumerate(node.outputs):
             types[name] = "int64" if (node.op_type, index) in _INDEX_OUTPUTS else dtype
+        if node.op_type == "DequantizeLinear" and node.inputs and node.outputs:
+            stored[node.outputs[0]] = types.get(node.inputs[0], UNKNOWN)
+        factors = {stored.get(name, UNKNOWN) for name in node.inputs[:2]}
+        if node.op_type in PRODUCTS and len(factors) == 1 and factors != {UNKNOWN}:
+            dtype = factors.pop()
         found[node.op_type, dtype] += 1
     return found
 
@@ -87,4 +100,4 @@ def _output_type(node: OnnxNode, types: Mapping[str, str]) -> str:
     return _DEFAULTS.get(node.op_type, UNKNOWN)
 
 
-__all__ = ["UNKNOWN", "OnnxNode", "count_types"]
+__all__ = ["PRODUCTS", "UNKNOWN", "OnnxNode", "count_types"]

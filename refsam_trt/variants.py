@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from refsam_trt.backends.select import AUTO, DEFAULT_ATTENTION, PREFERRED_ATTENTION
+from refsam_trt.backends.select import (
+    AUTO,
+    DEFAULT_ATTENTION,
+    DEFAULT_BASE,
+    PREFERRED_ATTENTION,
+    PREFERRED_BASE,
+)
 from refsam_trt.errors import UsageError
-from refsam_trt.manifest import Manifest
+from refsam_trt.graph_precision import QUANTISED, split_precision
+from refsam_trt.manifest import Manifest, Variant
 
 _DEFAULT_PRECISION = "fp32"
 
@@ -44,26 +51,49 @@ def fitting_variants(manifest: Manifest, name: str | None, precision: str | None
             "options out"
         )
     if not fitting:
+        command = (
+            f"quantise it with `refsam-calibrate BUNDLE --scheme {wanted} ...`"
+            if wanted in QUANTISED
+            else f"export the bundle anew with `refsam-export ... --precision {wanted}`"
+        )
         raise UsageError(
             f"the bundle has no {wanted} variant; it has: {', '.join(names)}; name one of them, or "
-            f"export the bundle anew with `refsam-export ... --precision {wanted}`"
+            f"{command}"
         )
     return fitting
+
+
+def base_precision(variant: Variant) -> str | None:
+    """Return the floating-point precision around quantised products, None where there are none."""
+    bases = (split_precision(entry.precision) for entry in variant.graphs.values())
+    return next((base for quantised, base in bases if quantised), None)
 
 
 def only_variant(manifest: Manifest, names: Sequence[str], backend: str) -> str:
     """Return which of some variants of one precision suits a backend.
 
+    Of quantised ones those whose base suits it best, then those whose form of attention does.
+
     Raises:
         UsageError: several do.
     """
-    forms = {name: manifest.variants[name].attention for name in names}
-    for form in PREFERRED_ATTENTION.get(backend, DEFAULT_ATTENTION):
-        if form in forms.values():
-            names = [name for name in names if forms[name] == form]
-            break
+    variants = manifest.variants
+    bases = {name: base_precision(variants[name]) for name in names}
+    names = _best(names, bases, PREFERRED_BASE.get(backend, DEFAULT_BASE))
+    forms = {name: variants[name].attention for name in names}
+    names = _best(names, forms, PREFERRED_ATTENTION.get(backend, DEFAULT_ATTENTION))
     if len(names) > 1:
         raise UsageError(
             f"the bundle has several variants, name one of them: {', '.join(sorted(names))}"
         )
     return names[0]
+
+
+def _best(
+    names: Sequence[str], kinds: Mapping[str, str | None], order: Sequence[str]
+) -> Sequence[str]:
+    """Return the names of the first kind of `order` that there is, all of them if there is none."""
+    for kind in order:
+        if found := [name for name in names if kinds[name] == kind]:
+            return found
+    return names

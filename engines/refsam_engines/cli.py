@@ -30,7 +30,7 @@ def _size(name: str, text: str) -> Callable[[_Command], _Command]:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
     help="Which variant of the bundle to build; precision lies in the graphs.",
 )
 @click.option("--output", type=_FILE, help="Folder of the plans; must not exist.")

@@ -17,8 +17,10 @@ from refsam_trt.bundle import Bundle
 from refsam_trt.errors import UsageError
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.golden import GoldenRun, write_golden
+from refsam_trt.graph_precision import QUANTISED
 from refsam_trt.manifest import Variant
 from refsam_trt.text_tokenizer import Tokenizer
+from refsam_trt.variants import only_variant
 
 _REFEREE = "ort-cpu"
 _SENTENCE = "the small dog on the left"
@@ -28,11 +30,21 @@ _SEED = 0
 def golden_source(bundle: Bundle, variant_name: str) -> str:
     """Return the variant to compare with: the fp32 one of the same split, else the one itself.
 
+    With a quantised variant, the same quantised products between fp32 nodes.
+
     Raises:
         UsageError: a bf16 variant alone, which nothing on a CPU can run.
     """
     variants = bundle.manifest.variants
     chosen = variants[variant_name]
+    if chosen.precision in QUANTISED:
+        alike = [
+            name
+            for name, variant in sorted(variants.items())
+            if (variant.precision, variant.split) == (chosen.precision, chosen.split)
+            and variant.attention == chosen.attention
+        ]
+        return str(only_variant(bundle.manifest, alike, _REFEREE))
     for name, variant in sorted(variants.items()):
         if variant.precision == "fp32" and variant.split == chosen.split:
             return name

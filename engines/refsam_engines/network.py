@@ -14,14 +14,18 @@ from refsam_trt.backends.trt_flavour import Flavour
 from refsam_trt.backends.trt_log import TrtLog
 from refsam_trt.errors import PlanBuildError
 from refsam_trt.families.base import GraphSpec
+from refsam_trt.graph_precision import split_precision
 from refsam_trt.onnx_reader import summarise_onnx
 
 _FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}
+_FLOAT_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _ALL_FLOATS = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
 _TYPES = {
     "float32": "FLOAT",
     "float16": "HALF",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "FP8",
+    "int8": "INT8",
     "int64": "INT64",
     "bool": "BOOL",
 }
@@ -90,7 +94,7 @@ def check_precision(
 
     Args:
         path: of the ONNX file, for the message.
-        precision: of the graph, `fp32`, `fp16` or `bf16`; its nodes were held to that when the
+        precision: of the graph, such as `fp16` or `int8-fp16`; its nodes were held to that when the
             bundle was opened.
         found: what `count_types` returned.
         stated: what `stated_types` returned.
@@ -98,7 +102,8 @@ def check_precision(
     Raises:
         PlanBuildError: another floating-point type occurs, or the numbers differ.
     """
-    allowed = _FLOATS[precision]
+    quantised, base = split_precision(precision)
+    allowed = _FLOATS[base] | ({_TYPES[quantised]} if quantised else set())
     # Weights may be stored in fp16 and cast: a constant computes nothing.
     used = {dtype for name, types in found.items() if name != "CONSTANT" for dtype in types}
     used &= _ALL_FLOATS
@@ -111,7 +116,9 @@ def check_precision(
         expected: Counter[str] = Counter()
         for operator in operators:
             for dtype, count in stated.get(operator, {}).items():
-                expected[_TYPES.get(dtype, dtype)] += count
+                # TensorRT gives a product of dequantised values the type that it hands on.
+                is_quantised = operator == "MatMul" and dtype == quantised
+                expected[_FLOAT_TYPES[base] if is_quantised else _TYPES.get(dtype, dtype)] += count
         if dict(expected) != found.get(layer, {}):
             raise PlanBuildError(
                 f"{path}: TensorRT parsed {layer} layers of types {found.get(layer, {})}, the "
@@ -124,8 +131,10 @@ ARITHMETIC = {
     "MATRIX_MULTIPLY": ("MatMul", "Gemm"),
     "CONVOLUTION": ("Conv",),
     "DECONVOLUTION": ("ConvTranspose",),
+    "QUANTIZE": ("QuantizeLinear",),
 }
-"""TensorRT layers that cost, and the ONNX operators that become them, one for one."""
+"""TensorRT layers that cost, or decide what these cost, and the ONNX operators that become them,
+one for one."""
 
 
 def _problem(error: Any) -> str:

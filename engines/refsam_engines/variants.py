@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 
+from refsam_trt.backends.select import DEFAULT_BASE
 from refsam_trt.bundle import Bundle
 from refsam_trt.errors import UsageError
+from refsam_trt.graph_precision import FLOAT_PRECISIONS, QUANTISED
 from refsam_trt.manifest import Manifest
+from refsam_trt.variants import base_precision
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = FLOAT_PRECISIONS
 _ATTENTION, _SPLIT = "augmented", "optimised"
 """Chosen where a precision has several variants: the forms that fuse and that save most work."""
 _OPTIONS = {
@@ -25,7 +28,7 @@ def variant_for(
 
     Args:
         bundle: what to build from.
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: of a variant; of quantised ones, an fp16 base is preferred.
         attention: form of the attention; None prefers `augmented`.
         split: split of the graphs; None prefers `optimised`.
 
@@ -44,12 +47,23 @@ def variant_for(
         asked = "-".join([precision, attention or _ATTENTION, split or _SPLIT])
         raise UsageError(
             f"{bundle.folder}: no variant {asked}, only {', '.join(sorted(manifest.variants))}; "
-            f"export it: {export_command(manifest, precision, attention, split)}"
+            f"{_command(manifest, precision, attention, split)}"
         )
     return min(
         fitting,
-        key=lambda n: (fitting[n].attention != _ATTENTION, fitting[n].split != _SPLIT, n),
+        key=lambda n: (
+            fitting[n].attention != _ATTENTION,
+            fitting[n].split != _SPLIT,
+            base_precision(fitting[n]) not in (None, DEFAULT_BASE[0]),
+            n,
+        ),
     )
+
+
+def _command(manifest: Manifest, precision: str, attention: str | None, split: str | None) -> str:
+    if precision in QUANTISED:
+        return f"make it: refsam-calibrate BUNDLE --scheme {precision} ... --output NEW_BUNDLE"
+    return f"export it: {export_command(manifest, precision, attention, split)}"
 
 
 def export_command(

@@ -1,7 +1,8 @@
 """Floating-point operations of an ONNX graph, by the element type that they are done in.
 
 Of one call with M = B = 1 and N = 16. A multiply-add is 2; matrix products are counted exactly, any
-other operator as one per value of its output, and what only moves values not at all.
+other operator as one per value of its output, and what only moves or converts values not at all. A
+product of dequantised values counts under the type that they were quantised to.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ _MOVES = frozenset(
         "Concat",
         "Constant",
         "ConstantOfShape",
+        "DequantizeLinear",
         "Expand",
         "Flatten",
         "Gather",
         "Identity",
         "Pad",
+        "QuantizeLinear",
         "Reshape",
         "Shape",
         "Slice",
@@ -45,6 +48,10 @@ _FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
+}
+_QUANTISED: dict[int, str] = {
+    TensorProto.INT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
 }
 _Shape = tuple[int, ...]
 # As the contract writes them, and as the exporter does inside a graph.
@@ -67,8 +74,13 @@ def count_flops(path: Path, spec: GraphSpec) -> dict[str, int]:
     for value, tensor in zip(graph.output, spec.outputs, strict=True):
         shapes[value.name] = tensor.shape(SIZES)
     counts: Counter[str] = Counter()
+    stored: dict[str, str] = {}  # dequantised tensor -> type of what it was made from
     for node in graph.node:
         dtype = _FLOATS.get(types.get(node.output[0], 0))
+        if node.op_type == "DequantizeLinear":
+            stored[node.output[0]] = _QUANTISED[types[node.input[0]]]
+        if node.op_type == "MatMul" and all(name in stored for name in node.input):
+            dtype = stored[node.input[0]]
         if dtype is not None and node.op_type not in _MOVES:
             counts[dtype] += _flops(path, node, shapes)
     return dict(sorted(counts.items()))

@@ -5,11 +5,12 @@ Opset 20: one node per GELU, fp16 scales for Q/DQ, and the ceiling of TensorRT 1
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def export_graph(
     path: Path,
     limits: Mapping[str, int],
     weight_storage: WeightStorage = "fp32",
+    edit: Callable[[Any], None] | None = None,
 ) -> dict[str, int]:
     """Export a graph.
 
@@ -43,6 +45,8 @@ def export_graph(
         path: `.onnx` file to write; weights go to `path.name + ".data"` beside it.
         limits: largest size of each symbol.
         weight_storage: `fp16` stores large weights so wherever that changes no value.
+        edit: called with the `onnx_ir.Model` before it is checked and written, while its nodes
+            still know the modules that they are from (`module_of`).
 
     Returns:
         How many nodes of each operator type the graph has.
@@ -52,6 +56,8 @@ def export_graph(
             not pass ONNX's checker.
     """
     program = onnx_program(module, spec, limits)
+    if edit is not None:
+        edit(program.model)
     _finish(program.model, spec)
     if weight_storage == "fp16":
         store_exact_fp16(program.model)
@@ -103,6 +109,15 @@ def example_inputs(
     dims = {s: torch.export.Dim(f"num_{s.lower()}", min=1, max=limits[s]) for s in limits}
     examples = tuple(_example(tensor) for tensor in spec.inputs)
     return examples, tuple(_dynamic_dims(tensor, dims) for tensor in spec.inputs)
+
+
+def module_of(node: Any) -> str:
+    """Return the path of the module that a node is from, "" where nothing tells.
+
+    Only until `export_graph` has written the graph: the file does not name modules.
+    """
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""  # the last one is the operation's own name
 
 
 def node_types(model: Any) -> dict[str, int]:

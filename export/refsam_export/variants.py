@@ -79,7 +79,7 @@ def write_variants(
                 chosen = _in_precision(module, programs, name, actual)
                 storage = form.weight_storage if actual == "fp32" else "fp32"
                 counts = export_graph(chosen, specs[name], path, LIMITS, storage)
-                made[actual] = _entry(file, path, specs[name], actual, counts)
+                made[actual] = graph_entry(file, path, specs[name], actual, counts)
                 files[file] = path
                 files[f"{file}.data"] = path.with_name(f"{path.name}.data")
             entries[precision][name] = made[actual]
@@ -105,9 +105,13 @@ def _in_precision(
     return module if policy is None else typed_module(programs[name], policy)
 
 
-def _entry(
+def graph_entry(
     file: str, path: Path, spec: GraphSpec, precision: str, node_types: dict[str, int]
 ) -> GraphEntry:
+    """Return the manifest's entry of a graph that lies at `path` and will be `file` in the bundle.
+
+    `node_types` is what `export_graph` returned.
+    """
     dtypes = count_dtypes(summarise_onnx(path).typed_nodes)
     return GraphEntry(file, spec, precision, node_types, dtypes, count_flops(path, spec))
 

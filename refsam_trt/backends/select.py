@@ -20,9 +20,17 @@ AUTO_ORDER = ("ort-cpu",)
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run plans of `refsam-build` instead of the bundle's graphs."""
 
-_NO_BF16 = {"bf16": "ONNX Runtime has no bf16 matrix product or addition for CPUs"}
-REFUSED_PRECISIONS = {"ort-cpu": _NO_BF16, "fake": _NO_BF16}
+_NONE_ON_CPUS = {
+    "bf16": "ONNX Runtime has no bf16 matrix product or addition for CPUs",
+    "fp8": "ONNX Runtime has no fp8 matrix product for CPUs",
+}
+REFUSED_PRECISIONS = {"ort-cpu": _NONE_ON_CPUS, "fake": _NONE_ON_CPUS}
 """Per backend, the precisions that it cannot run, and why."""
+
+PREFERRED_BASE = {"ort-cpu": ("fp32", "fp16"), "fake": ("fp32", "fp16")}
+"""Per backend, what a quantised variant should do all else in, best first, where it is not
+`DEFAULT_BASE`: on CPUs, ONNX Runtime has integer kernels between fp32 nodes only."""
+DEFAULT_BASE = ("fp16", "fp32")
 
 PREFERRED_ATTENTION: dict[str, tuple[str, ...]] = {}
 """Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`."""

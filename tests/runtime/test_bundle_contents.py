@@ -64,25 +64,25 @@ def trained_on(manifest: dict[str, Any], vocabulary: list[str] | None, **more: A
 
 MANIFESTS: dict[str, tuple[Change, str]] = {
     "newer schema": (
-        lambda m: m.update(schema_version=3),
-        "BUNDLE/manifest.json: schema version 3, 2 expected: made by a newer refsam_trt; update "
+        lambda m: m.update(schema_version=4),
+        "BUNDLE/manifest.json: schema version 4, 3 expected: made by a newer refsam_trt; update "
         "refsam_trt",
     ),
     "older schema": (
         lambda m: m.update(schema_version=0),
-        "schema version 0, 2 expected: made by an older refsam_trt; export the bundle anew",
+        "schema version 0, 3 expected: made by an older refsam_trt; export the bundle anew",
     ),
     "newer schema with unknown keys": (
         lambda m: m.update(schema_version=7, quantum=True),
-        "schema version 7, 2 expected: made by a newer refsam_trt",
+        "schema version 7, 3 expected: made by a newer refsam_trt",
     ),
     "no schema": (
         lambda m: m.pop("schema_version"),
-        "not a manifest of schema 2: Object missing required field `schema_version`",
+        "not a manifest of schema 3: Object missing required field `schema_version`",
     ),
     "unknown key": (
         lambda m: m.update(colour="red"),
-        "BUNDLE/manifest.json: not a manifest of schema 2: Object contains unknown field "
+        "BUNDLE/manifest.json: not a manifest of schema 3: Object contains unknown field "
         "`colour`; export the bundle anew",
     ),
     "unknown nested key": (

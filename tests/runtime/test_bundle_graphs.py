@@ -249,7 +249,7 @@ def test_refuses_types_other_than_the_manifest_counts(folder: Path):
         (
             "int3",
             "int3",
-            "precision 'int3', this version knows fp32, fp16, bf16; update refsam_trt",
+            "precision 'int3', this version knows fp32, fp16, bf16, int8, fp8; update refsam_trt",
         ),
         ("fp16", "bf16", "graph 'decoder_step': precision 'bf16', expected 'fp16' or 'fp32'"),
         ("fp16", "fp32", "graph 'image_encoder': precision 'fp32', expected 'fp16'"),

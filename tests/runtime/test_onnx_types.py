@@ -138,10 +138,58 @@ def test_what_nothing_tells_is_unknown(tmp_path: Path):
             {("MatMul", "bfloat16"): 1, ("Einsum", "bfloat16"): 1},
             "1 nodes of type Einsum compute in bfloat16, not in float32",
         ),
+        ("int8-fp32", {("MatMul", "int8"): 1, ("MatMul", "float32"): 1}, None),
+        ("int8-fp16", {("MatMul", "int8"): 1, ("Conv", "float16"): 1}, None),
+        ("fp8-fp16", {("MatMul", "float8_e4m3fn"): 1, ("Add", "float16"): 1}, None),
+        ("int8-fp32", {("MatMul", "float32"): 1}, "no matrix product computes in int8"),
+        (
+            "int8-fp16",
+            {("MatMul", "int8"): 1, ("MatMul", "float32"): 2},
+            "2 nodes of type MatMul compute in float32, not in float16",
+        ),
+        (
+            "int8-fp32",
+            {("MatMul", "int8"): 1, ("Conv", "int8"): 1},
+            "1 nodes of type Conv compute in int8, not in float32",
+        ),
+        (
+            "int8-fp32",
+            {("QuantizeLinear", "uint8"): 4},
+            "4 nodes of type QuantizeLinear round to uint8",
+        ),
+        ("fp32", {("QuantizeLinear", "int8"): 4}, "4 nodes of type QuantizeLinear round to int8"),
+        ("fp16", {("MatMul", "int8"): 2}, "2 nodes of type MatMul compute in int8, not in float16"),
     ],
 )
 def test_what_a_precision_allows(precision: str, nodes: dict, problem: str | None):
     assert precision_problem(precision, nodes) == problem
+
+
+def test_products_of_two_dequantised_tensors_compute_in_their_type(tmp_path: Path):
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[4, 4] x, int8[4, 4] w, int16[4, 4] v, float s, int8 z) => (float[4, 4] y)
+    {
+        q = QuantizeLinear (x, s, z)
+        x8 = DequantizeLinear (q, s, z)
+        w8 = DequantizeLinear (w, s, z)
+        v16 = DequantizeLinear (v, s)
+        both = MatMul (x8, w8)
+        one = MatMul (x, w8)
+        other = MatMul (x8, x)
+        mixed = MatMul (x8, v16)
+        added = Add (x8, w8)
+        later = MatMul (both, w8)
+        y = Sum (both, one, other, mixed, added, later)
+    }"""
+    found = summarise_onnx(saved(tmp_path, parser.parse_model(text))).typed_nodes
+    assert found == {
+        ("QuantizeLinear", "int8"): 1,
+        ("DequantizeLinear", "float32"): 3,
+        ("MatMul", "int8"): 1,
+        ("MatMul", "float32"): 4,
+        ("Add", "float32"): 1,
+        ("Sum", "float32"): 1,
+    }
 
 
 def test_endless_names_and_nodes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

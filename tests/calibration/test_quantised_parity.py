@@ -1,0 +1,64 @@
+"""ONNX Runtime's integer kernels against quantisation spelled out in PyTorch."""
+
+from pathlib import Path
+
+import pytest
+from quantised import Quantised, quantised_bundle, rounded, tokenizer_of
+from reference_models import model
+
+from refsam_export.parity.compare import Parity, compare
+from refsam_export.parity.reference import write_reference
+from refsam_trt.families.refsam import IMAGE_ENCODER
+
+VARIANT = "int8-fp32-augmented-optimised"
+MAX_ERROR = 1e-4
+"""Largest relative error of the encoder run alone: integer sums are exact, the rest is float32."""
+MIN_MEAN_IOU = 0.99
+"""Over the chain, where a value that lies between two codes may be rounded to either."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    return quantised_bundle(tmp_path_factory)
+
+
+def figures(made: Quantised, ranges: dict[str, float], folder: Path) -> Parity:
+    """Compare the int8 graphs with the model quantised by these ranges."""
+    of = rounded(model("tiny"), ranges)
+    write_reference(of, tokenizer_of(), "optimised", 4, folder)
+    return compare(made.bundle.folder, folder, VARIANT)
+
+
+def encoder_error(found: Parity) -> float:
+    return max(found.graphs[IMAGE_ENCODER].values())
+
+
+def test_integer_kernels_are_fake_quantisation(made: Quantised, tmp_path: Path):
+    found = figures(made, made.ranges, tmp_path)
+    assert encoder_error(found) <= MAX_ERROR
+    assert found.mean_mask_iou >= MIN_MEAN_IOU
+    assert found.max_graph_error <= MAX_ERROR
+
+
+def test_the_comparison_sees_quantisation_itself(made: Quantised, tmp_path: Path):
+    found = figures(made, {}, tmp_path)
+    assert encoder_error(found) > 100 * MAX_ERROR
+    assert found.mean_mask_iou < MIN_MEAN_IOU
+
+
+def left_out(ranges: dict[str, float], name: str) -> dict[str, float]:
+    return {other: amax for other, amax in ranges.items() if other != name}
+
+
+FIRST, LAST = "image_encoder.blocks.0.attn.qkv", "image_encoder.blocks.7.MLP_Adapter.D_fc2"
+MUTATIONS = {
+    "one range is wrong": lambda ranges: ranges | {FIRST: 1.1 * ranges[FIRST]},
+    "the first layer is not quantised": lambda ranges: left_out(ranges, FIRST),
+    "the last and smallest layer is not quantised": lambda ranges: left_out(ranges, LAST),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_comparison_sees_one_layer(made: Quantised, tmp_path: Path, name: str):
+    found = figures(made, MUTATIONS[name](made.ranges), tmp_path)
+    assert encoder_error(found) > 5 * MAX_ERROR
