@@ -164,8 +164,8 @@ def exchange(
     """Exchange the saved track tokens of twins that only their past tells apart.
 
     In synthetic videos of the slice `track`, after 12 of 16 frames. Shares of the videos: `kept`,
-    both expressions stay with their object when nothing is exchanged; `exchanged`, both go over to
-    the other's when the tokens are.
+    both masks are on their own object when nothing is exchanged; `exchanged`, with exchanged tokens
+    both are where the other's are without.
     """
     import refsam_trt
     from refsam_bench.token_exchange import exchange_tokens, to_json

@@ -28,8 +28,9 @@ EXCHANGED_AFTER = 12
 class Exchange:
     """What became of one video.
 
-    kept: without an exchange both expressions stay with their own object. exchanged: after it both
-    are with the other's. Judged by the mean IoU over the frames after the exchange.
+    kept: without an exchange both masks are on the object of their own expression. exchanged: with
+    it both masks are where the other's are without it: whoever does not heed tokens has the same
+    masks twice and exchanges nothing. Judged by the mean IoU over the frames after the exchange.
     """
 
     name: str
@@ -96,32 +97,33 @@ def _exchange(
             for frame in video.frames[:EXCHANGED_AFTER]:
                 session.step(frame)
             session.save_state(state)
-        kept = _nearer_to_own(engine, state, video, twins)
+        masks = _continued(engine, state, video)
         saved, tensors = read_state(state)
         write_state(state, saved, {name: rows[::-1] for name, rows in tensors.items()})
-        exchanged = _nearer_to_own(engine, state, video, twins)
+        crossed = _continued(engine, state, video)
+    true = np.stack([video.mask(twin.object_id)[EXCHANGED_AFTER:] for twin in twins])
     name = f"{video.slice}-{video.index:05d}"
-    return Exchange(name, (twins[0].text, twins[1].text), all(kept), not any(exchanged))
+    texts = (twins[0].text, twins[1].text)
+    return Exchange(name, texts, _each_nearer(masks, true), _each_nearer(crossed, masks[::-1]))
 
 
-def _nearer_to_own(
-    engine: Engine, state: Path, video: SyntheticVideo, twins: tuple[Expression, Expression]
-) -> list[bool]:
-    """Continue a saved session; return per twin whether its mask is rather on its own object."""
-    own: list[list[float]] = [[], []]
-    other: list[list[float]] = [[], []]
-    masks = [video.mask(twin.object_id) for twin in twins]
+def _continued(engine: Engine, state: Path, video: SyntheticVideo) -> NDArray[np.bool_]:
+    """Return the masks, bool [2, T, H, W], of the frames after those of a saved session."""
     with engine.open_video() as session:
         session.load_state(state)
-        for index in range(EXCHANGED_AFTER, len(video.frames)):
-            results = session.step(video.frames[index])
-            for row, result in enumerate(results):
-                own[row].append(_iou(result.mask, masks[row][index]))
-                other[row].append(_iou(result.mask, masks[1 - row][index]))
-    return [
-        float(np.mean(mine)) > float(np.mean(theirs))
-        for mine, theirs in zip(own, other, strict=True)
-    ]
+        steps = [session.step(frame) for frame in video.frames[EXCHANGED_AFTER:]]
+    return np.stack([[step[row].mask for step in steps] for row in range(2)])
+
+
+def _each_nearer(masks: NDArray[np.bool_], own: NDArray[np.bool_]) -> bool:
+    """Say whether both masks are nearer to their own than to the other's, all [2, T, H, W]."""
+    return all(
+        _mean_iou(masks[row], own[row]) > _mean_iou(masks[row], own[1 - row]) for row in (0, 1)
+    )
+
+
+def _mean_iou(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    return float(np.mean([_iou(*pair) for pair in zip(found, true, strict=True)]))
 
 
 def _iou(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:

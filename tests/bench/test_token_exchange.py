@@ -83,6 +83,14 @@ def test_masks_that_follow_their_tokens_are_exchanged_and_others_are_not(obeys, 
     assert figures["num_with_named_twins"] == len(figures["videos"]) == len(found)
 
 
+class Fickle(Session):
+    """Follows the words as they stand: in the end they fit the other twin. Tokens do not count."""
+
+    def step(self, frame):
+        results = super().step(frame)
+        return results if self.num_frames < EXCHANGED_AFTER else results[::-1]
+
+
 class Torn(Session):
     """Follows the token for the first expression and the words for the second."""
 
@@ -107,6 +115,12 @@ def test_one_twin_alone_neither_keeps_nor_exchanges(kind, kept):
     torn = SimpleNamespace(open_video=lambda: contextlib.nullcontext(kind(True)))
     figures = to_json(exchange_tokens(torn, SEED, 1, lambda: None), SEED, 1)
     assert (figures["kept"], figures["exchanged"]) == (kept, 0.0)
+
+
+def test_masks_that_change_places_without_their_tokens_are_not_exchanged():
+    fickle = SimpleNamespace(open_video=lambda: contextlib.nullcontext(Fickle(False)))
+    figures = to_json(exchange_tokens(fickle, SEED, 2, lambda: None), SEED, 2)
+    assert (figures["kept"], figures["exchanged"]) == (0.0, 0.0)
 
 
 def test_twins_look_alike_in_the_end_and_both_are_named():

@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from tiny_training import read_tiny
+from tiny_training import fresh_model, read_tiny
 
 from refsam_export.model.config import preset
 from refsam_export.model.refsam import RefSam
 from refsam_train.forward import ClipTraining
 from refsam_train.groups import count_parameters, group_of, trained_parameters
 from refsam_train.recipe import Loss, read_recipe
+from refsam_trt.errors import UsageError
 
 PAPER = Path(__file__).parents[2] / "train" / "recipes" / "paper-finetune.toml"
 
@@ -69,3 +70,21 @@ def test_full_training_leaves_out_only_what_gets_no_gradient(tmp_path: Path) -> 
     assert left_out
     assert all("iou_prediction_head" in n or "hypernetworks_mlps" in n for n in left_out)
     assert not any("hypernetworks_mlps.0." in name for name in left_out)
+
+
+def test_what_a_recipe_freezes_is_not_trained(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, mode='"full"\nfrozen = ["image_encoder.", "text_encoder."]')
+    model = fresh_model(recipe).model
+    trained = trained_parameters(ClipTraining(model, Loss(), bf16=False), recipe)
+    frozen = ("image_encoder.", "text_encoder.")
+    assert not [name for name in trained if name.startswith(frozen)]
+    assert {"resizer.0.weight", "track_token_mlp.linear1.weight"} <= set(trained)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name in trained), name
+
+
+def test_what_cannot_be_frozen_is_refused(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, mode='"full"\nfrozen = ["image_encodr."]')
+    training = ClipTraining(fresh_model(recipe).model, Loss(), bf16=False)
+    with pytest.raises(UsageError, match=r"tiny: frozen: no tensor begins with image_encodr\."):
+        trained_parameters(training, recipe)

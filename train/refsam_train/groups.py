@@ -10,6 +10,7 @@ from refsam_export.model.itm import ITM_NAMES
 from refsam_export.model.refsam import RefSam
 from refsam_train.forward import ClipTraining
 from refsam_train.recipe import GROUPS, Group, Recipe
+from refsam_trt.errors import UsageError
 
 # Read by nobody when only the main mask is trained (refsam-model 6.6): they would get no gradient.
 _UNUSED = (
@@ -52,8 +53,16 @@ def trained_parameters(
 
     Names are those of the model; heads of auxiliary tasks follow with names of their own.
     Everything else is frozen.
+
+    Raises:
+        UsageError: `frozen` of the recipe names no tensor.
     """
     chosen: dict[str, tuple[nn.Parameter, float]] = {}
+    names = [name for name, _ in training.model.named_parameters()]
+    if unknown := [x for x in recipe.frozen if not any(name.startswith(x) for name in names)]:
+        raise UsageError(
+            f"recipe {recipe.name}: frozen: no tensor begins with {', '.join(unknown)}"
+        )
     for name, parameter in training.model.named_parameters():
         rate = _rate(name, recipe)
         parameter.requires_grad_(rate > 0.0)
