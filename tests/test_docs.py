@@ -23,6 +23,7 @@ COMMANDS = {
     "refsam-doctor": ("refsam_trt.doctor", "command"),
     "refsam-export": ("refsam_export.cli", "command"),
     "refsam-build": ("refsam_engines.cli", "command"),
+    "refsam-calibrate": ("refsam_calibration.cli", "command"),
     "refsam-bench": ("refsam_bench.cli", "command"),
     "refsam-train": ("refsam_train.cli", "command"),
 }

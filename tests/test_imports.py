@@ -26,6 +26,7 @@ COMMANDS = {
     "refsam-doctor": "refsam_trt.doctor",
     "refsam-export": "refsam_export.cli",
     "refsam-build": "refsam_engines.cli",
+    "refsam-calibrate": "refsam_calibration.cli",
     "refsam-bench": "refsam_bench.cli",
     "refsam-train": "refsam_train.cli",
 }
@@ -67,6 +68,11 @@ def test_help_works_without_anything_heavy(name: str):
             "export",
         ),
         ("refsam-bench", ["parity", "never"], "export,bench"),
+        (
+            "refsam-calibrate",
+            ["never", "--clips", "never.toml", "--output", "never"],
+            "calibrate",
+        ),
         (
             "refsam-build",
             ["never", "--backend", "tensorrt-rtx", "--precision", "fp32", "--output", "never"],

@@ -209,7 +209,7 @@ STEPS: dict[str, Step] = {
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
     **prove_plans.STEPS,
-    **prove_calibration.STEPS,
+    **prove_calibration.steps(),
     **prove_nano.steps(),
 }
 FUZZ = "fuzz"

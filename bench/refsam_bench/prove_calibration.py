@@ -8,11 +8,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_trt.bundle import open_bundle
+from refsam_trt.shipped import bundle_folder, shipped_folder
+
+MODEL = "nano"
+CLIPS = Path(__file__).resolve().parents[2] / "calibration" / "clips.toml"
+NUM_VERIFIED = 200
+MAX_DROP_POINTS = 0.5
+MIN_SHARE = 0.9
+MIN_AGREEMENT = 0.99
 LARGEST_GROWTH = 1.05
 VITB_LIMIT_MIB = 6 * 1024
 
@@ -68,6 +80,59 @@ def forms(preset: str, num_frames: int) -> Step:
         }
 
     return step
+
+
+def gate() -> dict[str, Any]:
+    """Quantise the model that ships as far as half a point of J&F allows (`failures`)."""
+    shipped = open_bundle(bundle_folder(MODEL))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = shipped.path(shipped.manifest.source or "source.safetensors")
+        request = ExportRequest(
+            shipped.manifest.preset,
+            folder / "base",
+            checkpoint=source,
+            precisions=("fp32", "fp16"),
+            include_source=True,
+        )
+        export_bundle(request, lambda line: click.echo(f"  {line}"))
+        command = ["refsam_calibration.cli", str(folder / "base"), "--clips", str(CLIPS), "--json"]
+        command += ["--output", str(folder / "int8"), "--max-jf-drop-points", str(MAX_DROP_POINTS)]
+        command += ["--min-share", str(MIN_SHARE)]
+        done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            return {"bundle_id": shipped.bundle_id, "failures": [f"{MODEL}: the gate says no"]}
+        found = json.loads(done.stdout)
+        command = ["refsam_calibration.agreement", str(folder / "int8"), found["ranges_file"]]
+        command += [str(NUM_VERIFIED)]
+        kernels = json.loads(subprocess.check_output([sys.executable, "-m", *command], text=True))
+    return {
+        "bundle_id": shipped.bundle_id,
+        "search": found["search"],
+        "verified": found["verified"],
+        "kernels_against_fake_quantisation": kernels,
+        "failures": gate_failures(found, kernels),
+    }
+
+
+def gate_failures(found: dict[str, Any], kernels: dict[str, Any]) -> list[str]:
+    """Return what does not hold of a quantised bundle that the gate let through."""
+    failures = []
+    if found["search"]["share"] < MIN_SHARE:
+        failures.append(f"{MODEL}: {found['search']['share']:.1%} of the linear FLOPs in int8")
+    if found["verified"]["drop_points"] > MAX_DROP_POINTS:
+        failures.append(f"{MODEL}: {found['verified']['drop_points']:.2f} points of J&F lost")
+    if kernels["mask_iou"] < MIN_AGREEMENT:
+        failures.append(
+            f"{MODEL}: mask IoU {kernels['mask_iou']:.4f} between integer kernels and fake "
+            f"quantisation, at least {MIN_AGREEMENT} expected"
+        )
+    return failures
+
+
+def steps() -> dict[str, Step]:
+    """Return the steps by name; where no model ships, without those about it."""
+    return {**STEPS, **({"calibration-nano": gate} if shipped_folder(MODEL) else {})}
 
 
 STEPS: dict[str, Step] = {

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from refsam_bench import prove_calibration
 from refsam_bench.prove import STEPS
-from refsam_bench.prove_calibration import forms, memory, memory_failures
+from refsam_bench.prove_calibration import forms, gate_failures, memory, memory_failures
+from refsam_calibration.cli import command
+from refsam_calibration.clips import read_clips
+
+BOTH = ("fp32", "fp16")
 
 
 def test_memory_that_grows_with_the_frames_is_a_failure():
@@ -56,6 +61,60 @@ def test_forms_are_measured_in_a_process_of_their_own(monkeypatch):
     record = forms("vitb", 6)()
     assert commands == [["-m", "refsam_calibration.forms", "vitb", "6"]]
     assert record["forms"] == {"minmax": {"relative_error": 0.5}}
+
+
+FOUND = {"search": {"share": 0.96}, "verified": {"drop_points": 0.5}, "ranges_file": "r.json"}
+
+
+@pytest.mark.parametrize(
+    ("part", "figures", "told"),
+    [
+        ("search", {"share": 0.89}, "nano: 89.0% of the linear FLOPs in int8"),
+        ("verified", {"drop_points": 0.51}, "nano: 0.51 points of J&F lost"),
+        ("kernels", {"mask_iou": 0.989}, "nano: mask IoU 0.9890 between integer kernels and fake"),
+    ],
+)
+def test_what_the_issue_asks_of_nano_is_a_failure_where_it_does_not_hold(part, figures, told):
+    kernels = {"mask_iou": 0.99}
+    assert gate_failures(FOUND, kernels) == []
+    changed = {**FOUND, part: figures}
+    (failure,) = gate_failures(changed, figures if part == "kernels" else kernels)
+    assert failure.startswith(told)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_model_that_ships_is_exported_quantised_and_compared(monkeypatch, tmp_path, code):
+    commands, exported = [], []
+    manifest = SimpleNamespace(source="source.safetensors", preset="nano")
+    shipped = SimpleNamespace(bundle_id="its id", manifest=manifest, path=lambda n: tmp_path / n)
+    monkeypatch.setattr(prove_calibration, "bundle_folder", lambda name: name)
+    monkeypatch.setattr(prove_calibration, "open_bundle", lambda folder: shipped)
+    monkeypatch.setattr(prove_calibration, "export_bundle", lambda r, report: exported.append(r))
+
+    def run(line, **options):
+        commands.append(line[2:])
+        return SimpleNamespace(returncode=code, stdout=json.dumps(FOUND))
+
+    def output(line, text):
+        commands.append(line[2:])
+        return json.dumps({"mask_iou": 0.995})
+
+    monkeypatch.setattr(prove_calibration.subprocess, "run", run)
+    monkeypatch.setattr(prove_calibration.subprocess, "check_output", output)
+    record = prove_calibration.gate()
+    (request,) = exported
+    assert (request.checkpoint, request.precisions) == (tmp_path / manifest.source, BOTH)
+    calibrate = commands[0]
+    command.make_context("refsam-calibrate", calibrate[1:])
+    assert calibrate[calibrate.index("--min-share") + 1] == "0.9"
+    assert calibrate[calibrate.index("--max-jf-drop-points") + 1] == "0.5"
+    if code:
+        assert record["failures"] == ["nano: the gate says no"]
+        return
+    assert commands[1][0] == "refsam_calibration.agreement"
+    assert commands[1][2:] == ["r.json", "200"]
+    assert record["failures"] == []
+    assert read_clips(prove_calibration.CLIPS).verify.num_videos == prove_calibration.NUM_VERIFIED
 
 
 def test_the_steps_are_those_of_the_issue():

@@ -1,0 +1,215 @@
+"""`refsam-calibrate` as a call: ranges, sensitivity, search, verification, quantised bundle.
+
+Whatever was measured is kept in the work folder under a name that says what it depends on, so an
+interrupted run, or one with another budget, does nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from refsam_calibration.calibrated import Calibrated
+from refsam_calibration.clips import Clips, read_clips
+from refsam_calibration.judge import Judge, Judgement, open_set
+from refsam_calibration.measure import measure_ranges, num_passes
+from refsam_calibration.quantised_bundle import BASES, write_quantised_bundle
+from refsam_calibration.ranges import (
+    RangeOptions,
+    Ranges,
+    encoder_sha256,
+    fold_ranges,
+    ranges_key,
+    read_ranges,
+    write_ranges,
+)
+from refsam_calibration.report import record_json
+from refsam_calibration.request import STAGES, CalibrateRequest, Stage
+from refsam_calibration.schemes import Scheme
+from refsam_calibration.search import Found, RatedUnit, costliest, largest_set, rate
+from refsam_calibration.units import Unit, choose_units
+from refsam_calibration.videos import digest_of, open_videos
+from refsam_export.checkpoint import LoadedModel
+from refsam_export.source import load_source
+from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.errors import AccuracyGateError, OutputError, UsageError
+from refsam_trt.variants import choose_variant
+
+
+class Steps(Protocol):
+    """What a display of progress offers."""
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        """Advance by `steps`; `note` is shown beside."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """How progress is shown.
+
+    Attributes:
+        line: prints a line.
+        steps: opens a counter with a label and a total, None where it is not known.
+    """
+
+    line: Callable[[str], None]
+    steps: Callable[[str, int | None], AbstractContextManager[Steps]]
+
+
+def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
+    """Do what is asked for; the new bundle is written whole or not at all.
+
+    Raises:
+        AccuracyGateError: the budget cannot be met; nothing is written then.
+        RefsamError: anything that cannot be used, by name.
+    """
+    request.check_output()
+    clips = read_clips(request.clips)
+    if request.seed is not None:
+        clips = msgspec.structs.replace(clips, seed=request.seed)
+    folder = request.clips.parent
+    bundle = open_bundle(request.bundle)
+    display.line("loading the PyTorch weights")
+    loaded = load_source(bundle, request.source)
+    units = choose_units(loaded.model.config, request.layers)
+    given = _given_ranges(request, loaded, units)
+    options = given.options if given else request.options(units)
+    # What cannot be used is refused before anything long begins.
+    _check_bundle(request, bundle, options.scheme)
+    sets = [open_set(annotated, folder) for annotated in (clips.rank, clips.search, clips.verify)]
+    ranges, path = given, request.ranges
+    if ranges is None or path is None:
+        ranges, path = _kept_ranges(request.work_folder, loaded, options, clips, folder, display)
+    is_random = bundle.manifest.weights.random_init_seed is not None
+    done = Calibrated(bundle.bundle_id, is_random, ranges, path)
+    if _stops(request, "ranges"):
+        return done
+    judges = [
+        Judge(loaded, ranges, data_set, request.work_folder, purpose, display.steps)
+        for data_set, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
+    ]
+    ranking = _rate(units, judges[0], display)
+    done = replace(done, ranking=tuple(ranking))
+    if _stops(request, "sensitivity"):
+        return done
+    budget_points = request.max_drop_points - request.margin_points
+    found = largest_set(ranking, judges[1], budget_points, request.min_share, display.line)
+    done = replace(done, found=found)
+    if _stops(request, "search"):
+        return done
+    done = replace(done, verified=_verify(request, judges[2], found))
+    return replace(done, output_id=_write(request, bundle, loaded, done, clips))
+
+
+def _check_bundle(request: CalibrateRequest, bundle: Bundle, scheme: Scheme) -> None:
+    """Refuse, before anything is measured, a bundle that could not be quantised afterwards.
+
+    Raises:
+        UsageError: quantised already, or without a variant that quantised ones are made from.
+    """
+    if request.stop_after != "bundle":
+        return
+    if bundle.manifest.quantisation is not None:
+        raise UsageError(
+            f"{bundle.folder}: quantised already ({bundle.manifest.quantisation.scheme}); give the "
+            f"bundle that it was made from, {bundle.manifest.quantisation.base_bundle}"
+        )
+    for base in BASES[scheme]:
+        choose_variant(bundle.manifest, None, base)
+
+
+def _write(
+    request: CalibrateRequest,
+    bundle: Bundle,
+    loaded: LoadedModel,
+    done: Calibrated,
+    clips: Clips,
+) -> str:
+    """Write the quantised bundle and return its id."""
+    assert done.found is not None
+    assert request.output is not None
+    amax = done.ranges.amax
+    written = write_quantised_bundle(
+        bundle,
+        loaded.model,
+        {name: amax[name] for name in done.found.layers},
+        done.ranges.options.scheme,
+        {**record_json(done), "clips": msgspec.to_builtins(clips)},
+        request.output,
+    )
+    return written.bundle_id
+
+
+def _stops(request: CalibrateRequest, stage: Stage) -> bool:
+    return STAGES.index(request.stop_after) <= STAGES.index(stage)
+
+
+def _given_ranges(
+    request: CalibrateRequest, loaded: LoadedModel, units: Sequence[Unit]
+) -> Ranges | None:
+    """Return the ranges of a file that was named, with the model smoothed as they say."""
+    if request.ranges is None:
+        return None
+    ranges = read_ranges(request.ranges, loaded.model)
+    request.check_ranges(ranges.options, units)
+    fold_ranges(loaded.model, ranges)
+    return ranges
+
+
+def _kept_ranges(
+    work: Path,
+    loaded: LoadedModel,
+    options: RangeOptions,
+    clips: Clips,
+    folder: Path,
+    display: Display,
+) -> tuple[Ranges, Path]:
+    """Return ranges, measured now or before, and their file; the model is smoothed then."""
+    videos = open_videos(clips, folder)
+    display.line(f"reading the frames of {len(videos)} clips")
+    digest = digest_of(videos)
+    key = ranges_key(encoder_sha256(loaded.model), digest[0], options)
+    path = work / f"ranges-{key[:16]}.json"
+    if path.exists():
+        ranges = read_ranges(path, loaded.model)
+        display.line(f"ranges were measured before: {path}")
+        fold_ranges(loaded.model, ranges)
+        return ranges, path
+    with display.steps("ranges", digest[1] * num_passes(options)) as steps:
+        ranges = measure_ranges(loaded, videos, options, digest=digest, progress=steps.update)
+    _make_folder(work)
+    write_ranges(path, ranges)
+    return ranges, path
+
+
+def _rate(units: Sequence[Unit], judge: Judge, display: Display) -> list[RatedUnit]:
+    known = sum(judge.is_known(unit.layers) for unit in units)
+    if known:
+        display.line(f"{known} of {len(units)} units were judged before")
+    return rate(units, judge)
+
+
+def _verify(request: CalibrateRequest, judge: Judge, found: Found) -> Judgement:
+    verified = judge.judge(found.layers, "verify: quantised")
+    if verified.drop_points > request.max_drop_points:
+        raise AccuracyGateError(
+            f"verified: J&F {verified.reference_j_and_f:.4f} became {verified.j_and_f:.4f}, "
+            f"{verified.drop_points:.2f} points lost, {request.max_drop_points:g} allowed; the "
+            f"layers that cost most: {costliest(found.chosen)}; leave some out with --layers, or "
+            "give a larger --margin-points; no bundle was written"
+        )
+    return verified
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made ({error.strerror}); give another folder with --work"
+        ) from error

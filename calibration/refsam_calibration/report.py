@@ -1,0 +1,100 @@
+"""What a calibration found, as JSON and as lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from refsam_calibration.calibrated import Calibrated
+from refsam_calibration.judge import Judgement
+from refsam_calibration.search import RatedUnit
+
+RANDOM_NOTE = (
+    "note: the weights are random, so J&F says nothing; mask IoU is with the masks of the float "
+    "model"
+)
+
+
+def to_json(done: Calibrated) -> dict[str, Any]:
+    """Return everything as `json.dumps` takes it; what was not done is None."""
+    return {
+        "bundle_id": done.bundle_id,
+        "output_id": done.output_id,
+        "ranges_file": str(done.ranges_path),
+        **record_json(done),
+    }
+
+
+def record_json(done: Calibrated) -> dict[str, Any]:
+    """Return what goes into the manifest of the quantised bundle.
+
+    Ranges stand without the exponents of smoothing, of which there is one per channel: the graphs
+    have them, and the file of ranges.
+    """
+    found = done.found
+    ranges = msgspec.to_builtins(done.ranges)
+    for smoothing in ranges["smoothing"].values():
+        del smoothing["exponents"]
+    return {
+        "random_weights": done.is_random,
+        "ranges": ranges,
+        "ranking": [_unit_json(rated) for rated in done.ranking] if done.ranking else None,
+        "search": found
+        and {
+            "share": found.share,
+            "chosen": [rated.unit.name for rated in found.chosen],
+            "left_out": [rated.unit.name for rated in found.left_out],
+            **_judgement_json(found.judgement),
+        },
+        "verified": done.verified and _judgement_json(done.verified),
+    }
+
+
+def lines(done: Calibrated) -> Iterator[str]:
+    """Yield what to print: ranges, ranking, what was chosen and what it costs."""
+    options = done.ranges.options
+    yield (
+        f"ranges: {len(done.ranges.layers)} layers, {done.ranges.num_frames} frames, "
+        f"{options.scheme}, {options.method}, alpha {options.alpha}"
+    )
+    if done.ranking:
+        yield f"{'unit':<20}{'share':>8}{'mask IoU':>10}{'points lost':>13}"
+        for rated in done.ranking:
+            cost = rated.judgement
+            yield (
+                f"{rated.unit.name:<20}{rated.unit.share:>8.2%}{cost.mask_iou:>10.5f}"
+                f"{cost.drop_points:>+13.3f}"
+            )
+    if done.found:
+        names = ", ".join(rated.unit.name for rated in done.found.left_out) or "none"
+        yield f"quantised: {done.found.share:.1%} of the linear FLOPs; left out: {names}"
+        yield _cost_line("search", done.found.judgement)
+    if done.verified:
+        yield _cost_line("verified", done.verified)
+    if done.is_random:
+        yield RANDOM_NOTE
+
+
+def _cost_line(label: str, cost: Judgement) -> str:
+    worst = cost.worst[0]
+    return (
+        f"{label}: J&F {cost.reference_j_and_f:.4f} -> {cost.j_and_f:.4f} "
+        f"({cost.drop_points:+.2f} points lost), mask IoU {cost.mask_iou:.5f}, worst frame "
+        f"{worst.sequence} {worst.frame} with {worst.mask_iou:.3f}"
+    )
+
+
+def _unit_json(rated: RatedUnit) -> dict[str, Any]:
+    return {
+        "unit": rated.unit.name,
+        "layers": list(rated.unit.layers),
+        "share": rated.unit.share,
+        **_judgement_json(rated.judgement),
+    }
+
+
+def _judgement_json(judgement: Judgement) -> dict[str, Any]:
+    figures: dict[str, Any] = msgspec.to_builtins(judgement)
+    return {"drop_points": judgement.drop_points, **figures}
