@@ -92,7 +92,20 @@ def build_plan(
         )
     target.write_bytes(plan)
     _save_timing_cache(config, options.timing_cache)
-    return report_on(flavour, layers, log, target)
+    num_engine_layers = _count_engine_layers(flavour, logger, plan)
+    return report_on(flavour, layers, log, target, num_engine_layers)
+
+
+def _count_engine_layers(flavour: Flavour, logger: Any, plan: bytes) -> int | None:
+    """Return how many layers a plan has, from the plan as it runs; None where no GPU need be.
+
+    TensorRT proper has just built it on a GPU; TensorRT-RTX builds without one.
+    """
+    if flavour.is_rtx:
+        return None
+    runtime = flavour.trt.Runtime(logger)
+    trt_engine = runtime.deserialize_cuda_engine(plan)
+    return None if trt_engine is None else int(trt_engine.num_layers)
 
 
 def _config(flavour: Flavour, builder: Any, source: GraphSource, options: BuildOptions) -> Any:

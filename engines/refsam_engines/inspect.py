@@ -22,14 +22,16 @@ _NAMES_PER_BLOCK = {"1.7.1.116": 4}
 """Version of TensorRT-RTX -> occurrences of that name per fused attention block."""
 
 
-def report_on(flavour: Flavour, layers: LayerTypes, log: TrtLog, plan: Path) -> GraphReport:
+def report_on(
+    flavour: Flavour, layers: LayerTypes, log: TrtLog, plan: Path, num_engine_layers: int | None
+) -> GraphReport:
     """Return what is known about a plan that was just built."""
     return GraphReport(
         num_layers=sum(count for types in layers.values() for count in types.values()),
         layers=layers,
         num_attention=sum(layers.get("SOFTMAX", {}).values()),
         num_fused_attention=count_fused_attention(flavour, plan),
-        num_engine_layers=None,
+        num_engine_layers=num_engine_layers,
         activation_bytes=log.number("Total Activation Memory"),
         weights_bytes=log.number("Total Weights Memory"),
         warnings=log.of("WARNING"),

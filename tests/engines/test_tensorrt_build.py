@@ -39,7 +39,7 @@ def build(bundle: Path, output: Path, **options: Any) -> Plans:
 def test_one_strongly_typed_path_for_every_version(trt: Any, bundle_folder: Path, tmp_path: Path):
     plans = build(bundle_folder, tmp_path / "plans")
     # Through the enum, whose integer differs: 1 << 1 in TensorRT 10, 1 << 0 in 11.
-    flags = {value for name, value in (c[:2] for c in trt.calls) if name == "create_network"}
+    flags = {call[1] for call in trt.calls if call[0] == "create_network"}
     assert flags == {2 if trt.__version__.startswith("10.") else 1}
     assert ("clear_flag", "TF32") in trt.calls
     assert ("set_shape", "has_track", (1,), (4,), (4,)) in trt.calls
@@ -57,8 +57,17 @@ def test_the_log_is_reported_and_what_it_lacks_is_null(
     assert report.activation_bytes == 1024
     assert report.weights_bytes is None
     assert report.num_fused_attention is None
+    assert report.num_engine_layers == 7  # told by the plan, deserialised on the GPU that built it
     assert report.precision_warnings == ("Detected layernorm nodes in FP16, may cause overflow",)
     assert report.warnings[1:] == ("Using default profile",)
+
+
+def test_a_plan_that_the_gpu_refuses_at_once_has_an_unknown_number_of_layers(
+    trt: Any, bundle_folder: Path, tmp_path: Path
+):
+    trt.fails_to_deserialise = True
+    report = build(bundle_folder, tmp_path / "plans").manifest.graphs["decoder_step"].report
+    assert report.num_engine_layers is None
 
 
 def test_options_reach_the_builder(trt: Any, bundle_folder: Path, tmp_path: Path):
