@@ -6,6 +6,7 @@ the products of fp32 graphs to 10 bits.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,29 @@ def build_plan(
         PlanBuildError: TensorRT refuses the graph, or it is not of the stated types.
         OutputError: the plan or the timing cache cannot be written.
     """
+    try:
+        return _built(flavour, source, options, target)
+    except BaseException as error:
+        _let_go(error)
+        raise
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold: TensorRT's objects, as if the error had none.
+
+    TensorRT-RTX 1.7.1: a builder that is destroyed while another one builds waits for ever for a
+    lock that the other one holds. Left to an error's frames, it is destroyed whenever the garbage
+    collector runs, which may be in a callback of the next build.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
+def _built(
+    flavour: Flavour, source: GraphSource, options: BuildOptions, target: Path
+) -> GraphReport | None:
     log = TrtLog()
     logger = make_logger(flavour, log)
     builder = flavour.trt.Builder(logger)

@@ -1,6 +1,8 @@
 """The build path of TensorRT proper, on a stand-in that has each version's names and no others."""
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from fake_tensorrt import MAGIC, fake_tensorrt
 
+from refsam_engines import build as build_module
 from refsam_engines.build import BuildOptions
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_trt import probe
@@ -118,3 +121,35 @@ def test_without_a_gpu_nothing_of_tensorrt_is_created(
         "tensorrt-rtx, which builds without one"
     )
     assert trt.calls == []
+
+
+@pytest.mark.parametrize("fails", ["parse_graph", "check_tensors", "check_precision", "report_on"])
+def test_a_failed_build_leaves_no_builder_behind_in_its_error(
+    trt: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    """TensorRT-RTX hangs if the garbage collector destroys one while another one builds."""
+    made: list[weakref.ref[Any]] = []
+    builder = trt.Builder
+
+    def noted(logger: Any) -> Any:
+        found = builder(logger)
+        made.append(weakref.ref(found))
+        return found
+
+    def fail(*given: object) -> None:
+        try:
+            raise KeyError("inside")
+        except KeyError as error:
+            raise PlanBuildError("no") from error
+
+    monkeypatch.setattr(trt, "Builder", noted)
+    monkeypatch.setattr(build_module, fails, fail)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(PlanBuildError) as refused:
+            build(bundle_folder, tmp_path / "plans")
+        assert refused.value.__traceback__ is not None
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()
