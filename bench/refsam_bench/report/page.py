@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from refsam_bench.report.measure import Report
 from refsam_bench.report.pictures import ANNOTATION, MISSING, RIGHT, TOO_MUCH
 from refsam_bench.report.plots import BAR_WIDTH, longest_frame_ms, scatter, stage_bar
+from refsam_bench.report.quantisation import BAR_WIDTH as LOSS_BAR_WIDTH
+from refsam_bench.report.quantisation import loss_width
 from refsam_trt.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ def render_page(report: Report) -> str:
             bar_width=BAR_WIDTH,
             longest_ms=longest_frame_ms(record["candidates"]) if is_timed else None,
             sequences=_sequences(record),
+            quantised=[bundle for bundle in record["bundles"] if bundle["quantisation"]],
+            loss_width=loss_width,
+            loss_bar_width=LOSS_BAR_WIDTH,
         )
     )
 

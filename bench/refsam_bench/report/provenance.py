@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 import refsam_bench
+from refsam_bench.report.quantisation import quantisation_entry
 from refsam_bench.speed import environment
 from refsam_trt.bundle import Bundle
 
@@ -29,6 +30,7 @@ def bundle_entry(bundle: Bundle) -> dict[str, Any]:
         "tools": manifest.tools,
         "num_files": len(manifest.files),
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
+        "quantisation": quantisation_entry(bundle),
     }
 
 
