@@ -115,8 +115,15 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
 @click.option(
     "--reference/--no-reference", "with_reference", default=True, help="Time PyTorch beside it."
 )
+@click.option(
+    "--precisions",
+    "all_precisions",
+    is_flag=True,
+    help="Time every precision of the bundle in turn instead, and say whether a quantised one is "
+    "worth shipping on this backend.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def speed(bundle: str, as_json: bool, **options: Any) -> None:
+def speed(bundle: str, all_precisions: bool, as_json: bool, **options: Any) -> None:
     """Time a session stage by stage, against the loop of the released scripts.
 
     That loop encodes text and image again for each expression of each frame. Both sides run in
@@ -126,6 +133,9 @@ def speed(bundle: str, as_json: bool, **options: Any) -> None:
 
     request = SpeedRequest(bundle=bundle_folder(bundle), **options)
     total = request.num_warmup + request.num_frames
+    if all_precisions:
+        _speed_of_precisions(request, as_json)
+        return
     with Progress("refsam-bench speed", total) as progress:
         figures = measure_speed(request, progress.update)
     if as_json:
@@ -147,6 +157,25 @@ def speed(bundle: str, as_json: bool, **options: Any) -> None:
         )
     peaks = ", ".join(f"{k} {v:.0f}" for k, v in figures["peak_memory_mib"].items() if v)
     click.echo(f"peak resident memory, MiB: {peaks}")
+    if figures["random_weights"]:
+        click.echo("RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing")
+
+
+def _speed_of_precisions(request: Any, as_json: bool) -> None:
+    from refsam_bench.precision_speed import measure_precisions
+
+    if request.variant is not None:
+        raise click.UsageError("--precisions times all of them: leave --variant out")
+    total = request.num_warmup + request.num_frames
+    with Progress("refsam-bench speed", total) as progress:
+        figures = measure_precisions(request, progress.update)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    for name, row in figures["precisions"].items():
+        click.echo(f"{name:6} p50 {row['p50_ms']:9.2f} ms  ({figures['variants'][name]})")
+    for gate in figures["gates"]:
+        click.echo(gate["verdict"])
     if figures["random_weights"]:
         click.echo("RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing")
 

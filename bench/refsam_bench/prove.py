@@ -23,7 +23,7 @@ import click
 import numpy as np
 import torch
 
-from refsam_bench import prove_calibration, prove_nano, prove_plans
+from refsam_bench import prove_calibration, prove_nano, prove_plans, prove_quantised
 from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_bench.fuzz_record import fuzz_all
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
@@ -210,6 +210,7 @@ STEPS: dict[str, Step] = {
     "footprint-newest": footprint(NEWEST),
     **prove_plans.STEPS,
     **prove_calibration.steps(),
+    **prove_quantised.STEPS,
     **prove_nano.steps(),
 }
 FUZZ = "fuzz"

@@ -12,7 +12,7 @@ import numpy as np
 
 from refsam_engines.profiles import Sizes
 from refsam_trt.backends.base import Backend, numpy_dtype
-from refsam_trt.backends.select import open_backend
+from refsam_trt.backends.select import REFUSED_PRECISIONS, open_backend
 from refsam_trt.bundle import Bundle
 from refsam_trt.errors import UsageError
 from refsam_trt.families.base import GraphSpec, TensorSpec
@@ -30,14 +30,14 @@ _SEED = 0
 def golden_source(bundle: Bundle, variant_name: str) -> str:
     """Return the variant to compare with: the fp32 one of the same split, else the one itself.
 
-    With a quantised variant, the same quantised products between fp32 nodes.
+    With an int8 variant, the same products between fp32 nodes; of fp8 ones, no CPU knows them.
 
     Raises:
         UsageError: a bf16 variant alone, which nothing on a CPU can run.
     """
     variants = bundle.manifest.variants
     chosen = variants[variant_name]
-    if chosen.precision in QUANTISED:
+    if chosen.precision in QUANTISED and chosen.precision not in REFUSED_PRECISIONS[_REFEREE]:
         alike = [
             name
             for name, variant in sorted(variants.items())

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
-from quantised import Quantised, quantised_bundle, rounded, tokenizer_of
-from reference_models import model
+import torch
+from quantised import Quantised, largest_inputs, quantised_bundle, rounded, tokenizer_of
+from reference_models import image_of, model, relative
 
+from refsam_calibration.quantised_graphs import write_quantised_encoder
+from refsam_export.exporter import ExportRequest
 from refsam_export.parity.compare import Parity, compare
 from refsam_export.parity.reference import write_reference
 from refsam_trt.families.refsam import IMAGE_ENCODER
@@ -62,3 +66,23 @@ MUTATIONS = {
 def test_the_comparison_sees_one_layer(made: Quantised, tmp_path: Path, name: str):
     found = figures(made, MUTATIONS[name](made.ranges), tmp_path)
     assert encoder_error(found) > 5 * MAX_ERROR
+
+
+def test_fp8_graphs_are_fake_quantisation(tmp_path: Path):
+    """On an fp32 base and without optimisation, which is how ONNX Runtime computes fp8 at all."""
+    of = model("tiny")
+    ranges, path = largest_inputs(of), tmp_path / "x.onnx"
+    form = ExportRequest("tiny", tmp_path).form
+    write_quantised_encoder(of, ranges, "fp8", "fp32", form, path, path.name)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    image = image_of(of)
+    (embedding, *_) = session.run(None, {"image": image.numpy()})
+
+    def error(quantised: dict[str, float]) -> float:
+        expected, _ = rounded(of, quantised, "fp8").encode_image(image)
+        return relative(torch.from_numpy(embedding), expected)
+
+    assert error(ranges) <= MAX_ERROR
+    assert error(left_out(ranges, LAST)) > 5 * MAX_ERROR

@@ -1,0 +1,171 @@
+"""Quantised image encoders of random weights, for what does not depend on them: speed and plans.
+
+A program: `python -m refsam_calibration.trial speed|plans PRESET ...` prints one JSON object; it is
+what `make prove` runs. All layers of the default kinds are quantised, with the ranges of one frame.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from refsam_bench.speed import environment
+from refsam_bench.speed_gate import judge, summaries, time_in_turn
+from refsam_calibration.quantised_graphs import write_quantised_encoder
+from refsam_calibration.units import DEFAULT_KINDS, choose_units
+from refsam_calibration.watching import RangeWatcher, watching
+from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.profiles import Sizes, profiles_for
+from refsam_export.checkpoint import load_model
+from refsam_export.exporter import ExportRequest
+from refsam_export.graphs import ImageEncoderGraph
+from refsam_export.model.refsam import RefSam
+from refsam_export.onnx_export import export_graph
+from refsam_export.parity.inputs import moving_frames
+from refsam_export.rounded_graphs import LIMITS, specs_of
+from refsam_trt.backends.ort import OrtCpuBackend
+from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.families.base import GraphSpec
+from refsam_trt.families.refsam import IMAGE_ENCODER
+from refsam_trt.preprocess import Preprocessor
+
+FORMS = ("augmented", "bias")
+"""Attention that is timed; the fastest of each precision counts."""
+_SEED = 0
+
+
+def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, Any]:
+    """Time the image encoder on ONNX Runtime's CPU provider: fp32 and int8, in turn.
+
+    Args:
+        preset: of the model.
+        num_rounds: that count, after one that does not.
+        num_threads: inside a graph run.
+    """
+    model, image = _model_and_image(preset)
+    ranges = _ranges(model, image)
+    spec = specs_of(model, "optimised")[IMAGE_ENCODER]
+    backend = OrtCpuBackend(num_threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        forms = {}
+        for attention in FORMS:
+            for precision in ("fp32", "int8"):
+                path = Path(scratch) / f"{precision}-{attention}.onnx"
+                _write(model, ranges, preset, attention, precision, path)
+                forms[path.stem] = _call(backend, path, spec, image)
+        seconds = time_in_turn(forms, num_rounds)
+    fastest = {
+        precision: min(
+            (name for name in seconds if name.startswith(precision)),
+            key=lambda name: float(np.median(seconds[name])),
+        )
+        for precision in ("fp32", "int8")
+    }
+    gate = judge({name: seconds[name] for name in fastest.values()}, fastest["int8"])
+    return {
+        "preset": preset,
+        "random_weights": True,
+        "scope": "image encoder, one frame, image to embeddings in host memory",
+        "num_layers": len(ranges),
+        "forms": {name: asdict(row) for name, row in summaries(seconds).items()},
+        "gate": asdict(gate) | {"verdict": gate.verdict},
+        "environment": environment(num_threads),
+    }
+
+
+def rtx_plan(preset: str, stated: str) -> dict[str, Any]:
+    """Build the quantised image encoder with TensorRT-RTX; return what the plan is made of.
+
+    Args:
+        preset: of the model.
+        stated: precision of the graph, such as `int8-fp16`.
+    """
+    model, image = _model_and_image(preset)
+    ranges = _ranges(model, image)
+    flavour = open_flavour("tensorrt-rtx")
+    scheme, _, base = stated.partition("-")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "image_encoder.onnx"
+        form = ExportRequest(preset, path.parent).form
+        entry = write_quantised_encoder(
+            model,
+            ranges,
+            scheme,  # type: ignore[arg-type]
+            base,
+            form,
+            path,
+            path.name,
+        )
+        profiles = profiles_for(entry.spec, Sizes())
+        source = GraphSource(path, entry.spec, entry.precision, profiles)
+        report = build_plan(flavour, source, BuildOptions(), path.with_suffix(".plan"))
+    return {
+        "preset": preset,
+        "precision": stated,
+        "tensorrt_rtx": flavour.version,
+        "num_layers": len(ranges),
+        "flops": entry.flops,
+        "graph": msgspec.to_builtins(report),
+    }
+
+
+def _model_and_image(preset: str) -> tuple[RefSam, Tensor]:
+    model = load_model(preset, random_init=_SEED).model
+    (frame,) = moving_frames(1, _SEED)
+    return model, torch.from_numpy(Preprocessor(frame.shape[:2], model.config.preprocess)(frame))
+
+
+def _ranges(model: RefSam, image: Tensor) -> dict[str, float]:
+    layers = [n for unit in choose_units(model.config, DEFAULT_KINDS) for n in unit.layers]
+    watchers = {name: RangeWatcher() for name in layers}
+    with torch.no_grad(), watching(model, watchers):
+        model.image_encoder(image)
+    return {name: watcher.amax for name, watcher in watchers.items()}
+
+
+def _write(
+    model: RefSam,
+    ranges: dict[str, float],
+    preset: str,
+    attention: str,
+    precision: str,
+    path: Path,
+) -> None:
+    form = ExportRequest(preset, path.parent, attention=attention).form
+    if precision == "int8":
+        write_quantised_encoder(model, ranges, "int8", "fp32", form, path, path.name)
+        return
+    module = ImageEncoderGraph(model, form.split, attention, form.rewrites).eval()
+    export_graph(module, specs_of(model, form.split)[IMAGE_ENCODER], path, LIMITS)
+
+
+def _call(backend: OrtCpuBackend, path: Path, spec: GraphSpec, image: Tensor) -> Any:
+    context = backend.load(path, spec).context()
+    inputs = {"image": backend.upload(image.numpy())}
+    outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in spec.outputs}
+    return lambda: context.run(inputs, outputs)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the trial that the arguments name and print its figures."""
+    match arguments:
+        case ["speed", preset, num_rounds, num_threads]:
+            found = encoder_speed(preset, int(num_rounds), int(num_threads))
+        case ["plans", preset, stated]:
+            found = rtx_plan(preset, stated)
+        case _:
+            sys.exit("usage: speed PRESET ROUNDS THREADS, or plans PRESET PRECISION")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

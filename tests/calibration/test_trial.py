@@ -1,0 +1,34 @@
+"""The program that `make prove` measures quantised encoders with, on the smallest model."""
+
+import pytest
+from rtx_probe import needs_rtx
+
+from refsam_calibration.layers import quantisable_layers
+from refsam_calibration.trial import FORMS, encoder_speed, main, rtx_plan
+from refsam_export.model.config import preset
+
+NUM_LAYERS = sum(layer.kind != "adapter" for layer in quantisable_layers(preset("tiny")).values())
+
+
+def test_all_forms_are_timed_and_the_best_of_each_precision_is_judged():
+    found = encoder_speed("tiny", num_rounds=2, num_threads=1)
+    assert set(found["forms"]) == {f"{p}-{form}" for p in ("fp32", "int8") for form in FORMS}
+    assert all(row["num_samples"] == 2 for row in found["forms"].values())
+    assert found["num_layers"] == NUM_LAYERS
+    gate = found["gate"]
+    for side, precision in (("quantised", "int8"), ("next_best", "fp32")):
+        medians = {n: r["p50_ms"] for n, r in found["forms"].items() if n.startswith(precision)}
+        assert gate[side] == min(medians, key=lambda name: medians[name])
+    assert gate["is_worth_shipping"] == (gate["speedup"]["p50"] >= 1.15)
+
+
+@needs_rtx
+def test_a_plan_quantises_every_layer_of_the_default_kinds():
+    found = rtx_plan("tiny", "int8-fp16")
+    assert found["num_layers"] == NUM_LAYERS
+    assert found["graph"]["layers"]["QUANTIZE"] == {"INT8": NUM_LAYERS}
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(SystemExit, match="usage: speed PRESET ROUNDS THREADS, or plans PRESET"):
+        main(["fast", "nano"])

@@ -1,0 +1,58 @@
+"""Quantised graphs built by the real TensorRT-RTX: products quantised, attention fused still."""
+
+from pathlib import Path
+
+import pytest
+from quantised import largest_inputs
+from reference_models import model
+from rtx_probe import needs_rtx
+
+from refsam_calibration.layers import quantisable_layers
+from refsam_calibration.quantised_graphs import write_quantised_encoder
+from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.profiles import Sizes, profiles_for
+from refsam_export.exporter import ExportRequest
+from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.errors import PlanBuildError
+
+pytestmark = needs_rtx
+
+STORED = {"int8": "INT8", "fp8": "FP8"}
+BASE = {"fp32": "FLOAT", "fp16": "HALF"}
+
+
+def written(preset: str, stated: str, folder: Path) -> GraphSource:
+    """Write the image encoder of a preset with every linear layer quantised."""
+    scheme, _, base = stated.partition("-")
+    of = model(preset)
+    form = ExportRequest(preset, folder).form
+    path = folder / f"{stated}.onnx"
+    entry = write_quantised_encoder(of, largest_inputs(of), scheme, base, form, path, path.name)
+    return GraphSource(path, entry.spec, entry.precision, profiles_for(entry.spec, Sizes()))
+
+
+@pytest.mark.parametrize(
+    ("preset", "stated"),
+    [("nano", "int8-fp16"), ("tiny", "int8-fp32"), ("tiny", "fp8-fp16")],
+)
+def test_every_quantised_layer_is_parsed_and_built(tmp_path: Path, preset: str, stated: str):
+    source = written(preset, stated, tmp_path)
+    report = build_plan(open_flavour("tensorrt-rtx"), source, BuildOptions(), tmp_path / "x.plan")
+    assert report is not None
+    scheme, _, base = stated.partition("-")
+    num_layers = len(quantisable_layers(model(preset).config))
+    assert report.layers["QUANTIZE"] == {STORED[scheme]: num_layers}
+    # One for the input and one for the weight of each.
+    assert report.layers["DEQUANTIZE"] == {BASE[base]: 2 * num_layers}
+    assert set(report.layers["MATRIX_MULTIPLY"]) == {BASE[base]}
+    assert report.precision_warnings == ()
+    # TensorRT-RTX fuses no attention in fp32, quantised or not.
+    assert report.num_attention == 8
+    assert report.num_fused_attention == (8 if base == "fp16" else 0)
+
+
+def test_a_quantised_graph_that_states_another_scheme_is_refused(tmp_path: Path):
+    source = written("tiny", "int8-fp16", tmp_path)
+    lying = GraphSource(source.path, source.spec, "int8-fp32", source.profiles)
+    with pytest.raises(PlanBuildError, match="computes in HALF, but states int8-fp32; export"):
+        build_plan(open_flavour("tensorrt-rtx"), lying, BuildOptions(), tmp_path / "x.plan")
