@@ -97,8 +97,7 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     done = replace(done, ranking=tuple(ranking))
     if _stops(request, "sensitivity"):
         return done
-    budget_points = request.max_drop_points - request.margin_points
-    found = largest_set(ranking, judges[1], budget_points, request.min_share, display.line)
+    found = largest_set(ranking, judges[1], request.search_points, request.min_share, display.line)
     done = replace(done, found=found)
     if _stops(request, "search"):
         return done

@@ -49,8 +49,7 @@ class _Alpha(click.ParamType):  # type: ignore[type-arg]  # generic only since c
 @click.option(
     "--margin-points",
     type=click.FloatRange(min=0.0),
-    default=0.1,
-    help="By how much less the search may lose, as it sees other videos.",
+    help="By how much less the search may lose, as it sees other videos.  [default: a fifth]",
 )
 @click.option(
     "--min-share",

@@ -33,7 +33,8 @@ class CalibrateRequest:
         source: folder of the PyTorch weights; by default those inside the bundle.
         seed: of what is drawn from the clips; by default that in the file.
         max_drop_points: J&F that may be lost on the verification videos, in points of 0.01.
-        margin_points: by how much less the search may lose, as it sees other videos.
+        margin_points: by how much less the search may lose, as it sees other videos; by default a
+            fifth of what may be lost.
         min_share: of the FLOPs of the encoder's linear layers, 0 to 1, that must be quantised.
         stop_after: the last stage to do.
 
@@ -54,7 +55,7 @@ class CalibrateRequest:
     source: Path | None = None
     seed: int | None = None
     max_drop_points: float = 0.5
-    margin_points: float = 0.1
+    margin_points: float | None = None
     min_share: float = 0.0
     stop_after: Stage = "bundle"
 
@@ -67,11 +68,17 @@ class CalibrateRequest:
             raise UsageError("--percentile is of --method percentile; give both or none")
         if not 0.0 <= self.min_share <= 1.0:
             raise UsageError(f"--min-share {self.min_share}: expected 0 to 1")
-        if self.margin_points > self.max_drop_points:
+        if self.margin_points is not None and self.margin_points > self.max_drop_points:
             raise UsageError(
                 f"--margin-points {self.margin_points:g} is more than --max-jf-drop-points "
                 f"{self.max_drop_points:g}, which leaves the search nothing to lose; give less"
             )
+
+    @property
+    def search_points(self) -> float:
+        """J&F that the search may lose, in points."""
+        margin = self.margin_points
+        return self.max_drop_points - (self.max_drop_points / 5 if margin is None else margin)
 
     @property
     def work_folder(self) -> Path:

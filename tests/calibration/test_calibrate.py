@@ -206,7 +206,9 @@ def test_a_budget_that_the_search_cannot_meet_ends_with_1_and_no_bundle(run, tmp
     costs.update({"unit": 2.0, "1": 2.0, "2": 2.0, "3": 6.0})
     ended = run("--max-jf-drop-points", "0.5")
     assert ended.code == 1
-    assert "within 0.4 points of J&F no layer can be quantised" in ended.message
+    assert (
+        "within 0.4 points of J&F on the search's videos no layer can be quantised" in ended.message
+    )
     assert all(name in ended.message for name in NAMES)
     assert not (tmp_path / "out").exists()
 

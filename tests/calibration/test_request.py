@@ -36,6 +36,12 @@ def test_options_that_cannot_be_met_are_refused(changes, told):
         request(**changes)
 
 
+def test_the_search_may_lose_a_fifth_less_or_what_was_asked():
+    assert request(max_drop_points=0.5).search_points == pytest.approx(0.4)
+    assert request(max_drop_points=0.05).search_points == pytest.approx(0.04)
+    assert request(max_drop_points=0.5, margin_points=0.0).search_points == 0.5
+
+
 def test_results_are_kept_beside_the_output_or_where_asked():
     assert request(output=Path("a/out")).work_folder == Path("a/out-work")
     assert request(work=Path("w")).work_folder == Path("w")

@@ -87,7 +87,8 @@ def test_a_unit_that_breaks_the_budget_is_passed_over_and_later_ones_still_tried
 
 def test_no_unit_that_fits_is_a_failure_that_names_the_costliest():
     told = (
-        r"within 0\.005 points of J&F no layer can be quantised; the layers that break it: "
+        r"within 0\.005 points of J&F on the search's videos no layer can be quantised; "
+        r"the layers that break it: "
         r"h \(alone: mask IoU 0\.9744, \+1\.28 points lost\), g .*; no bundle was written"
     )
     with pytest.raises(AccuracyGateError, match=told) as failed:
@@ -97,7 +98,8 @@ def test_no_unit_that_fits_is_a_failure_that_names_the_costliest():
 
 def test_less_than_the_smallest_share_is_a_failure():
     told = (
-        r"within 0\.2 points of J&F layers with 50\.0% of the linear FLOPs can be quantised, "
+        r"within 0\.2 points of J&F on the search's videos layers with 50\.0% of the linear FLOPs "
+        r"can be quantised, "
         r"--min-share asks for 90\.0%; the layers that break it: h "
     )
     with pytest.raises(AccuracyGateError, match=told):
