@@ -133,6 +133,6 @@ def _accepted(found: Found, budget_points: float, min_share: float) -> Found:
     wanted = f", --min-share asks for {min_share:.1%}" if found.chosen else ""
     raise AccuracyGateError(
         f"within {budget_points:g} points of J&F on the search's videos {what} can be quantised"
-        f"{wanted}; the layers that break it: {costliest(found.left_out)}; allow more points, or try another --method, "
-        "--alpha or more clips; no bundle was written"
+        f"{wanted}; the layers that break it: {costliest(found.left_out)}; allow more points, or "
+        "try another --method, --alpha or more clips; no bundle was written"
     )

@@ -82,6 +82,8 @@ def test_channels_and_a_fair_sample_of_rows_are_kept():
     # Each fifth of the stream has a fifth of the sample: 102, standard deviation 9.
     shares = torch.histc(drawn, 5, 0, 40_000)
     assert (shares - NUM_ROWS / 5).abs().max() < 40
+    within_calls = torch.histc(drawn % 1000, 5, 0, 1000)
+    assert (within_calls - NUM_ROWS / 5).abs().max() < 40
 
 
 def test_fewer_rows_than_the_sample_holds_are_all_kept():
