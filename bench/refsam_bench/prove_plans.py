@@ -124,6 +124,10 @@ def _report(
     found = build_plan(flavour, source, BuildOptions(), folder / f"{name}.plan")
     if found is None:
         raise InternalError(f"nobody stopped the build of {name}, but it has no plan")
+    click.echo(
+        f"  {name}: fused attention in {found.num_fused_attention} of {found.num_attention}, "
+        f"{found.activation_bytes} bytes of activations, {len(found.precision_warnings)} warnings"
+    )
     return found
 
 

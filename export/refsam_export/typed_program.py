@@ -61,7 +61,8 @@ def trace(module: nn.Module, spec: GraphSpec, limits: Mapping[str, int]) -> fx.G
         unlifted = program.module()
     graph = unlifted.graph
     for node in list(graph.nodes):
-        if node.op == "call_module":  # the exporter's own check of sizes
+        # The exporter's own checks of sizes, and of types, which another precision has.
+        if node.op == "call_module" or operator_name(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())
     graph.eliminate_dead_code()

@@ -29,6 +29,7 @@ def own() -> LoadedModel:
 def test_no_tensor_stays_behind_on_the_host(make: Any):
     """`meta` is a device too: an operator that meets tensors of two devices fails."""
     graphs = make(own(), META) if make is eager_graphs else make(own(), META, "eager")
+    num_named = 0
     for name, spec in graphs.chain.specs.items():
         inputs, _ = example_inputs(spec, LIMITS)
         program = graphs.chain._programs[name]
@@ -36,7 +37,20 @@ def test_no_tensor_stays_behind_on_the_host(make: Any):
         tensors = [*program.parameters(), *program.buffers()]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         outputs = program(*(tensor.to(META) for tensor in inputs))
+        named = [
+            argument for argument in arguments_of(program) if isinstance(argument, torch.device)
+        ]
+        assert set(named) <= {META}  # a scalar on the host would be taken, and no graph captured
+        num_named += len(named)
         assert {output.device.type for output in outputs} == {"meta"}
+    assert (num_named > 0) is (make is compiled_graphs)
+
+
+def arguments_of(program: Any) -> list[Any]:
+    """Return everything that the nodes of a traced program are given; nothing for a module."""
+    graph = getattr(program, "graph", None)
+    nodes = graph.nodes if graph else []
+    return [argument for node in nodes for argument in (*node.args, *node.kwargs.values())]
 
 
 def test_moving_leaves_the_model_where_it_is():

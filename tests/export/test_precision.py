@@ -15,6 +15,8 @@ from reference_models import image_of, model, relative, tokens
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from refsam_export.attention import FORMS
+from refsam_export.graphs import build_graphs
 from refsam_export.model.image_encoder import L2Norm
 from refsam_export.model.sam import LayerNorm2d
 from refsam_export.onnx_export import export_graph
@@ -374,3 +376,17 @@ def test_traced_and_typed_programs_share_what_does_not_change() -> None:
     kept = [p for p in typed.parameters() if p.dtype == torch.float32]
     assert len(kept) == 4  # of the two norms
     assert {parameter.data_ptr() for parameter in kept} <= own
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_attention_computes_in_half(form: str) -> None:
+    """SAM's own casts inside, of which the exporter asserts the types that they had in fp32."""
+    of = model("tiny")
+    module = build_graphs(of, "optimised", form)[IMAGE_ENCODER]
+    typed = typed_module(trace(module, specs_of(of, "optimised")[IMAGE_ENCODER], LIMITS), FP16)
+    assert not [n for n in typed.graph.nodes if operator_name(n) == "_assert_tensor_metadata"]
+    image = image_of(of)
+    with torch.no_grad():
+        expected, found = module(image), typed(image)
+    for a, b in zip(found, expected, strict=True):
+        assert relative(a, b) <= BOUNDS["fp16"].max_relative_error
