@@ -89,6 +89,18 @@ def only_variant(manifest: Manifest, names: Sequence[str], backend: str) -> str:
     return names[0]
 
 
+def suited_variants(manifest: Manifest, backend: str) -> list[str]:
+    """Return all variants, sorted; of quantised ones that differ in their base alone, one.
+
+    It is the one that suits the backend, which is what `load` takes for the precision.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, variant in sorted(manifest.variants.items()):
+        form = (variant.precision, variant.attention, variant.split)
+        groups.setdefault(form if base_precision(variant) else (name,), []).append(name)
+    return sorted(only_variant(manifest, names, backend) for names in groups.values())
+
+
 def _best(
     names: Sequence[str], kinds: Mapping[str, str | None], order: Sequence[str]
 ) -> Sequence[str]:

@@ -15,6 +15,7 @@ import pytest
 from refsam_bench.demo import write_clip
 from refsam_export.precision import PRECISIONS
 from refsam_trt.backends.select import _BACKENDS, AUTO_ORDER, PLAN_BACKENDS
+from refsam_trt.graph_precision import QUANTISED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -119,7 +120,8 @@ def test_figures_of_the_readme_are_those_of_the_result_files():
 def unproven() -> dict[str, set[str]]:
     """Return per precision the backends without a run in `bench/results`, but what CI runs."""
     missing = {
-        precision: {*_BACKENDS, *PLAN_BACKENDS} - {*AUTO_ORDER, "fake"} for precision in PRECISIONS
+        precision: {*_BACKENDS, *PLAN_BACKENDS} - {*AUTO_ORDER, "fake"}
+        for precision in (*PRECISIONS, *QUANTISED)
     }
     for path in (ROOT / "bench/results/gpu").glob("*.json"):
         for subject in json.loads(path.read_text())["subjects"]:

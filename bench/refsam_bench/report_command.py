@@ -57,6 +57,12 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--examples", "num_examples", type=click.IntRange(0, 100), default=6, help="Frames shown."
 )
+@click.option(
+    "--forms",
+    type=_PATH,
+    multiple=True,
+    help="Result of make prove's step calibration-forms-..., to be shown too; may be repeated.",
+)
 @click.option("--title", default="RefSAM report", help="Of the page.")
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace an earlier report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON on standard output too.")

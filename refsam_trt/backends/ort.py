@@ -104,7 +104,8 @@ class OrtCpuBackend:
 
     name = NAME
     precision_notes = (
-        "fp32 runs as written; fp16 graphs run with fp32 arithmetic in some nodes, slower than fp32"
+        "fp32 runs as written, int8 with integer kernels; fp16 graphs run with fp32 arithmetic in "
+        "some nodes, slower than fp32"
     )
 
     def __init__(self, num_threads: int | None = None) -> None:

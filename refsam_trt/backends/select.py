@@ -27,7 +27,8 @@ _NONE_ON_CPUS = {
 REFUSED_PRECISIONS = {"ort-cpu": _NONE_ON_CPUS, "fake": _NONE_ON_CPUS}
 """Per backend, the precisions that it cannot run, and why."""
 
-PREFERRED_BASE = {"ort-cpu": ("fp32", "fp16"), "fake": ("fp32", "fp16")}
+_FP32_FIRST = ("fp32", "fp16")
+PREFERRED_BASE = dict.fromkeys((AUTO, "ort-cpu", "fake"), _FP32_FIRST)
 """Per backend, what a quantised variant should do all else in, best first, where it is not
 `DEFAULT_BASE`: on CPUs, ONNX Runtime has integer kernels between fp32 nodes only."""
 DEFAULT_BASE = ("fp16", "fp32")

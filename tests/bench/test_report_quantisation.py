@@ -1,15 +1,26 @@
 """The part of a report about quantised bundles: table and drawing of what every unit costs."""
 
 import copy
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from quantised import quantised_bundle
 from reported import reported
 
 from refsam_bench.report.measure import Report
 from refsam_bench.report.page import render_page
-from refsam_bench.report.quantisation import BAR_WIDTH, loss_width, quantisation_entry
+from refsam_bench.report.quantisation import (
+    BAR_WIDTH,
+    forms_entries,
+    loss_width,
+    quantisation_entry,
+)
+from refsam_bench.report.request import ReportRequest
+from refsam_bench.report.sides import find_sides
+from refsam_trt.errors import UsageError
 
 RANKING = [
     {"unit": "blocks.7.lin1", "layers": ["a"], "share": 0.04, "mask_iou": 0.99, "drop_points": 0.1},
@@ -87,3 +98,81 @@ def test_a_record_without_ranking_or_figures_is_shown_as_far_as_it_goes(report: 
     section = html[html.index('<section id="quantisation">') : html.index('<section id="origin">')]
     assert '<data value="3">3</data> layers in int8.' in section
     assert "<table>" not in section
+
+
+FORMS = {
+    "preset": "vitb",
+    "num_frames": 6,
+    "random_weights": True,
+    "commit": "0123abc",
+    "forms": {
+        "minmax": {"relative_error": 0.5, "mean_mask_iou": 0.75, "min_mask_iou": 0.25},
+        "mse, smoothed": {"relative_error": 0.125, "mean_mask_iou": 0.9375, "min_mask_iou": 0.875},
+    },
+}
+
+
+def test_forms_of_quantisation_stand_side_by_side(report: Report, tmp_path: Path):
+    assert "Forms of quantisation" not in render_page(report)
+    path = tmp_path / "calibration-forms-vitb.json"
+    path.write_text(json.dumps({**FORMS, "step": "x", "failures": []}))
+    changed = copy.deepcopy(report.record)
+    changed["quantisation_forms"] = forms_entries([path])
+    assert changed["quantisation_forms"] == [FORMS]
+    html = render_page(Report(changed, report.pictures))
+    section = html[html.index('<section id="forms">') : html.index('<section id="origin">')]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', section)
+    values = {n: re.findall(r'<data value="([^"]+)">', cells) for n, cells in rows}
+    assert values == {
+        "minmax": ["0.5", "0.75", "0.25"],
+        "mse, smoothed": ["0.125", "0.9375", "0.875"],
+    }
+    assert "random weights" in section
+    assert '<a href="#forms">' in html
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "JSONDecodeError: "),
+        ("[]", "TypeError: "),
+        ('{"preset": "vitb"}', "KeyError: 'num_frames'"),
+        (json.dumps({**FORMS, "forms": {"minmax": {"relative_error": "x"}}}), "ValueError: "),
+    ],
+)
+def test_other_files_than_results_of_that_step_are_refused(tmp_path: Path, text: str, problem: str):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        forms_entries([path])
+    start = f"{path}: no result of `python -m refsam_bench.prove calibration-forms-vitb` ({problem}"
+    assert str(error.value).startswith(start)
+    assert str(error.value).endswith("; give the file that it writes to bench/results")
+
+
+def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: Report):
+    words = "image encoder in eight bits, % of FLOPs"
+    assert [side["quantised_share"] for side in report.record["candidates"]] == [None, None]
+    assert words not in render_page(report)
+    changed = copy.deepcopy(report.record)
+    changed["candidates"][0]["quantised_share"] = 0.27
+    html = render_page(Report(changed, report.pictures))
+    assert f'<dt>{words}</dt><dd><data value="0.27">27.0</data></dd>' in html
+
+
+def test_every_precision_is_a_side_but_one_int8_of_two_bases(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+):
+    made = quantised_bundle(tmp_path_factory).bundle
+    _, sides = find_sides(ReportRequest((made.folder,), tmp_path / "r.html"))
+    assert [side.variant for side in sides] == [
+        "fp16-augmented-optimised",
+        "fp32-augmented-optimised",
+        "int8-fp32-augmented-optimised",
+    ]
+    assert [side.label for side in sides] == [f"bundle {p}" for p in ("fp16", "fp32", "int8")]
+    flops = made.manifest.variants[sides[2].variant].graphs["image_encoder"].flops
+    share = flops["int8"] / (flops["int8"] + flops["float32"])
+    assert [side.quantised_share for side in sides] == [None, None, share]
+    _, sides = find_sides(ReportRequest((made.folder,), tmp_path / "r.html", backend="ort-cuda"))
+    assert sides[2].variant == "int8-fp16-augmented-optimised"

@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import pytest
-from quantised import largest_inputs
+from quantised import largest_inputs, quantised_bundle
 from reference_models import model
 from rtx_probe import needs_rtx
 
 from refsam_calibration.layers import quantisable_layers
 from refsam_calibration.quantised_graphs import write_quantised_encoder
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.plans import PlanRequest, build_plans
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.exporter import ExportRequest
 from refsam_trt.backends.trt_flavour import open_flavour
 from refsam_trt.errors import PlanBuildError
+from refsam_trt.families.refsam import IMAGE_ENCODER
 
 pytestmark = needs_rtx
 
@@ -56,3 +58,18 @@ def test_a_quantised_graph_that_states_another_scheme_is_refused(tmp_path: Path)
     lying = GraphSource(source.path, source.spec, "int8-fp32", source.profiles)
     with pytest.raises(PlanBuildError, match="computes in HALF, but states int8-fp32; export"):
         build_plan(open_flavour("tensorrt-rtx"), lying, BuildOptions(), tmp_path / "x.plan")
+
+
+def test_plans_of_an_int8_bundle_cite_what_they_are_compared_with(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+):
+    made = quantised_bundle(tmp_path_factory).bundle
+    request = PlanRequest(
+        made.folder, tmp_path / "plans", "tensorrt-rtx", "int8", max_expressions=2, max_words=8
+    )
+    plans = build_plans(request, lambda line: None).manifest
+    assert (plans.precision, plans.variant) == ("int8", "int8-fp16-augmented-optimised")
+    assert plans.golden_source == "int8-fp32-augmented-optimised"
+    layers = plans.graphs[IMAGE_ENCODER].report.layers
+    assert layers["QUANTIZE"] == {"INT8": len(made.manifest.quantisation.layers)}
+    assert "--precision int8" in plans.build_command

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from refsam_trt.bundle import Bundle
+from refsam_trt.errors import UsageError
 
 BAR_WIDTH = 200
 _UNIT = ("unit", "share", "mask_iou", "drop_points")
+_FORM = ("relative_error", "mean_mask_iou", "min_mask_iou")
 _COST = ("reference_j_and_f", "j_and_f", "drop_points", "mask_iou")
 
 
@@ -30,6 +35,31 @@ def quantisation_entry(bundle: Bundle) -> dict[str, Any] | None:
         "verified": verified and {name: verified[name] for name in _COST},
         "ranking": [{name: row[name] for name in _UNIT} for row in record.get("ranking") or ()],
     }
+
+
+def forms_entries(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return what forms of quantisation cost, from results of the steps `calibration-forms-*`.
+
+    Raises:
+        UsageError: a file that is none of these.
+    """
+    return [_forms_entry(path) for path in paths]
+
+
+def _forms_entry(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: found[name] for name in ("preset", "num_frames", "random_weights", "commit")}
+        forms = {
+            name: {figure: float(row[figure]) for figure in _FORM}
+            for name, row in found["forms"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: no result of `python -m refsam_bench.prove calibration-forms-vitb` "
+            f"({type(error).__name__}: {error}); give the file that it writes to bench/results"
+        ) from error
+    return {**kept, "forms": forms}
 
 
 def loss_width(row: dict[str, Any], ranking: list[dict[str, Any]]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import refsam_trt
 from refsam_bench.report.outcome import Answer, Case, Outcome
 from refsam_bench.report.provenance import bundle_entry, commit, machine
+from refsam_bench.report.quantisation import forms_entries
 from refsam_bench.report.request import ReportRequest
 from refsam_bench.report.sides import Candidate, Reference
 from refsam_export.parity.compare import mask_iou
@@ -38,6 +39,7 @@ def head(request: ReportRequest, sides: Sequence[Reference | Candidate]) -> dict
         "warning": RANDOM_NOTE if is_random else None,
         "environment": machine(request.num_threads),
         "bundles": [bundle_entry(bundle) for bundle in bundles.values()],
+        "quantisation_forms": forms_entries(request.forms),
     }
 
 
@@ -71,6 +73,7 @@ def candidate_entry(
         "attention": variant.attention,
         "split": variant.split,
         "weight_storage": variant.weight_storage,
+        "quantised_share": candidate.quantised_share,
         "backend": backend,
         "random_weights": candidate.has_random_weights,
         "size_bytes": candidate.size_bytes,

@@ -31,6 +31,7 @@ class ReportRequest:
         num_speed_frames: frames to time, 0 for none.
         num_worst: how many of the worst frames are shown.
         num_examples: how many ordinary frames are shown.
+        forms: results of `make prove` about forms of quantisation, to be shown beside the bundles.
         title: of the page.
         is_overwrite: replace an earlier report.
 
@@ -53,6 +54,7 @@ class ReportRequest:
     num_speed_frames: int = 20
     num_worst: int = 8
     num_examples: int = 6
+    forms: tuple[Path, ...] = ()
     title: str = "RefSAM report"
     is_overwrite: bool = False
 

@@ -16,7 +16,8 @@ import refsam_trt
 from refsam_bench.report.request import ReportRequest
 from refsam_bench.trackers import EngineTracker, ReferenceTracker
 from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.variants import choose_variant
+from refsam_trt.graph_precision import split_precision
+from refsam_trt.variants import choose_variant, suited_variants
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ class Candidate:
             names |= {graph.file, *data.get(graph.file, ())}
         return sum(manifest.files[name].size_bytes for name in names if name is not None)
 
+    @property
+    def quantised_share(self) -> float | None:
+        """Share of the image encoder's operations that are done in eight bits, None if none are.
+
+        Attention, norms and convolutions count too, so it is 1 of no bundle.
+        """
+        graphs = self.bundle.manifest.variants[self.variant].graphs.values()
+        for graph in graphs:
+            quantised, _ = split_precision(graph.precision)
+            if quantised:
+                return graph.flops[quantised] / sum(graph.flops.values())
+        return None
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -71,7 +85,7 @@ def find_sides(request: ReportRequest) -> tuple[tuple[Reference, ...], tuple[Can
         UsageError: a bundle has not a variant that was named.
     """
     bundles = [open_bundle(folder) for folder in request.bundles]
-    chosen = [(bundle, name) for bundle in bundles for name in _variants(bundle, request.variants)]
+    chosen = [(bundle, name) for bundle in bundles for name in _variants(bundle, request)]
     references = _references(bundles, request.source)
     candidates = []
     for number, (label, (bundle, name)) in enumerate(zip(_labels(chosen), chosen, strict=True)):
@@ -112,8 +126,8 @@ def open_reference(reference: Reference, request: ReportRequest) -> ReferenceTra
     return ReferenceTracker(load_source(reference.bundle, reference.source))
 
 
-def _variants(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
-    names = wanted or sorted(bundle.manifest.variants)
+def _variants(bundle: Bundle, request: ReportRequest) -> list[str]:
+    names = request.variants or suited_variants(bundle.manifest, request.backend)
     return [choose_variant(bundle.manifest, name) for name in dict.fromkeys(names)]
 
 
