@@ -107,6 +107,20 @@ def test_other_ranges_and_other_videos_have_files_of_their_own(calibrated, tmp_p
     assert len(list(tmp_path.glob("search-*.jsonl"))) == 3
 
 
+@pytest.mark.parametrize(
+    "annotated", [RefDavisSet(root="set"), RefYoutubeVosSet(root="set", split="valid")]
+)
+def test_folders_are_judged_like_synthetic_videos(calibrated, tmp_path, annotated):
+    write_ref_davis(
+        tmp_path / "set", seed=7, slice="attribute", num_videos=1, num_frames=3, size_hw=(64, 96)
+    )
+    data_set = open_set(annotated, tmp_path)
+    found = Judge(*calibrated, data_set, tmp_path, "search", steps).judge(LAYERS, "all")
+    assert 0 < found.mask_iou_loss < 0.2
+    assert 0 < found.reference_j_and_f < 1
+    assert {frame.frame for frame in found.worst} <= {"00000", "00001", "00002"}
+
+
 def test_folders_are_opened_relative_to_the_file_of_clips(tmp_path):
     write_ref_davis(
         tmp_path / "set", seed=7, slice="attribute", num_videos=1, num_frames=3, size_hw=(64, 96)
