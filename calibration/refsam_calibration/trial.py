@@ -1,7 +1,7 @@
 """Quantised image encoders of random weights, for what does not depend on them: speed and plans.
 
 A program: `python -m refsam_calibration.trial speed|plans PRESET ...` prints one JSON object; it is
-what `make prove` runs. All layers of the default kinds are quantised, with the ranges of one frame.
+what `make prove` runs. All layers are quantised, adapters too, with the ranges of one frame.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from refsam_bench.speed import environment
 from refsam_bench.speed_gate import judge, summaries, time_in_turn
+from refsam_calibration.layers import quantisable_layers
 from refsam_calibration.quantised_graphs import write_quantised_encoder
-from refsam_calibration.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.watching import RangeWatcher, watching
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
@@ -125,8 +125,7 @@ def _model_and_image(preset: str) -> tuple[RefSam, Tensor]:
 
 
 def _ranges(model: RefSam, image: Tensor) -> dict[str, float]:
-    layers = [n for unit in choose_units(model.config, DEFAULT_KINDS) for n in unit.layers]
-    watchers = {name: RangeWatcher() for name in layers}
+    watchers = {name: RangeWatcher() for name in quantisable_layers(model.config)}
     with torch.no_grad(), watching(model, watchers):
         model.image_encoder(image)
     return {name: watcher.amax for name, watcher in watchers.items()}
