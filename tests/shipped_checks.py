@@ -54,8 +54,8 @@ def check_record(bundle: Path, record: Path, max_bytes: int = MAX_BYTES) -> None
     assert training is not None
     recipes = [read_recipe(record / run["recipe"]) for run in found["runs"]]
     assert [recipe.name for recipe in recipes] == [run.recipe for run in training.runs]
-    # Not of the files as read now: what a recipe may hold grows, and its digest with it.
-    digests = [run["recipe_sha256"] for run in found["runs"]]
+    digests = [recipe.digest() for recipe in recipes]
+    assert digests == [run["recipe_sha256"] for run in found["runs"]]
     assert digests == [run.recipe_sha256 for run in training.runs]
     assert [run["num_steps"] for run in found["runs"]] == [r.num_steps for r in training.runs]
     for run in found["runs"]:

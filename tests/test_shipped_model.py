@@ -1,4 +1,4 @@
-"""The model that ships: whole, small, proven, with its provenance. Skipped where none ships."""
+"""The model that ships: whole, small, proven, with its provenance."""
 
 import subprocess
 from pathlib import Path
@@ -7,44 +7,37 @@ import pytest
 from shipped_checks import check_record, check_runs_without_torch, check_weights
 
 from refsam_bench.demo import weights
-from refsam_trt.shipped import MODELS, SHIPPED, shipped_folder
+from refsam_trt.shipped import MODELS, SHIPPED, bundle_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TRACKED_BYTES = 40_000_000
-ships = pytest.mark.skipif(shipped_folder("nano") is None, reason="no model ships yet")
 
 
 @pytest.fixture
 def nano() -> Path:
-    folder = shipped_folder("nano")
-    assert folder is not None
-    return folder
+    return bundle_folder("nano")
 
 
-@ships
 def test_it_is_the_one_of_the_record(nano: Path):
     check_record(nano, ROOT / "train" / "nano")
 
 
-@ships
 def test_fp16_holds_its_weights(nano: Path):
     check_weights(nano)
 
 
-@ships
 def test_it_runs_without_torch(nano: Path, tmp_path: Path):
     check_runs_without_torch(nano, tmp_path)
 
 
-@ships
 def test_the_demo_exports_it_afresh(nano: Path):
     source = str(nano / "source.safetensors")
     assert weights() == ("--checkpoint", source, "--weight-storage", "fp16")
 
 
 def test_nothing_else_ships():
-    names = {path.name for path in MODELS.iterdir()} if MODELS.exists() else set()
-    assert {name for name in names if not name.startswith(".")} <= set(SHIPPED)
+    names = {path.name for path in MODELS.iterdir() if not path.name.startswith(".")}
+    assert names == set(SHIPPED)
 
 
 def test_tracked_files_stay_small():

@@ -1,6 +1,6 @@
 """`make demo`: the two commands, on a clip made here, and a picture of what came out.
 
-The weights are those of the model that ships, exported afresh; random ones where none ships.
+The weights are those of the model that ships, exported afresh.
 
 As a program: `python -m refsam_bench.demo FOLDER`; an earlier FOLDER is replaced.
 """
@@ -22,13 +22,12 @@ from refsam_bench.synthetic import generate
 from refsam_trt.atomic import atomic_path
 from refsam_trt.bundle import open_bundle
 from refsam_trt.frames import open_frames
-from refsam_trt.shipped import shipped_folder
+from refsam_trt.shipped import bundle_folder
 from refsam_trt.writers import OverlayVideoWriter
 
 PRESET = "nano"
 SEED, INDEX = 900_000, 3
 NUM_FRAMES, FRAME_HW, FPS = 48, (480, 480), 12
-EXPORT_SEED = 0
 PRECISIONS = "fp32,fp16"
 NUM_EXPRESSIONS = 2
 PICTURE_FRAMES = (0, 20, 40)
@@ -54,9 +53,7 @@ def main(target: Path) -> None:
 
 def weights() -> tuple[str, ...]:
     """Return the options of `refsam-export` that say which weights to take."""
-    shipped = shipped_folder(PRESET)
-    if shipped is None:
-        return ("--random-init", str(EXPORT_SEED))
+    shipped = bundle_folder(PRESET)
     source = open_bundle(shipped, verify="deferred").manifest.source
     assert source is not None
     return ("--checkpoint", str(shipped / source), "--weight-storage", "fp16")

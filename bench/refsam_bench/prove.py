@@ -209,9 +209,9 @@ STEPS: dict[str, Step] = {
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
     **prove_plans.STEPS,
-    **prove_calibration.steps(),
+    **prove_calibration.STEPS,
     **prove_quantised.STEPS,
-    **prove_nano.steps(),
+    **prove_nano.STEPS,
 }
 FUZZ = "fuzz"
 

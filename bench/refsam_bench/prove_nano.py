@@ -27,18 +27,13 @@ from refsam_bench.trackers import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
 from refsam_trt.bundle import open_bundle
 from refsam_trt.progress import Progress
-from refsam_trt.shipped import bundle_folder, shipped_folder
+from refsam_trt.shipped import bundle_folder
 
 MODEL: Final = "nano"
 NUM_RANKED: Final = 200
 NUM_TRACK: Final = 100
 
 Step = Callable[[], dict[str, Any]]
-
-
-def steps() -> dict[str, Step]:
-    """Return the steps by name; none where no model ships."""
-    return STEPS if shipped_folder(MODEL) else {}
 
 
 def accuracy(
