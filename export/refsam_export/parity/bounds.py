@@ -15,7 +15,8 @@ class Bounds:
 
 BOUNDS = {
     "fp32": Bounds(1e-4, 0.999),
-    "fp16": Bounds(5e-3, 0.99),
+    # Trained weights may find little in the parity clip: a few pixels at the edge of a small mask.
+    "fp16": Bounds(5e-3, 0.98),
     "bf16": Bounds(5e-2, 0.95),
     # What eight bits cost is for calibration to bound, in J&F. These find graphs that are wrong.
     "int8": Bounds(0.5, 0.5),
