@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 import fake_bundle
+import numpy as np
 import pytest
+from PIL import Image
 
 from refsam_bench.demo import write_clip
 from refsam_export.precision import PRECISIONS
@@ -158,3 +160,10 @@ def test_the_backends_of_the_table_are_named_elsewhere_as_what_they_are():
     for backend in set().union(*unproven().values()):
         for sentence in re.findall(rf"[^.|]*`{backend}`[^.|]*", readme):
             assert "supported" not in sentence, sentence
+
+
+def test_the_picture_of_the_demo_does_not_show_random_weights():
+    """Overlays of random weights end in a black banner that says so."""
+    with Image.open(ROOT / "docs/images/demo.jpg") as picture:
+        bottom = np.asarray(picture.convert("L"))[-8:]
+    assert np.median(bottom) > 16

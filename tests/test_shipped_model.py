@@ -1,5 +1,7 @@
 """The model that ships: whole, small, proven, with its provenance."""
 
+import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from shipped_checks import check_record, check_runs_without_torch, check_weights
 
 from refsam_bench.demo import weights
+from refsam_train.ship import RECORD_FILE, commands
 from refsam_trt.shipped import MODELS, SHIPPED, bundle_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,3 +50,27 @@ def test_tracked_files_stay_small():
         pytest.skip("not a clone")
     paths = [ROOT / name for name in done.stdout.split("\0") if name]
     assert sum(path.stat().st_size for path in paths if path.is_file()) < MAX_TRACKED_BYTES
+
+
+def test_its_record_is_whole_and_its_commands_are_those_of_its_runs():
+    record = ROOT / "train" / "nano"
+    found = json.loads((record / RECORD_FILE).read_text())
+    runs = found["runs"]
+    assert found["commands"] == commands(runs, Path("train/nano"))
+    files = {run[key] for run in runs for key in ("recipe", "log")}
+    assert {path.name for path in record.iterdir()} == {RECORD_FILE, *files}
+    for run in runs:
+        lines = (record / run["log"]).read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == sorted(steps)
+        assert run["num_steps"] - 10 < steps[-1] <= run["num_steps"], run["log"]
+
+
+def test_the_page_about_training_tells_the_recorded_runs():
+    record = json.loads((ROOT / "train" / "nano" / RECORD_FILE).read_text())
+    page = (ROOT / "train" / "README.md").read_text()
+    first, second, *_, last = record["commands"]
+    assert not [line for line in (first, second, last) if f"\n{line}\n" not in page]
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    assert f"{numbers[len(record['runs']) - 1]} runs" in " ".join(page.split())
+    assert not re.findall(r"%[A-Z]+%", page), "nothing is left to fill in"

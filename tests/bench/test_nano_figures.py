@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import refsam_trt
-from refsam_bench.prove_nano import MODEL, NUM_RANKED, STEPS
+from refsam_bench.prove_nano import MODEL, NUM_RANKED, NUM_TRACK, STEPS
 from refsam_bench.synthetic import EVALUATE_SEED, Slice
 from refsam_bench.synthetic_accuracy import (
     RANKED_SLICES,
@@ -90,3 +90,47 @@ def test_its_first_videos_give_the_same_again(
     assert len(again) == NUM_REPEATED
     for sequence, figures in again.items():
         assert figures["j_and_f"] == pytest.approx(recorded[sequence], abs=REPEATED_WITHIN)
+
+
+def test_records_are_of_the_videos_and_probes_that_their_names_say(records: dict[str, Any]) -> None:
+    figures = {name: record["accuracy"] for name, record in records.items() if "accuracy" in record}
+    blind = records["nano-blind"]["blind"]
+    figures |= {f"blind {answer}": found for answer, found in blind.items()}
+    ranked = (EVALUATE_SEED, NUM_RANKED, NUM_RANKED, "none", RANKED_SLICES)
+    track = (EVALUATE_SEED, NUM_TRACK, NUM_TRACK, "none", ("track",))
+    found = {
+        name: (f["seed"], f["num_videos"], len(f["sequences"]), f["probe"], tuple(f["slices"]))
+        for name, f in figures.items()
+    }
+    assert found == {
+        "nano-accuracy": ranked,
+        "nano-reference": ranked,
+        "nano-sibling": (*ranked[:3], "sibling", RANKED_SLICES),
+        "nano-track": track,
+        "nano-forget": (*track[:3], "forget", ("track",)),
+        "nano-others": (*track[:3], "none", ("relation", "motion")),
+        **{f"blind {answer}": ranked for answer in ("largest", "centre", "all")},
+    }
+    assert records["nano-reference"]["backend"] == "pytorch"
+    exchange = records["nano-exchange"]["exchange"]
+    assert (exchange["seed"], exchange["num_videos"]) == (EVALUATE_SEED, NUM_TRACK)
+    assert exchange["num_with_named_twins"] == len(exchange["videos"])
+    for figure in ("kept", "exchanged"):
+        share = sum(video[figure] for video in exchange["videos"].values())
+        assert exchange[figure] == pytest.approx(share / len(exchange["videos"]))
+
+
+def test_readme_says_of_each_figure_what_it_is(records: dict[str, Any]) -> None:
+    """A figure somewhere on the page may be another's."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    blind = max(found["j_and_f"] for found in records["nano-blind"]["blind"].values())
+    exchange = records["nano-exchange"]["exchange"]
+    stated = (
+        f"reaches **J&F {j_and_f(records['nano-accuracy']):.3f}**",
+        f"the PyTorch reference gives {j_and_f(records['nano-reference']):.3f}",
+        f"it scores {j_and_f(records['nano-sibling']):.3f} on the named one",
+        f"with perfect masks) scores {blind:.3f}",
+        f"it scores {j_and_f(records['nano-forget']):.3f} without track tokens",
+        f"change places in {exchange['exchanged'] * 100:.0f} % of the videos",
+    )
+    assert not [text for text in stated if text not in readme]

@@ -13,7 +13,13 @@ from exported import exported
 
 from refsam_bench.cli import command
 from refsam_bench.synthetic import generate
-from refsam_bench.token_exchange import EXCHANGED_AFTER, exchange_tokens, named_twins, to_json
+from refsam_bench.token_exchange import (
+    EXCHANGED_AFTER,
+    Exchange,
+    exchange_tokens,
+    named_twins,
+    to_json,
+)
 from refsam_trt.errors import UsageError
 from refsam_trt.state_file import SavedExpression, SavedSession, read_state, write_state
 
@@ -147,3 +153,47 @@ def test_the_command_runs_a_bundle(tmp_path_factory):
     figures = json.loads(ended.stdout)
     assert figures["random_weights"] is True
     assert {figures["kept"], figures["exchanged"]} <= {0.0, 1.0}
+
+
+def test_twins_have_become_each_other_before_the_exchange():
+    """Otherwise their words still fit, and a token from another twin proves nothing."""
+    time, changes = EXCHANGED_AFTER / 15, set()
+    for index in range(12):
+        video = generate(SEED, index, slice="track", frame_indices=[0])
+        first, second = (video.scene.objects[twin.object_id - 1] for twin in named_twins(video))
+        if first.colour_at(0.0) != second.colour_at(0.0):
+            assert first.colour_at(time) == second.colour_at(time) is not None
+            changes.add("colour")
+            continue
+        poses = [(first.pose_at(t), second.pose_at(t)) for t in (0.0, time)]
+        changed = set()
+        for measure in ("x", "y", "radius"):
+            before, after = (getattr(a, measure) - getattr(b, measure) for a, b in poses)
+            if before * after < 0.0:
+                changed.add(measure)
+        assert changed, f"video {index}: its twins are as they were"
+        changes |= changed
+    assert changes >= {"colour", "radius"}
+
+
+def test_shares_are_those_of_the_videos_with_named_twins():
+    found = [Exchange(name, ("a", "b"), kept, True) for name, kept in (("x", True), ("y", False))]
+    figures = to_json(found, SEED, 8)
+    assert (figures["num_videos"], figures["num_with_named_twins"]) == (8, 2)
+    assert (figures["kept"], figures["exchanged"]) == (0.5, 1.0)
+
+
+def test_objects_are_twins_only_if_shape_pattern_and_last_colour_are_the_same():
+    def item(shape="ring", pattern="plain", last="red"):
+        colours = {0.0: "blue", 1.0: last}
+        return SimpleNamespace(shape=shape, pattern=pattern, colour_at=colours.__getitem__)
+
+    named = tuple(SimpleNamespace(object_id=number) for number in (1, 2))
+    for other, expected in (
+        (item(), named),
+        (item(shape="star"), None),
+        (item(pattern="dots"), None),
+        (item(last="green"), None),
+    ):
+        scene = SimpleNamespace(objects=[item(), other])
+        assert named_twins(SimpleNamespace(expressions=named, scene=scene)) == expected

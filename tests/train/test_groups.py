@@ -88,3 +88,12 @@ def test_what_cannot_be_frozen_is_refused(tmp_path: Path) -> None:
     training = ClipTraining(fresh_model(recipe).model, Loss(), bf16=False)
     with pytest.raises(UsageError, match=r"tiny: frozen: no tensor begins with image_encodr\."):
         trained_parameters(training, recipe)
+
+
+def test_parameter_efficient_training_freezes_what_the_recipe_names_as_well() -> None:
+    recipe = msgspec.structs.replace(read_recipe(PAPER), frozen=("resizer.", "mask_decoder."))
+    with torch.device("meta"):
+        model = RefSam(preset("tiny"), None, 64)
+    chosen = trained_parameters(ClipTraining(model, Loss(), bf16=False), recipe)
+    assert "track_token_mlp.linear1.weight" in chosen
+    assert not [name for name in chosen if name.startswith(recipe.frozen)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,3 +61,11 @@ def test_the_average_is_what_is_evaluated(
     trainer._evaluate()
     assert seen == [7.0]
     assert torch.equal(trainer.state.parameters[NAME], before)
+
+
+def test_shares_of_the_recipe_reach_the_training(tmp_path: Path) -> None:
+    shares = "0.4\nmuted_share = 0.25\nmisled_share = 0.5"
+    recipe = read_tiny(tmp_path, single_frame_share=shares)
+    trainer = Trainer(recipe, fresh_model(recipe), source_of(recipe), RunOptions(tmp_path))
+    training = trainer._training_module()
+    assert (training._muted_share, training._misled_share) == (0.25, 0.5)

@@ -50,3 +50,8 @@ def test_length_of_the_vector_does_not_count() -> None:
     match, embedding, masks = Match(), torch.randn(1, 256, 2, 2), torch.ones(1, 16, 16)
     vector = torch.randn(1, 256)
     torch.testing.assert_close(match(embedding, vector, masks), match(embedding, 7 * vector, masks))
+
+
+def test_where_nothing_is_named_the_loss_is_the_plain_sum() -> None:
+    found = Match()(torch.zeros(1, 256, 2, 2), torch.ones(1, 256), torch.zeros(1, 16, 16))
+    assert found.item() == pytest.approx(0.2 * 4 * math.log1p(math.exp(-4.0)), rel=1e-5)

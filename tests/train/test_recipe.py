@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from tiny_training import TINY, read_tiny, write_recipe
 
@@ -98,3 +100,84 @@ def test_recall_is_refused_where_frames_may_not_be_square(tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(UsageError, match=r"loss\.recall: only synthetic frames are surely square"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"single_frame_share": "0.4\nmuted_share = 0.75\nmisled_share = 0.5"},
+            r"data\.muted_share \+ data\.misled_share 1\.25: expected 0 to 1",
+        ),
+        (
+            {"single_frame_share": "0.4\nmuted_share = -0.25\nmisled_share = 0.5"},
+            r"data\.muted_share -0\.25: expected 0 to 1",
+        ),
+        (
+            {"single_frame_share": "0.4\nmuted_share = 0.5\nmisled_share = -0.25"},
+            r"data\.misled_share -0\.25: expected 0 to 1",
+        ),
+        ({"resolution": '"low-res"\nrecall = -1.0'}, r"loss\.recall -1\.0: expected 0 or more"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_too(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_tiny(tmp_path, **changes)
+
+
+def test_digest_depends_on_every_key_also_where_it_says_nothing_or_0(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path)
+    digests = [other.digest() for other in others(recipe)]
+    assert len(digests) > 50
+    assert len({recipe.digest(), *digests}) == 1 + len(digests)
+
+
+def others(value: Any) -> list[Any]:
+    """Return other values: of records every one that differs in one field."""
+    if isinstance(value, msgspec.Struct):
+        return [
+            msgspec.structs.replace(value, **{field.name: other})
+            for field in msgspec.structs.fields(value)
+            for other in others(getattr(value, field.name))
+        ]
+    if isinstance(value, str):
+        return [f"{value}-"]
+    if isinstance(value, dict):
+        return [{**value, "other": 1.0}]
+    if isinstance(value, tuple):
+        return [value[::-1] if value else ("other",)]
+    return [other for other in (0, value + 1) if other != value]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_frames": "1\nmuted_share = 0.5"},
+            r"loss\.recall, data\.muted_share: of clips; give num_frames above 1",
+        ),
+        (
+            {"num_frames": "1", "resolution": '"low-res"\nrecall = 1.0'},
+            r"loss\.recall, data\.muted_share: of clips; give num_frames above 1",
+        ),
+        (
+            {"num_frames": "1\nmisled_share = 0.5"},
+            r"data\.misled_share: needs two frames and two decoded expressions of a clip",
+        ),
+        (
+            {"num_frames": "2\nmisled_share = 0.5", "expressions_per_clip": "1"},
+            r"data\.misled_share: needs two frames and two decoded expressions of a clip",
+        ),
+        (
+            {"num_frames": "2\nmisled_share = 0.5", "resolution": '"low-res"\ndecoded = 1'},
+            r"data\.misled_share: needs two frames and two decoded expressions of a clip",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_tiny(tmp_path, **changes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from refsam_train.forward import (
 from refsam_train.groups import trained_parameters
 from refsam_train.match import Match
 from refsam_train.recipe import Loss
-from refsam_train.shared_step import TextSide, shared_step
+from refsam_train.shared_step import FrameSide, TextSide, shared_step
 
 
 def test_every_frame_gives_a_token_and_the_next_frame_sees_it(tmp_path: Path) -> None:
@@ -148,3 +150,70 @@ def test_misled_share_is_the_share_of_misled_expressions(
     expected = misled_text(text, everyone, batch.clip_of)
     assert torch.equal(seen["later"].words, expected.words)
     assert not torch.equal(expected.words, text.words)
+
+
+def test_every_expression_draws_by_itself_and_nobody_is_both_muted_and_misled() -> None:
+    """Whoever were both would only be muted, and the misled would be fewer than asked for."""
+    count = 2000
+    model: Any = SimpleNamespace()
+    training = ClipTraining(model, Loss(), bf16=False, muted_share=0.5, misled_share=0.25)
+    words = torch.arange(1.0, count + 1)[:, None, None]
+    heard = torch.ones(count, 1, dtype=torch.bool)
+    batch: Any = SimpleNamespace(clip_of=torch.zeros(count, dtype=torch.int64))
+    torch.manual_seed(0)
+    later = training._later_text(TextSide(words, heard, words, words[..., None]), batch)
+    muted = ~later.word_mask[:, 0]
+    misled = ~muted & (later.words != words)[:, 0, 0]
+    assert muted.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert misled.float().mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_muted_stay_muted_to_the_end(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, num_frames="3", single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    model, batch = loaded.model, batch_of(recipe, loaded)
+    with torch.no_grad():
+        frames, text = encode_frames(model, batch), encode_texts(model, batch)
+        everyone = torch.ones(len(text.words), dtype=torch.bool)
+        silent = muted_text(text, everyone)
+        found, tracks = follow(model, batch, frames, text, silent)
+        third = 2 * batch.images.shape[1] + batch.clip_of
+        expected, _ = shared_step(model, frames, third, silent, tracks[1], everyone)
+    torch.testing.assert_close(found[2], expected)
+
+
+def test_every_token_is_matched_with_the_frame_after_its_own(tmp_path: Path) -> None:
+    """Three frames, so that an order of frames and expressions shows; and a weight that does."""
+    recipe = read_tiny(tmp_path, num_frames="3", single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    model, batch = loaded.model, batch_of(recipe, loaded)
+    training = ClipTraining(model, Loss(recall=2.0, dice=0.0, focal=0.0), bf16=False)
+    (group,) = batch.groups
+    with torch.no_grad():
+        found = training(batch)
+        frames, text = encode_frames(model, batch), encode_texts(model, batch)
+        _, tracks = follow(model, batch, frames, text)
+        rows = [(frame, row) for frame in (1, 2) for row in range(len(batch.clip_of))]
+        places = [frame * batch.images.shape[1] + int(batch.clip_of[row]) for frame, row in rows]
+        tokens = torch.stack([tracks[frame - 1, row] for frame, row in rows])
+        masks = torch.stack([group.masks[frame, row] for frame, row in rows])
+        expected = Match()(frames.levels[places, -1], tokens, masks.float())
+    torch.testing.assert_close(found.recall, expected)
+    torch.testing.assert_close(found.loss, 2.0 * expected)
+
+
+def test_recall_teaches_later_frames_what_to_show(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, single_frame_share="0.0")
+    loaded = fresh_model(recipe)
+    model, batch = loaded.model, batch_of(recipe, loaded)
+    training = ClipTraining(model, Loss(recall=1.0), bf16=False)
+    with torch.no_grad():
+        frames, text = encode_frames(model, batch), encode_texts(model, batch)
+        _, tracks = follow(model, batch, frames, text)
+    levels = frames.levels.requires_grad_(True)
+    training._recall_loss(FrameSide(frames.base, levels), tracks, batch).backward()
+    assert levels.grad is not None
+    num_clips = batch.images.shape[1]
+    assert levels.grad[num_clips:, -1].abs().max() > 0.0
+    assert not levels.grad[:num_clips].any()
+    assert not levels.grad[:, :-1].any()

@@ -104,7 +104,7 @@ def misled_text(text: TextSide, misled: Tensor, clip_of: Tensor) -> TextSide:
     """Return the text side in which those misled, bool [E], hear what their next sibling should.
 
     Siblings are the expressions of one clip, the first one follows the last; clip_of: int64 [E],
-    ascending.
+    ascending. A sibling may name the same object by another phrase, and then misleads nobody.
     """
     rows = torch.arange(len(clip_of), device=clip_of.device)
     first, end = (torch.searchsorted(clip_of, clip_of, right=right) for right in (False, True))

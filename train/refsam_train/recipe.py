@@ -29,8 +29,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
     1. max_stride: synthetic clips take every frame, every second, ... up to this. muted_share:
     share of expressions that only the first frame of their clip hears, so that the track token
-    alone must lead to the object in the others, 0 to 1. misled_share: share of those that hear
-    another expression of the clip instead, so that the token must win against words.
+    alone must lead to the object in the others, 0 to 1. misled_share: share of all
+    expressions that hear another one of the clip instead, so that the token must win against words.
     augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
     processes that make batches, 0 means the training process itself.
     """
@@ -162,12 +162,22 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
     if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
         problems.append("data.slices: needed for synthetic videos and for them only")
+    if recipe.data.num_frames == 1 and (recipe.loss.recall or recipe.data.muted_share):
+        problems.append("loss.recall, data.muted_share: of clips; give num_frames above 1")
+    if recipe.data.misled_share and min(recipe.data.num_frames, _heard(recipe)) == 1:
+        problems.append("data.misled_share: needs two frames and two decoded expressions of a clip")
     if recipe.loss.recall and recipe.data.kind != "synthetic":
         problems.append("loss.recall: only synthetic frames are surely square; leave it out")
     if recipe.loss.cells and recipe.data.kind != "synthetic":
         problems.append("loss.cells: only synthetic videos tell what cells show; leave it out")
     if problems:
         raise UsageError(f"{path}: {'; '.join(problems)}")
+
+
+def _heard(recipe: Recipe) -> int:
+    """Return how many expressions of a clip the decoder may see."""
+    offered = recipe.data.expressions_per_clip
+    return min(recipe.loss.decoded or offered, offered)
 
 
 def _out_of_range(recipe: Recipe) -> list[str]:
