@@ -97,5 +97,5 @@ def test_memory_stays_flat_while_expressions_come_and_go(
             before, after = cycles(range(100)), cycles(range(100, 1000))
         finally:
             tracemalloc.stop()
-    # One embedding of the optimised split is larger than this.
-    assert after - before < 50_000
+    # Caches of the interpreter grow a little; the embeddings of 900 expressions are megabytes.
+    assert after - before < 200_000
