@@ -83,6 +83,7 @@ def test_memory_stays_flat_while_expressions_come_and_go(
         engine.open_video() as video,
     ):
         video.add_expression("stays")
+        in_runtime = tracemalloc.Filter(True, str(Path(refsam_trt.__file__).parent / "*"))
 
         def cycles(numbers: range) -> int:
             for number in numbers:
@@ -90,12 +91,15 @@ def test_memory_stays_flat_while_expressions_come_and_go(
                 video.step(frame)
                 video.remove_expression(added)
             gc.collect()
-            return tracemalloc.get_traced_memory()[0]
+            # What the test runner or another thread allocates meanwhile is not ours to bound.
+            ours = tracemalloc.take_snapshot().filter_traces([in_runtime])
+            return sum(trace.size for trace in ours.traces)
 
         tracemalloc.start()
         try:
             before, after = cycles(range(100)), cycles(range(100, 1000))
         finally:
             tracemalloc.stop()
-    # Caches of the interpreter grow a little; the embeddings of 900 expressions are megabytes.
-    assert after - before < 200_000
+    assert before > 0
+    # One embedding of the optimised split is larger than this.
+    assert after - before < 50_000
