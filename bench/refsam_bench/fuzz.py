@@ -48,6 +48,9 @@ _OPTIONS = (
     "-len_control=0",
     "-print_final_stats=1",
 )
+_AS_GRANDCHILD = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
+"""libFuzzer judges a process by its peak memory, which on Linux begins with that of the process
+that started it: a small shell, and not whatever has imported PyTorch."""
 _INTERRUPTED = 72
 """libFuzzer's exit code after SIGINT or SIGTERM: neither a finding nor a finished run."""
 _STATISTICS = {
@@ -142,7 +145,7 @@ def _round(target: str, seconds: int) -> Fuzzed:
     corpus, findings = LEARNT / target / "corpus", LEARNT / target / "findings"
     for folder in (corpus, findings):
         folder.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, str(ROOT / "tests" / "fuzz_one.py"), target]
+    program = [*_AS_GRANDCHILD, sys.executable, str(ROOT / "tests" / "fuzz_one.py"), target]
     limits = [*_OPTIONS, f"-max_total_time={seconds}", f"-artifact_prefix={findings}/"]
     # New inputs are kept in the first folder.
     folders = [str(folder) for folder in (corpus, SEEDS / target, findings)]

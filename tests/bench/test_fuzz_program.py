@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -244,3 +245,15 @@ def test_the_real_program_tells_when_its_setup_is_over(monkeypatch, tmp_path):
     assert done.failures == ()
     assert 0.2 <= done.cpu_s < done.wall_s <= time.monotonic() - began_s
     assert done.num_executions > 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is inherited on Linux alone")
+def test_the_memory_of_whoever_starts_the_fuzzer_is_not_that_of_the_fuzzer(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    pytest.importorskip("atheris", reason="no fuzzer for this Python", exc_type=ImportError)
+    monkeypatch.setattr(fuzz, "LEARNT", tmp_path)
+    monkeypatch.setattr(fuzz, "MIN_ROUND_S", 1)
+    ballast = np.ones(1 << 30, np.uint8)
+    done = fuzz.fuzz("rle", 0.2)
+    assert done.failures == ()
+    assert 0 < done.peak_memory_mib < ballast.nbytes >> 20
