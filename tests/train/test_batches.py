@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_training import batch_of, fresh_model, read_tiny, source_of
 
-from refsam_bench.synthetic import TUNE_SEED, SyntheticVideo
+from refsam_bench.synthetic import TUNE_SEED, SyntheticVideo, generate
+from refsam_bench.synthetic.meaning import fits
 from refsam_export.model.config import preset
 from refsam_train import synthetic_clips
 from refsam_train.batches import Place, StepBatches, batches_from
@@ -124,6 +125,49 @@ def test_clips_about_the_past_begin_at_the_first_frame(
         source.clip((5, index), 2)
     assert starts["track"] == {0}
     assert len(starts["attribute"]) > 3
+
+
+def test_clips_of_track_start_late_if_asked_for_and_only_where_their_words_are_true() -> None:
+    """By itself the first frame of such a clip tells which object is meant: no other is."""
+    source = synthetic_clips.SyntheticClips(
+        {"track": 1.0}, max_stride=1, expressions_per_clip=2, late_starts=True
+    )
+    starts = []
+    for index in range(24):
+        clip = source.clip((5, index), 4)
+        seed, number = map(int, clip.name.split()[-1].split("/"))
+        video = generate(seed, number, slice="track", texts_per_object=2)
+        # Every frame has noise of its own, so only one place in the video fits.
+        (start,) = {
+            frame
+            for frame in range(16)
+            if np.array_equal(video.frames[frame : frame + 4], clip.frames)
+        }
+        truths = {e.text: e for e in video.expressions}
+        for text in clip.texts:
+            expression = truths[text]
+            time = start / 15
+            assert fits(expression.meaning, video.scene, time) == {expression.object_id}
+        starts.append(start)
+    assert max(starts) >= 4
+    assert min(starts) == 0
+
+
+def test_expressions_of_the_same_masks_name_the_same_object(tmp_path: Path) -> None:
+    recipe = read_tiny(tmp_path, expressions_per_clip="4")
+    batch = batch_of(recipe, fresh_model(recipe))
+    (group,) = batch.groups
+    for row, first in enumerate(batch.object_of.tolist()):
+        assert torch.equal(group.masks[:, row], group.masks[:, first])
+        assert first == min(
+            other
+            for other in range(len(batch.clip_of))
+            if torch.equal(group.masks[:, other], group.masks[:, row])
+        )
+    assert len(set(batch.object_of.tolist())) < len(batch.object_of)
+    kept = batch.with_rows(torch.tensor([1, 3]))
+    assert kept.object_of.tolist() == batch.object_of[[1, 3]].tolist()
+    assert batch.to(torch.device("cpu")).object_of.tolist() == batch.object_of.tolist()
 
 
 def test_a_clip_names_different_objects_before_it_repeats_one(tmp_path: Path) -> None:

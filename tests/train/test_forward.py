@@ -164,7 +164,8 @@ def test_all_expressions_are_matched_in_the_first_frame_and_the_first_ones_decod
         torch.zeros(2, 3, 5, 2, 2),
     )
     images, ids = torch.zeros(2, 3, 3, 32, 32), torch.ones(6, 3, dtype=torch.int64)
-    batch = Batch(images, ids, ids, torch.tensor([0, 0, 1, 1, 2, 2]), groups, labels)
+    clip_of, object_of = torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(6)
+    batch = Batch(images, ids, ids, clip_of, object_of, groups, labels)
     model: Any = SimpleNamespace(config=SimpleNamespace(hda_levels=2, image_size=32))
     training = ClipTraining(model, Loss(resolution="low-res", cells=1.0, decoded=1), bf16=False)
     training.match = match = NotingMatch()
@@ -259,9 +260,7 @@ def _without_text_norm(model: RefSam) -> ModelConfig:
 
 
 def _doubled(batch: Batch) -> Batch:
-    return Batch(
-        batch.images.double(), batch.input_ids, batch.attention_mask, batch.clip_of, batch.groups
-    )
+    return replace(batch, images=batch.images.double())
 
 
 def _striped_clip(size_hw: tuple[int, int]) -> Clip:

@@ -102,6 +102,14 @@ def test_recall_is_refused_where_frames_may_not_be_square(tmp_path: Path) -> Non
         read_recipe(path)
 
 
+def test_late_starts_are_refused_where_nothing_has_them(tmp_path: Path) -> None:
+    text = (RECIPES / "nano-twins.toml").read_text()
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace("track = 15", ""))
+    with pytest.raises(UsageError, match=r"data\.late_starts: only clips of data\.slices\.track"):
+        read_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -119,14 +119,19 @@ def test_training_mutes_the_share_that_is_asked_for(tmp_path: Path) -> None:
     assert losses[2] == losses[3]
 
 
-def test_the_misled_hear_their_next_sibling() -> None:
+def test_the_misled_hear_their_next_sibling_of_another_object() -> None:
     parts = [torch.arange(6.0)[:, None] + place for place in (0.0, 10.0, 20.0, 30.0)]
     clip_of = torch.tensor([0, 0, 0, 1, 2, 2])
-    found = misled_text(TextSide(*parts), torch.ones(6, dtype=torch.bool), clip_of)
+    everyone, apart = torch.ones(6, dtype=torch.bool), torch.arange(6)
+    found = misled_text(TextSide(*parts), everyone, clip_of, apart)
     for part, whole in zip(found, parts, strict=True):
         assert torch.equal(part, whole[[1, 2, 0, 3, 5, 4]])
-    one = misled_text(TextSide(*parts), torch.arange(6) == 2, clip_of)
+    one = misled_text(TextSide(*parts), torch.arange(6) == 2, clip_of, apart)
     assert one.words.flatten().tolist() == [0.0, 1.0, 0.0, 3.0, 4.0, 5.0]
+    # The first and the last expression of the first clip name the same, both of the last clip too.
+    twice = torch.tensor([7, 8, 7, 7, 9, 9])
+    found = misled_text(TextSide(*parts), everyone, clip_of, twice)
+    assert found.words.flatten().tolist() == [1.0, 2.0, 1.0, 3.0, 4.0, 5.0]
 
 
 def test_misled_share_is_the_share_of_misled_expressions(
@@ -147,7 +152,7 @@ def test_misled_share_is_the_share_of_misled_expressions(
         ClipTraining(loaded.model, Loss(), bf16=False, misled_share=1.0)(batch)
         text = encode_texts(loaded.model, batch)
     everyone = torch.ones(len(text.words), dtype=torch.bool)
-    expected = misled_text(text, everyone, batch.clip_of)
+    expected = misled_text(text, everyone, batch.clip_of, batch.object_of)
     assert torch.equal(seen["later"].words, expected.words)
     assert not torch.equal(expected.words, text.words)
 
@@ -159,7 +164,9 @@ def test_every_expression_draws_by_itself_and_nobody_is_both_muted_and_misled() 
     training = ClipTraining(model, Loss(), bf16=False, muted_share=0.5, misled_share=0.25)
     words = torch.arange(1.0, count + 1)[:, None, None]
     heard = torch.ones(count, 1, dtype=torch.bool)
-    batch: Any = SimpleNamespace(clip_of=torch.zeros(count, dtype=torch.int64))
+    batch: Any = SimpleNamespace(
+        clip_of=torch.zeros(count, dtype=torch.int64), object_of=torch.arange(count)
+    )
     torch.manual_seed(0)
     later = training._later_text(TextSide(words, heard, words, words[..., None]), batch)
     muted = ~later.word_mask[:, 0]

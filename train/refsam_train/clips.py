@@ -62,14 +62,16 @@ class Batch:
     """Clips of equal length, ready for the model.
 
     images: float32 [T, C, 3, S, S], normalised and padded. input_ids, attention_mask: int64 [E, N].
-    clip_of: int64 [E], which clip an expression speaks of, ascending. groups: the masks. cells:
-    labels with the leading axes T and C if every clip has them, else None.
+    clip_of: int64 [E], which clip an expression speaks of, ascending. object_of: int64 [E], equal
+    for expressions of the same masks. groups: the masks. cells: labels with the leading axes T and
+    C if every clip has them, else None.
     """
 
     images: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     clip_of: Tensor
+    object_of: Tensor
     groups: tuple[MaskGroup, ...]
     cells: CellLabels | None = None
 
@@ -99,6 +101,7 @@ class Batch:
             input_ids=self.input_ids[rows],
             attention_mask=self.attention_mask[rows],
             clip_of=self.clip_of[rows],
+            object_of=self.object_of[rows],
             groups=tuple(groups),
         )
 
@@ -112,6 +115,7 @@ class Batch:
             self.input_ids.to(device),
             self.attention_mask.to(device),
             self.clip_of.to(device),
+            self.object_of.to(device),
             groups,
             None if self.cells is None else CellLabels(*(x.to(device) for x in self.cells)),
         )
@@ -147,6 +151,7 @@ class Collator:
             input_ids,
             attention_mask,
             clip_of,
+            _objects([masks for clip in clips for masks in clip.masks]),
             self._groups(clips, clip_of),
             self._cells(clips),
         )
@@ -193,6 +198,12 @@ class Collator:
                 MaskGroup(rows, torch.from_numpy(masks).transpose(0, 1), geometry.resized_hw)
             )
         return tuple(groups)
+
+
+def _objects(masks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+    """Return for every expression, [T, H, W] each, the first one with the same masks."""
+    firsts: dict[bytes, int] = {}
+    return torch.tensor([firsts.setdefault(m.tobytes(), row) for row, m in enumerate(masks)])
 
 
 @lru_cache(maxsize=64)

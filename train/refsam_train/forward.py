@@ -100,16 +100,17 @@ def muted_text(text: TextSide, muted: Tensor) -> TextSide:
     )
 
 
-def misled_text(text: TextSide, misled: Tensor, clip_of: Tensor) -> TextSide:
+def misled_text(text: TextSide, misled: Tensor, clip_of: Tensor, object_of: Tensor) -> TextSide:
     """Return the text side in which those misled, bool [E], hear what their next sibling should.
 
-    Siblings are the expressions of one clip, the first one follows the last; clip_of: int64 [E],
-    ascending. A sibling may name the same object by another phrase, and then misleads nobody.
+    Siblings are expressions of the same clip, clip_of, int64 [E], and of another object, object_of,
+    int64 [E]; the first one follows the last. Who has no sibling is not misled.
     """
     rows = torch.arange(len(clip_of), device=clip_of.device)
-    first, end = (torch.searchsorted(clip_of, clip_of, right=right) for right in (False, True))
-    sibling = torch.where(rows + 1 < end, rows + 1, first)
-    heard = torch.where(misled, sibling, rows)
+    sibling = (clip_of == clip_of[:, None]) & (object_of != object_of[:, None])
+    steps = (rows - rows[:, None]) % len(rows)  # from each row on to every other
+    nearest = steps.masked_fill(~sibling, len(rows)).argmin(dim=1)
+    heard = torch.where(misled & sibling.any(dim=1), nearest, rows)
     return TextSide(*(part[heard] for part in text))
 
 
@@ -189,7 +190,7 @@ class ClipTraining(nn.Module):
         draw = torch.rand(len(text.words), device=text.words.device)
         misled = (draw >= self._muted_share) & (draw < self._muted_share + self._misled_share)
         return muted_text(
-            misled_text(text, misled, batch.clip_of),
+            misled_text(text, misled, batch.clip_of, batch.object_of),
             draw < self._muted_share,
         )
 

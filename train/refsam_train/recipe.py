@@ -27,7 +27,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     all. num_frames: length of a clip. single_frame_share: share of the batches that are single
     frames (num_frames times as many clips), 0 to 1. slices: weights of the slices of synthetic
     videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
-    1. max_stride: synthetic clips take every frame, every second, ... up to this. muted_share:
+    1. max_stride: synthetic clips take every frame, every second, ... up to this. late_starts:
+    clips of the slice `track` begin wherever their expressions are true, not only where their
+    videos do: more of them show twins that pass each other. muted_share:
     share of expressions that only the first frame of their clip hears, so that the track token
     alone must lead to the object in the others, 0 to 1. misled_share: share of all
     expressions that hear another one of the clip instead, so that the token must win against words.
@@ -43,6 +45,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     slices: dict[str, float] = {}
     crowd_share: float = 0.0
     max_stride: int = 3
+    late_starts: bool = False
     muted_share: float = 0.0
     misled_share: float = 0.0
     augmentation: Literal["none", "video", "image"] = "none"
@@ -162,6 +165,8 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("optimiser: warmup_steps and decay_steps do not fit into steps")
     if (recipe.data.kind == "synthetic") != bool(recipe.data.slices):
         problems.append("data.slices: needed for synthetic videos and for them only")
+    if recipe.data.late_starts and "track" not in recipe.data.slices:
+        problems.append("data.late_starts: only clips of data.slices.track have it")
     if recipe.data.num_frames == 1 and (recipe.loss.recall or recipe.data.muted_share):
         problems.append("loss.recall, data.muted_share: of clips; give num_frames above 1")
     if recipe.data.misled_share and min(recipe.data.num_frames, _heard(recipe)) == 1:

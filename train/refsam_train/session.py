@@ -97,6 +97,7 @@ def open_source(recipe: Recipe, data_root: Path | None) -> ClipSource:
             max_stride=data.max_stride,
             expressions_per_clip=data.expressions_per_clip,
             crowd_share=data.crowd_share,
+            late_starts=data.late_starts,
         )
     if data_root is None:
         raise UsageError(f"recipe {recipe.name} needs {data.kind}: give its folder with --data")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from refsam_bench.synthetic import Expression, generate
+from refsam_bench.synthetic import Expression, SyntheticVideo, generate
+from refsam_bench.synthetic.meaning import fits
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
 from refsam_train.cells import shown_objects
 from refsam_train.clips import Clip
@@ -26,6 +27,8 @@ class SyntheticClips:
         max_stride: a clip takes every frame, every second, ... up to this.
         expressions_per_clip: at most so many, of as many different objects as there are.
         crowd_share: share of clips of one frame that are crowds instead.
+        late_starts: clips of `track` begin anywhere as long as their expressions are true, not
+            always where their video does.
 
     Raises:
         UsageError: a weight that is not above 0.
@@ -38,6 +41,7 @@ class SyntheticClips:
         max_stride: int,
         expressions_per_clip: int,
         crowd_share: float = 0.0,
+        late_starts: bool = False,
     ) -> None:
         if not slices or min(slices.values()) <= 0.0:
             raise UsageError(f"data.slices {dict(slices)}: expected weights above 0")
@@ -46,6 +50,7 @@ class SyntheticClips:
         self._max_stride = max_stride
         self._expressions_per_clip = expressions_per_clip
         self._crowd_share = crowd_share
+        self._late_starts = late_starts
 
     def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
         """Return the clip of this key; seeds stay below those that tune and evaluate."""
@@ -54,11 +59,14 @@ class SyntheticClips:
         seed, index = int(rng.integers(TUNE_SEED)), int(rng.integers(1 << 20))
         if num_frames == 1 and rng.random() < self._crowd_share:
             return crowd_clip(seed, index, self._expressions_per_clip)
+        frames = self._frames(rng, name, num_frames)
+        if name == "track" and self._late_starts:
+            frames = _later(rng, frames, generate(seed, index, slice=name, frame_indices=(0,)))
         video = generate(
             seed,
             index,
             slice=name,  # type: ignore[arg-type]
-            frame_indices=self._frames(rng, name, num_frames),
+            frame_indices=frames,
             texts_per_object=_PHRASES_PER_OBJECT,
         )
         chosen = self._expressions(rng, video.expressions)
@@ -85,3 +93,24 @@ class SyntheticClips:
         first = [e for e in shuffled if firsts[e.object_id] is e]
         rest = [e for e in shuffled if firsts[e.object_id] is not e]
         return (first + rest)[: self._expressions_per_clip]
+
+
+def _later(
+    rng: np.random.Generator, frames: tuple[int, ...], video: SyntheticVideo
+) -> tuple[int, ...]:
+    """Return the frames, moved on by some steps over which all expressions remain true."""
+    latest = 0
+    while latest + frames[-1] + 1 < NUM_FRAMES and _still_true(video, latest + 1):
+        latest += 1
+    start = int(rng.integers(latest + 1))
+    return tuple(start + frame for frame in frames)
+
+
+def _still_true(video: SyntheticVideo, frame: int) -> bool:
+    """Return whether every expression names its object and no other, beyond doubt, in a frame."""
+    time = frame / (NUM_FRAMES - 1)
+    return all(
+        fits(expression.meaning, video.scene, time, strictness) == {expression.object_id}
+        for expression in video.expressions
+        for strictness in (1.0, -1.0)
+    )
