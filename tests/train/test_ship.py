@@ -145,6 +145,26 @@ def test_the_demo_takes_the_shipped_weights(made: Made, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("_tiny_ships")
+def test_what_ships_can_be_continued(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run and later the next give what both at once give, record and all."""
+    monkeypatch.setattr(ship_module, "MAX_BYTES", TINY_BYTES)
+    first, second = made.request.runs
+    places = (tmp_path / "models", tmp_path / "record" / "tiny")
+    ship(ShipRequest((first,), *places), lambda line: None)
+    further = ShipRequest((second,), *places, overwrite=True, continued=True)
+    record = ship(further, lambda line: None)
+    assert record == {**made.record, "commands": commands(record["runs"], places[1])}
+    for found, expected in zip(places, (made.request.models, made.request.record), strict=True):
+        files = {p.relative_to(expected): p for p in expected.rglob("*") if p.is_file()}
+        assert {p.relative_to(found) for p in found.rglob("*") if p.is_file()} == set(files)
+        for name, path in files.items():
+            if name.name != "record.json":
+                assert (found / name).read_bytes() == path.read_bytes(), name
+
+
+@pytest.mark.usefixtures("_tiny_ships")
 class TestRefused:
     @pytest.fixture(autouse=True)
     def _nothing_is_exported(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +196,20 @@ class TestRefused:
         shutil.copy(made.request.runs[0] / "recipe.toml", tmp_path / "run")
         request = replace(made.request, models=tmp_path / "m", runs=(tmp_path / "run",))
         self.refused(request, CheckpointError, "trained with another recipe .* than one as given")
+
+    def test_nothing_to_continue(self, made: Made, tmp_path: Path) -> None:
+        request = replace(made.request, models=tmp_path / "m", overwrite=True, continued=True)
+        message = r"m/tiny, .*record\.json: no model with its record to continue; give all runs"
+        self.refused(request, CheckpointError, message)
+
+    def test_a_record_of_another_model(self, made: Made, tmp_path: Path) -> None:
+        shutil.copytree(made.request.record, tmp_path / "record")
+        told = json.loads((tmp_path / "record" / "record.json").read_text())
+        told["bundle_id"] = "0" * 64
+        (tmp_path / "record" / "record.json").write_text(json.dumps(told))
+        request = replace(made.request, record=tmp_path / "record", overwrite=True, continued=True)
+        message = r"record\.json: speaks of bundle 000000000000, .*models/tiny is \w{12}; give all"
+        self.refused(request, CheckpointError, message)
 
     def test_a_record_of_something_else(self, made: Made, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()

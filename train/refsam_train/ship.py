@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from refsam_trt.atomic import atomic_folder
+from refsam_trt.bundle import open_bundle
 from refsam_trt.bundle_writer import check_target
 from refsam_trt.commands import run_command
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
@@ -37,12 +38,23 @@ class ShipRequest:
         models: folder of the shipped bundles.
         record: folder for recipes, logs and commands.
         overwrite: replace a model that ships already.
+        continued: the first run started from the model that ships already, whose own runs stay in
+            the record, before these.
     """
 
     runs: tuple[Path, ...]
     models: Path
     record: Path
     overwrite: bool = False
+    continued: bool = False
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What ships already: its weights and what its record says of the runs that made them."""
+
+    weights: Path
+    runs: list[dict[str, Any]]
 
 
 def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
@@ -50,7 +62,8 @@ def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
 
     Raises:
         UsageError: a preset that no shipped model has.
-        CheckpointError: a run that cannot be published, or that lacks its log or its recipe.
+        CheckpointError: a run that cannot be published, or that lacks its log or its recipe; no
+            model with its record to continue.
         OutputError: too large, something in the way, or a file that cannot be written.
         ParityError: the graphs differ from the PyTorch reference.
     """
@@ -64,9 +77,10 @@ def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
     preset = read_recipe(request.runs[-1] / RECIPE_NAME).preset
     target = request.models / preset
     _check_places(request, preset, target)
+    before = _before(request, target) if request.continued else None
     with tempfile.TemporaryDirectory(prefix=".ship-", dir=request.models) as scratch:
         staged = Path(scratch, "bundle")
-        runs, weights = _publish(request.runs, Path(scratch), report)
+        runs, weights = _publish(request.runs, before, Path(scratch), report)
         bundle_id = _export(preset, weights, staged, report)
         size_bytes = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
         if size_bytes > MAX_BYTES:
@@ -113,19 +127,37 @@ def _check_places(request: ShipRequest, preset: str, target: Path) -> None:
         )
 
 
+def _before(request: ShipRequest, target: Path) -> _Before:
+    """Return the model that ships already and its runs."""
+    path = request.record / RECORD_FILE
+    if not (path.is_file() and target.is_dir()):
+        raise CheckpointError(
+            f"{target}, {path}: no model with its record to continue; give all runs instead"
+        )
+    record, bundle = json.loads(path.read_text(encoding="utf-8")), open_bundle(target)
+    if record["bundle_id"] != bundle.bundle_id or bundle.manifest.source is None:
+        raise CheckpointError(
+            f"{path}: speaks of bundle {record['bundle_id'][:12]}, {target} is "
+            f"{bundle.bundle_id[:12]}; give all runs instead"
+        )
+    return _Before(bundle.path(bundle.manifest.source), record["runs"])
+
+
 def _publish(
-    folders: Sequence[Path], target: Path, report: Callable[[str], None]
+    folders: Sequence[Path], before: _Before | None, target: Path, report: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], Path]:
-    """Publish one run after the other; return what the record says of each, and the last file."""
+    """Publish one run after the other; return what the record says of all, and the last file."""
     from refsam_train.loop import CHECKPOINT_NAME
     from refsam_train.publish import publish
     from refsam_train.recipe import RECIPE_NAME, read_recipe
     from refsam_train.start import Sources
 
-    runs, weights = [], None
-    for number, folder in enumerate(folders, start=1):
+    runs = list(before.runs) if before else []
+    weights = before.weights if before else None
+    last = len(runs) + len(folders)
+    for number, folder in enumerate(folders, start=len(runs) + 1):
         recipe, sources = read_recipe(folder / RECIPE_NAME), Sources(checkpoint=weights)
-        stem = recipe.preset if number == len(folders) else str(number)
+        stem = recipe.preset if number == last else str(number)
         weights = target / f"{stem}.safetensors"
         done = publish(recipe, folder / CHECKPOINT_NAME, sources, weights)
         report(f"{recipe.name}: {done.num_tensors} tensors after {done.step} steps")
@@ -151,8 +183,12 @@ def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
     from refsam_train.run_log import LOG_NAME
 
     request.record.parent.mkdir(parents=True, exist_ok=True)
+    earlier, new = record["runs"][: -len(request.runs)], record["runs"][-len(request.runs) :]
     with atomic_folder(request.record, overwrite=True) as folder:
-        for run, names in zip(request.runs, record["runs"], strict=True):
+        for names in earlier:
+            shutil.copyfile(request.record / names["recipe"], folder / names["recipe"])
+            shutil.copyfile(request.record / names["log"], folder / names["log"])
+        for run, names in zip(request.runs, new, strict=True):
             shutil.copyfile(run / RECIPE_NAME, folder / names["recipe"])
             shutil.copyfile(run / LOG_NAME, folder / names["log"])
         text = json.dumps(record, indent=1) + "\n"
@@ -164,15 +200,21 @@ def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
 @click.option("--models", type=_FILE, default=MODELS, help="Folder of the shipped bundles.")
 @click.option("--record", type=_FILE, default="train/nano", help="Folder of the record.")
 @click.option("--overwrite", is_flag=True, help="Replace the model that ships already.")
-def command(runs: tuple[Path, ...], models: Path, record: Path, overwrite: bool) -> None:
+@click.option(
+    "--continued", is_flag=True, help="The first run started from the model that ships already."
+)
+def command(
+    runs: tuple[Path, ...], models: Path, record: Path, overwrite: bool, continued: bool
+) -> None:
     """Put trained weights into the package.
 
-    Give the folder of every run that they went through, in order. The last run's weights are
+    Give the folder of every run that they went through, in order; with --continued only those after
+    the model that ships already. The last run's weights are
     published (the average, rounded to fp16), exported with their source and fp16 storage, compared
     with the PyTorch reference, and placed where `refsam_trt.load("nano")` finds them. Recipes, logs
     and the exact commands go to the record.
     """
-    request = ShipRequest(runs, models, record, overwrite)
+    request = ShipRequest(runs, models, record, overwrite, continued)
     done = ship(request, lambda line: click.echo(f"ship: {line}", err=True))
     click.echo(f"{done['size_bytes'] / 1e6:.2f} MB, bundle id {done['bundle_id']}")
     click.echo(f"record: {record}")

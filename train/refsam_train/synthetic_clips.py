@@ -61,7 +61,8 @@ class SyntheticClips:
             return crowd_clip(seed, index, self._expressions_per_clip)
         frames = self._frames(rng, name, num_frames)
         if name == "track" and self._late_starts:
-            frames = _later(rng, frames, generate(seed, index, slice=name, frame_indices=(0,)))
+            begin = generate(seed, index, slice="track", frame_indices=(0,))
+            frames = _later(rng, frames, begin)
         video = generate(
             seed,
             index,
