@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_training import fresh_model, read_tiny, source_of
 
+from refsam_train.batches import Place
 from refsam_train.forward import ClipResult
 from refsam_train.loop import RunOptions, Trainer
 
@@ -44,6 +45,28 @@ def test_gradients_are_means_over_micro_batches_and_clipped(
         trainer._one_step(batches)
     assert parameter.grad is None
     assert gradients == [[pytest.approx(4.0)], [pytest.approx(100.0 / 16, rel=1e-4)]]
+
+
+def test_every_step_of_every_process_draws_for_itself(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[float] = []
+
+    def training(batch: Any) -> ClipResult:
+        draws.append(torch.rand(()).item())
+        return ClipResult(trainer.state.parameters[NAME].sum(), *[torch.zeros(())] * 6)
+
+    monkeypatch.setattr(trainer, "_training", training)
+    monkeypatch.setattr(trainer.state.optimiser, "step", lambda: None)
+    batches: Any = [SimpleNamespace(to=lambda device: None)]
+    for rank in (0, 1, 0):
+        options = RunOptions(Path(), place=Place(rank, 2))
+        monkeypatch.setattr(trainer, "_options", options)
+        for step in (5, 6):
+            monkeypatch.setattr(trainer, "step", step)
+            trainer._one_step(batches)
+    assert len(set(draws[:4])) == 4
+    assert draws[4:] == draws[:2]
 
 
 def test_the_average_is_what_is_evaluated(

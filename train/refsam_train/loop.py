@@ -30,6 +30,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
 _LOG_EVERY = 10
 _SEED_STRIDE = 1 << 32
+_RANK_STRIDE = 10_000_019
 _LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes", "recall")
 
 
@@ -137,7 +138,9 @@ class Trainer:
         settings, started = self.recipe.optimiser, time.monotonic()
         factor = rate_factor(self.step, self.recipe.steps, settings)
         set_rates(self.state.optimiser, factor)
-        torch.manual_seed(self.recipe.seed * _SEED_STRIDE + self.step)
+        # Every process draws for itself which of its rows are muted or misled.
+        first = self.recipe.seed * _SEED_STRIDE + self._options.place.rank * _RANK_STRIDE
+        torch.manual_seed(first + self.step)
         results = []
         for batch in batches:
             results.append(self._training(batch.to(self._options.device)))
