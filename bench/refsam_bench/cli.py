@@ -223,3 +223,7 @@ def exchange(
 def main() -> None:
     """Entry point of the console script."""
     run_command(command, "export,bench", "refsam-bench")
+
+
+if __name__ == "__main__":
+    main()

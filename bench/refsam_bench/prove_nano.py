@@ -1,11 +1,16 @@
 """Steps of `make prove` that measure the model which ships: does it listen, segment and remember?
 
-Evaluation videos of seed 900000, which neither training nor tuning has seen. A point is 0.01 J&F.
+Evaluation videos of seed 900000, which neither training nor tuning has seen, and real clips. A
+point is 0.01 J&F.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
@@ -32,6 +37,7 @@ from refsam_trt.shipped import bundle_folder
 MODEL: Final = "nano"
 NUM_RANKED: Final = 200
 NUM_TRACK: Final = 100
+REAL_CLIPS: Final = Path(__file__).resolve().parents[3] / "shared" / "data" / "ref-davis-mini"
 
 Step = Callable[[], dict[str, Any]]
 
@@ -73,6 +79,19 @@ def exchange(num_videos: int) -> Step:
     return step
 
 
+def real() -> dict[str, Any]:
+    """J&F on real clips, where a folder of them lies beside the project (`skipped` if not)."""
+    bundle_id = open_bundle(bundle_folder(MODEL)).bundle_id
+    if not REAL_CLIPS.is_dir():
+        reason = "no real clips beside the project (shared/data/ref-davis-mini)"
+        click.echo(f"  skipped: {reason}")
+        return {"bundle_id": bundle_id, "skipped": reason}
+    command = ["accuracy", "--bundle", MODEL, "--dataset", "ref-davis", "--root", str(REAL_CLIPS)]
+    command = [sys.executable, "-m", "refsam_bench.cli", *command, "--json"]
+    found = json.loads(subprocess.check_output(command, text=True))
+    return {"bundle_id": bundle_id, "accuracy": _brief(found)}
+
+
 def blind() -> dict[str, Any]:
     """J&F of answers that do not depend on the expression, with true masks."""
     request = SyntheticRequest(EVALUATE_SEED, NUM_RANKED)
@@ -104,4 +123,5 @@ STEPS: dict[str, Step] = {
     "nano-exchange": exchange(NUM_TRACK),
     "nano-others": accuracy(("relation", "motion"), NUM_TRACK),
     "nano-blind": blind,
+    "nano-real": real,
 }

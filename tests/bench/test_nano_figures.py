@@ -70,6 +70,7 @@ def test_readme_states_them(records: dict[str, Any]) -> None:
     stated += [
         f"J&F {accuracy['j_and_f']:.3f}",
         *(f"{j_and_f(records[name]):.3f}" for name in ("nano-sibling", "nano-forget")),
+        f"J&F {j_and_f(records['nano-real']):.2f}",
         f"{max(x['j_and_f'] for x in records['nano-blind']['blind'].values()):.3f}",
         f"{records['nano-exchange']['exchange']['exchanged']:.0%}".replace("%", " %"),
     ]
