@@ -110,6 +110,7 @@ def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
 
 
 def _check_refsam(manifest: Manifest) -> None:
+    _check_refsam_state(manifest)
     for name, variant in manifest.variants.items():
         _check_refsam_graphs(name, variant, has_text_cache=manifest.text_cache is not None)
         _check_refsam_precision(name, variant)
@@ -118,6 +119,16 @@ def _check_refsam(manifest: Manifest) -> None:
             where = f"variant {name!r}, graph {graph!r}"
             _check_tensors(f"{where}: input", entry.spec.inputs, expected[graph].inputs)
             _check_tensors(f"{where}: output", entry.spec.outputs, expected[graph].outputs)
+
+
+def _check_refsam_state(manifest: Manifest) -> None:
+    found = [(entry.input, entry.output, entry.is_present) for entry in manifest.state]
+    if found != [refsam.STATE]:
+        stated = "; ".join(", ".join(names) for names in found) or "none"
+        raise BundleError(
+            f"state: {stated}; {refsam.FAMILY} keeps {', '.join(refsam.STATE)} (input, output, "
+            f"sign of presence) and nothing else; {_EXPORT_AGAIN}"
+        )
 
 
 def _check_refsam_graphs(name: str, variant: Variant, *, has_text_cache: bool) -> None:

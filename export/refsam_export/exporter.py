@@ -259,7 +259,7 @@ def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | N
         preprocess=config.preprocess,
         tokenizer=Tokenizer(_TOKENIZER, config.lowercase, loaded.pad_id),
         variants=variants,
-        state=(StateEntry("track_token", "next_track_token", "has_track"),),
+        state=(StateEntry(*refsam.STATE),),
         limits=Limits(refsam.MAX_FRAMES, refsam.MAX_EXPRESSIONS, refsam.MAX_WORDS),
         parity={},
         files={},

@@ -12,6 +12,9 @@ TEXT_ENCODER = "text_encoder"
 DECODER_STEP = "decoder_step"
 GRAPHS = (IMAGE_ENCODER, TEXT_ENCODER, DECODER_STEP)
 
+STATE = ("track_token", "next_track_token", "has_track")
+"""Input, output and sign of presence of the one tensor that is kept from frame to frame."""
+
 EMBED_DIM = 256
 ATTENTION_DIM = 128
 NUM_HDA_LEVELS: Final = 4

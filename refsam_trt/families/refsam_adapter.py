@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from refsam_trt.backends.base import Buffer, numpy_dtype
-from refsam_trt.errors import BundleError, StateError
+from refsam_trt.errors import StateError
 from refsam_trt.families import refsam
 from refsam_trt.families.adapter import FamilyParts, RawFrame
 from refsam_trt.families.base import TensorSpec
-from refsam_trt.manifest import GraphEntry, StateEntry
+from refsam_trt.manifest import GraphEntry
 from refsam_trt.state import TrackState
 from refsam_trt.text import TextCache, TextEmbedding, TextEncoder, Tokenizer
 from refsam_trt.text_disk import TextDiskCache, TextKey
@@ -31,7 +31,7 @@ class RefsamFamily:
     def __init__(self, parts: FamilyParts) -> None:
         self.backend = parts.backend
         self.max_expressions = parts.manifest.limits.max_expressions
-        self.state = _only_state(parts.manifest.state)
+        (self.state,) = parts.manifest.state
         self.image_encoder = parts.load_graph(refsam.IMAGE_ENCODER)
         self.decoder_step = parts.load_graph(refsam.DECODER_STEP)
         scoped = [t for t in self.decoder_step.spec.inputs if t.scope == "expression"]
@@ -224,9 +224,3 @@ def _disk_cache(
     tokenizer = parts.content_id(parts.manifest.tokenizer.file)
     key = TextKey(tokenizer, parts.content_id(graph.file), parts.backend.name)
     return TextDiskCache(parts.text_cache, key, tensors)
-
-
-def _only_state(entries: tuple[StateEntry, ...]) -> StateEntry:
-    if len(entries) != 1:
-        raise BundleError(f"RefSAM keeps one tensor per expression, the manifest {len(entries)}")
-    return entries[0]

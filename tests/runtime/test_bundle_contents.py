@@ -228,6 +228,16 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
         lambda m: m["state"][0].update(output="memory"),
         f"variant '{VARIANT}': no graph has the state tensor memory",
     ),
+    "state of another scope": (
+        lambda m: m["state"][0].update(is_present="word_mask"),
+        "state: track_token, next_track_token, word_mask; refsam keeps track_token, "
+        "next_track_token, has_track (input, output, sign of presence) and nothing else",
+    ),
+    "state twice": (
+        lambda m: m["state"].append(m["state"][0]),
+        "state: track_token, next_track_token, has_track; track_token, next_track_token, has_track",
+    ),
+    "no state": (lambda m: m["state"].clear(), "state: none; refsam keeps track_token, "),
     "other node counts": (
         lambda m: graph(m)["node_types"].update(Conv=7),
         f"BUNDLE/{GRAPHS}/image_encoder.onnx: 1 nodes of type Conv, the manifest says 7",
