@@ -23,7 +23,13 @@ import click
 import numpy as np
 import torch
 
-from refsam_bench import prove_calibration, prove_nano, prove_plans, prove_quantised
+from refsam_bench import (
+    prove_calibration,
+    prove_nano,
+    prove_plans,
+    prove_precision,
+    prove_quantised,
+)
 from refsam_bench.footprint import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_bench.fuzz_record import fuzz_all
 from refsam_bench.speed import SpeedRequest, environment, measure_speed
@@ -32,7 +38,7 @@ from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.realism import measure_realism
 from refsam_trt.atomic import atomic_path
-from refsam_trt.errors import ParityError, UsageError
+from refsam_trt.errors import UsageError
 from refsam_trt.preprocess import PreprocessConfig, Preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,27 +123,6 @@ def parity(preset: str, num_frames: int) -> Step:
     return step
 
 
-def half_parity(preset: str, num_frames: int) -> Step:
-    """Export with random weights in fp16 and bf16 (`failures`: what is out of bounds)."""
-
-    def step() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as scratch:
-            request = ExportRequest(
-                preset,
-                Path(scratch) / "bundle",
-                random_init=SEED,
-                precisions=("fp16", "bf16"),
-                parity_frames=num_frames,
-            )
-            try:
-                found = export_bundle(request, lambda line: click.echo(f"  {line}")).parity
-            except ParityError as error:
-                return {"preset": preset, "failures": [str(error)]}
-        return {"preset": preset, "variants": found}
-
-    return step
-
-
 def realism(preset: str, num_frames: int) -> Step:
     """How trained the random weights look (architecture section 9)."""
 
@@ -202,12 +187,11 @@ STEPS: dict[str, Step] = {
     "realism-vitb": realism("vitb", 3),
     "parity-nano": parity("nano", 5),
     "parity-vitb": parity("vitb", 5),
-    "half-nano": half_parity("nano", 5),
-    "half-vitb": half_parity("vitb", 3),
     "speed-nano": speed("nano", 20, 2),
     "speed-vitb": speed("vitb", 4, 2),
     "footprint-oldest": footprint(OLDEST),
     "footprint-newest": footprint(NEWEST),
+    **prove_precision.STEPS,
     **prove_plans.STEPS,
     **prove_calibration.STEPS,
     **prove_quantised.STEPS,
