@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from refsam_export.checkpoint import LoadedModel
 from refsam_export.graphs import build_graphs
 from refsam_export.model.hda import no_features
-from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
-from refsam_export.parity.reference import FRAME_SEED
+from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
 from refsam_trt.families.base import TensorSpec
 from refsam_trt.families.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, contract
 from refsam_trt.manifest import Manifest
@@ -51,7 +50,7 @@ def reference_runs(
         num_frames: length of the chain.
     """
     reference = _Reference(loaded, manifest, variant)
-    frames = moving_frames(num_frames, FRAME_SEED)
+    frames = named_frames(num_frames)
     preprocessor = Preprocessor(frames.shape[1:3], manifest.preprocess)
     text: _Tensors = {}
     for index, frame in enumerate(frames):

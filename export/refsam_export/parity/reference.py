@@ -17,7 +17,7 @@ from torch import Tensor
 from refsam_export.graphs import build_graphs
 from refsam_export.model.hda import no_features
 from refsam_export.model.refsam import RefSam
-from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
+from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
 from refsam_export.tensor_files import write_tensors
 from refsam_trt.families.base import TensorSpec
 from refsam_trt.families.refsam import (
@@ -31,7 +31,6 @@ from refsam_trt.preprocess import Preprocessor
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
-FRAME_SEED = 7
 
 
 def write_reference(
@@ -50,7 +49,7 @@ def write_reference(
         folder: where to write.
     """
     config = model.config
-    frames = moving_frames(num_frames, FRAME_SEED)
+    frames = named_frames(num_frames)
     preprocessor = Preprocessor(frames.shape[1:3], config.preprocess)
     ids = [tokenizer.encode(config.cleaned(text)).ids for text in EXPRESSIONS]
     tensors: dict[str, np.ndarray] = {"frames": frames}
