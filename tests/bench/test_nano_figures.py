@@ -95,6 +95,8 @@ def test_its_first_videos_give_the_same_again(
 
 def test_records_are_of_the_videos_and_probes_that_their_names_say(records: dict[str, Any]) -> None:
     figures = {name: record["accuracy"] for name, record in records.items() if "accuracy" in record}
+    real = figures.pop("nano-real")
+    assert (real["dataset"], len(real["sequences"])) == ("ref-davis", 7)
     blind = records["nano-blind"]["blind"]
     figures |= {f"blind {answer}": found for answer, found in blind.items()}
     ranked = (EVALUATE_SEED, NUM_RANKED, NUM_RANKED, "none", RANKED_SLICES)
