@@ -31,7 +31,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
         OutputError: no space, no permission, no such folder, or something other than a file at
             `target`.
     """
-    if target.exists() and not target.is_file():
+    with _output_errors(target):
+        is_other = target.exists() and not target.is_file()
+    if is_other:
         raise OutputError(f"{target}: found a folder or a device, expected a file or nothing")
     sibling = _sibling(target, "part")
     try:
@@ -58,7 +60,8 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: `target` exists (or, with `overwrite`, is not a plain folder), no space, no
             permission, or no such parent folder.
     """
-    _refuse_existing(target, overwrite)
+    with _output_errors(target):
+        _refuse_existing(target, overwrite)
     sibling = _sibling(target, "part")
     try:
         with _output_errors(target, only_at=sibling):

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from refsam_trt.bundle_files import (
     COPY_AGAIN,
@@ -22,7 +22,7 @@ from refsam_trt.bundle_files import (
     unreadable,
 )
 from refsam_trt.contract_check import check_contract
-from refsam_trt.errors import BundleError
+from refsam_trt.errors import BundleError, UsageError
 from refsam_trt.graph_check import check_graph
 from refsam_trt.manifest import FileEntry, Manifest
 from refsam_trt.manifest_reader import is_digest, read_manifest
@@ -101,8 +101,10 @@ def open_bundle(folder: Path, *, expect_id: str | None = None, verify: Verify = 
 
     Raises:
         BundleError: anything about the bundle is not as it should be; the text names the file.
-        UsageError: `expect_id` is no bundle id.
+        UsageError: `expect_id` is no bundle id, or `verify` none of its values.
     """
+    if verify not in get_args(Verify):
+        raise UsageError(f"verify={verify!r} is not one of {', '.join(get_args(Verify))}")
     try:
         if not (folder / MANIFEST_FILE).is_file():
             raise _no_bundle(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from refsam_trt.errors import (
     RefsamError,
     VideoError,
 )
+from refsam_trt.families import refsam
 from refsam_trt.interruption import Interruption
 from refsam_trt.progress import Progress
 from refsam_trt.result import FrameResults
@@ -100,6 +101,7 @@ def run(request: RunRequest) -> RunReport:
             num_threads=request.num_threads,
         )
         stack.enter_context(engine)
+        _check_embeddings(request, jobs, engine)
         return _run_jobs(request, jobs, engine)
 
 
@@ -130,10 +132,27 @@ def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> No
         )
     except BundleError:
         return  # `load` checks more, in a better order, and says what is wrong
+    _try_expressions(request, jobs, lambda text: tokenizer.encode(tokenizer.clean(text)))
+
+
+def _check_embeddings(request: RunRequest, jobs: list[Job], engine: Engine) -> None:
+    """Refuse an expression that no cache knows where none can be computed, before any video."""
+    graphs = engine.manifest.variants[engine.variant].graphs
+    if request.text_mode == "cache-only" or refsam.TEXT_ENCODER not in graphs:
+        with engine.open_video() as video:
+            _try_expressions(
+                request, jobs, lambda text: video.remove_expression(video.add_expression(text))
+            )
+
+
+def _try_expressions(
+    request: RunRequest, jobs: list[Job], attempt: Callable[[str], object]
+) -> None:
+    """Attempt something with every expression; of a data set the error names the video too."""
     for job in jobs:
         for text in job.expressions:
             try:
-                tokenizer.encode(tokenizer.clean(text))
+                attempt(text)
             except ExpressionError as error:
                 if request.dataset is None:
                     raise

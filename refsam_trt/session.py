@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from refsam_trt.errors import UsageError, VideoError
+from refsam_trt.errors import StateError, UsageError, VideoError
 from refsam_trt.families.adapter import FamilyAdapter, RawFrame, VideoAdapter
 from refsam_trt.frame_input import Adopt, frame_size, network_image
 from refsam_trt.postprocess import Postprocessor
@@ -19,6 +20,7 @@ from refsam_trt.state_file import (
     SCHEMA,
     SavedExpression,
     SavedSession,
+    check_rows,
     read_state,
     refuse_other,
     write_state,
@@ -60,6 +62,8 @@ class Session:
     ) -> None:
         if color not in get_args(Color):
             raise UsageError(f"color={color!r} is not one of {', '.join(get_args(Color))}")
+        if not math.isfinite(threshold):
+            raise UsageError(f"threshold={threshold}: expected a finite logit")
         self._model = model
         self._color = color
         self._threshold = threshold
@@ -232,11 +236,15 @@ class Session:
         self._open_video()
         saved, tensors = read_state(Path(path))
         refuse_other(Path(path), saved, self._model, self._declared_hw)
+        check_rows(Path(path), saved, tensors)
         video = self._model.family.open_video()
         for expression in saved.expressions:
             video.add_expression(expression.id, expression.text)
         video.restore(tensors)
-        self._begin(saved.frame_hw, saved.num_frames)
+        try:
+            self._begin(saved.frame_hw, saved.num_frames)
+        except VideoError as error:
+            raise StateError(f"{path}: {error}") from error
         self._video = video
         self._next_id = saved.next_expression_id
 

@@ -28,9 +28,13 @@ _PROTOCOLS = ("rtsp", "rtsps", "http", "https")
 _NETWORK_OPTIONS = {
     # Nothing that an address answers with may lead to local files.
     "protocol_whitelist": "rtsp,rtp,udp,tcp,tls,http,https,httpproxy,crypto",
+    # Nor to other servers (see `_NAMING_OTHERS` too).
+    "max_redirects": "0",
     # Over UDP a lost packet is a damaged picture.
     "rtsp_transport": "tcp",
 }
+_NAMING_OTHERS = frozenset({"concat", "dash", "hls", "sdp", "webm_dash_manifest"})
+"""Formats of FFmpeg that hold addresses, of any server, instead of pictures."""
 _MAX_LIVE_FPS = 240.0
 _CAMERA = re.compile(r"camera:([0-9]+)|/dev/video([0-9]+)")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -138,7 +142,11 @@ class LiveStream:
             self._container: Any = av.open(
                 url,
                 format=input_format,
-                options=options | decoder_limits(MAX_FRAME_PIXELS),
+                options={
+                    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
+                    **options,
+                    **decoder_limits(MAX_FRAME_PIXELS),
+                },
                 metadata_errors="replace",
                 timeout=timeout,
             )

@@ -118,9 +118,11 @@ class TrackState:
             self._has_track_buffer = None
 
     def _grow(self, capacity: int) -> None:
-        self._following = self._new_buffer(capacity)
+        # Both before either is used: whoever runs out of memory between them keeps what there was.
+        current, following = self._new_buffer(capacity), self._new_buffer(capacity)
+        self._following = current
         self._copy_rows(0, self.num_rows, 0)
-        self._current, self._following = self._following, self._new_buffer(capacity)
+        self._current, self._following = current, following
 
     def _copy_rows(self, start: int, stop: int, target: int) -> None:
         if start < stop:

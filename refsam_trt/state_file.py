@@ -5,6 +5,7 @@ One safetensors file; its metadata entry `refsam_state` is the JSON form of `Sav
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -116,6 +117,21 @@ def refuse_other(
             f"{path}: saved from frames of {saved.frame_hw}, this video was opened for "
             f"{declared_hw} (height, width)"
         )
+
+
+def check_rows(path: Path, saved: SavedSession, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse tensors that do not have a row per expression, before any of these is embedded.
+
+    Raises:
+        StateError: another number of rows.
+    """
+    num = len(saved.expressions)
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != (num,):
+            raise StateError(
+                f"{path}: tensor {name!r} {list(tensor.shape)}, expected a row for each of "
+                f"{num} expressions; save it again"
+            )
 
 
 class _Schema(msgspec.Struct, frozen=True):

@@ -186,9 +186,15 @@ class OverlayVideoWriter(_Writer):
             file_address(self._path), "w", format="mp4", options=options
         )
         stack.push(self._finish)
-        self._stream = self._container.add_stream(
-            "libx264", rate=self._fps, options=_ENCODER_OPTIONS
-        )
+        try:
+            self._stream = self._container.add_stream(
+                "libx264", rate=self._fps, options=_ENCODER_OPTIONS
+            )
+        except ValueError as error:
+            raise OutputError(
+                f"{self._target}: this PyAV has no H.264 encoder ({error}); install one that has, "
+                "or do without --save overlay"
+            ) from error
         height, width = self._original_hw
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"

@@ -194,7 +194,7 @@ class CudaDevice:
         where = f"cuda:{view.device_id}" if view.is_device_accessible else "the host"
         if where != self.name:
             raise VideoError(f"frame: an array on {where}, expected one on {self.name}")
-        if view.strides is not None and tuple(view.strides) != _dense_strides(shape):
+        if view.strides is not None and not _is_dense(shape, tuple(view.strides)):
             raise VideoError(
                 f"frame: strides {tuple(view.strides)} of shape {shape}, expected a C-contiguous "
                 "array; make a contiguous copy first"
@@ -248,9 +248,16 @@ def _imported(name: str) -> Any:
         raise MissingExtraError("cuda", f"module {name}", str(error)) from error
 
 
-def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a C-contiguous array, counted in elements."""
-    return tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Say whether strides, counted in elements, are those of a C-contiguous array.
+
+    Those of axes of size 1 mean nothing, and DLPack's writers fill them in differently.
+    """
+    dense = (int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    return all(
+        size == 1 or found == expected
+        for size, found, expected in zip(shape, strides, dense, strict=True)
+    )
 
 
 __all__ = ["CudaDevice", "DeviceFacts", "DeviceView", "device_errors"]

@@ -139,6 +139,8 @@ class RefsamVideo:
                 is_like = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
                 expected = f"{kept.dtype} {list(kept.shape)}"
                 raise StateError(f"state tensor {name!r}: {is_like}, expected {expected}")
+            if not np.isfinite(found).all():
+                raise StateError(f"state tensor {name!r}: holds values that are not finite")
         state = self._family.state
         self._tracks.restore(tensors[state.input], tensors[state.is_present].tolist())
 
@@ -157,13 +159,15 @@ class RefsamVideo:
         arrays = {t.name: _padded(t, embeddings) for t in family.text_inputs}
         lengths = np.array([embedding.num_words for embedding in embeddings])
         arrays[_WORD_MASK] = np.arange(lengths.max()) < lengths[:, None]
-        self._text = {name: family.backend.upload(array) for name, array in arrays.items()}
-        self._results = {
+        text = {name: family.backend.upload(array) for name, array in arrays.items()}
+        results = {
             t.name: family.backend.empty(t.shape({"B": num}), t.dtype)
             for t in family.decoder_step.spec.outputs
             if t.name != family.state.output
         }
-        return self._text
+        # Both or none: whoever runs out of memory between them may try again.
+        self._text, self._results = text, results
+        return text
 
     def _run_step(self, text: Mapping[str, Buffer]) -> None:
         """Run the step on at most `max_expressions` rows at a time: views, nothing is copied."""

@@ -196,3 +196,9 @@ def test_files_and_links_are_never_overwritten_by_a_folder(tmp_path):
     for name in ("file", "link"):
         with pytest.raises(OutputError, match="found a file or a link, expected a folder"):
             enter(atomic_folder(tmp_path / name, overwrite=True))
+
+
+@pytest.mark.parametrize("write", [atomic_path, atomic_folder])
+def test_a_name_too_long_for_the_disk_is_an_output_error(tmp_path, write):
+    with pytest.raises(OutputError, match=r"a{300}: cannot be written \(File name too long\)"):
+        enter(write(tmp_path / ("a" * 300)))

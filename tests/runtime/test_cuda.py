@@ -160,6 +160,14 @@ def test_arrays_that_cannot_be_used_where_they_lie_are_refused(memory: CudaMemor
     assert memory.adopt(strided).shape == (2, 3)
 
 
+def test_strides_of_axes_of_size_one_mean_nothing(memory: CudaMemory):
+    """DLPack's writers fill them in differently: PyTorch gives 1, others what C order would."""
+    array = fake_cuda.GpuArray(np.arange(6, dtype=np.float32).reshape(1, 2, 3))
+    for strides in ((1, 3, 1), (6, 3, 1)):
+        array.element_strides = strides
+        assert memory.adopt(array).shape == (1, 2, 3)
+
+
 NAMES: dict[str, tuple[str, ...]] = {
     "Device": ("set_current", "create_stream", "allocate"),
     "Stream": ("sync", "handle", "create_graph_builder"),

@@ -193,13 +193,19 @@ def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
         refsam_trt.load(folder, num_threads=0)
     with pytest.raises(UsageError, match="text='eager' is not one of"):
         refsam_trt.load(folder, text="eager")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="verify='ful' is not one of full, deferred"):
+        refsam_trt.load(folder, verify="ful")  # type: ignore[arg-type]
+    with refsam_trt.load(folder, num_threads=1) as engine:
+        for threshold in (float("nan"), float("inf")):
+            with pytest.raises(UsageError, match=f"threshold={threshold}: expected a finite logit"):
+                engine.open_video(threshold=threshold)
     with pytest.raises(BundleError, match="no such folder"):
         refsam_trt.load(tmp_path / "absent")
 
 
 def test_a_manifest_with_other_state_is_refused(tmp_path: Path) -> None:
     folder = fake_bundle.make_bundle(tmp_path / "bundle", state=())
-    with pytest.raises(BundleError, match="RefSAM keeps one tensor per expression, the manifest 0"):
+    with pytest.raises(BundleError, match="state: none; refsam keeps track_token"):
         refsam_trt.load(folder)
 
 

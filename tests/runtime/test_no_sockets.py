@@ -1,14 +1,19 @@
 """No socket is opened at run time but to a stream address that the user names."""
 
+import http.server
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import fake_bundle
 import no_sockets
 import pytest
 import small_videos
+
+from refsam_trt.errors import VideoError
+from refsam_trt.sources import open_source
 
 TESTS = Path(no_sockets.__file__).parent
 START = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import no_sockets\n"
@@ -98,3 +103,57 @@ def test_the_address_that_the_user_names_does(folder: Path, tmp_path: Path, sche
     arguments = [folder, f"{scheme}://127.0.0.1:9/a", "dog", "--output", tmp_path / "out"]
     done = run(COMMAND.format("cli"), *arguments)
     assert done.returncode == -signal.SIGSYS
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Answers on this machine: paths to (status, headers, body); notes what it was asked for."""
+
+    def __init__(self, answers: dict[str, tuple[int, dict[str, str], bytes]]) -> None:
+        self.answers, self.asked = answers, []
+        super().__init__(("127.0.0.1", 0), _Answers)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        status, headers, body = self.server.answers[self.path]
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_named_address_leads_to_no_other_server(clip: Path):
+    content = clip.read_bytes()
+    other = _Server({"/a.ts": (200, {}, content), "/clip.mp4": (200, {}, content)})
+    playlist = (
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other.address}/a.ts\n#EXT-X-ENDLIST\n"
+    )
+    named = _Server(
+        {
+            "/clip.mp4": (200, {}, content),
+            "/list.m3u8": (200, {}, playlist.encode()),
+            "/moved.mp4": (302, {"Location": f"{other.address}/clip.mp4"}, b""),
+        }
+    )
+    with named, other:
+        with open_source(f"{named.address}/clip.mp4") as source:
+            assert len(list(source)) == 3
+        for path in ("list.m3u8", "moved.mp4"):
+            with pytest.raises(VideoError, match=f"{path}: cannot be opened"):
+                open_source(f"{named.address}/{path}")
+        for server in (named, other):
+            server.shutdown()
+    assert {"/clip.mp4", "/list.m3u8", "/moved.mp4"} <= set(named.asked)
+    assert other.asked == []

@@ -344,3 +344,15 @@ def test_options_that_do_not_go_with_a_data_set(run, bundle, tmp_path, dataset, 
     assert ended.code == 2
     assert message in ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_expressions_that_no_cache_knows_are_refused_before_any_video(
+    run, bundle, tmp_path, monkeypatch
+):
+    root, out = tmp_path / "davis", tmp_path / "out"
+    make_dataset(root, {"bear": 1, "swan": 1})
+    monkeypatch.setattr(Session, "step", lambda *_: pytest.fail("a video was begun"))
+    ended = run(*(bundle, root, "--dataset", "ref-davis", "--output", out, "--text", "cache-only"))
+    assert ended.code == 2
+    assert "bear: expression 'bear 0 as 0 says' is not among the 0 cached" in ended.message
+    assert not out.exists()

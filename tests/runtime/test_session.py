@@ -9,8 +9,9 @@ import pytest
 from runtime_twin import Twin, assert_close, assert_same_results, logits_by_id, random_frames
 
 from refsam_trt import BackendError, ExpressionError, UsageError, VideoError
-from refsam_trt.backends.ort import OrtContext
+from refsam_trt.backends.ort import OrtContext, OrtCpuBackend
 from refsam_trt.engine import Engine
+from refsam_trt.errors import DeviceMemoryError
 from refsam_trt.session import Session
 
 TEXTS = ["dog", "the small red frisbee in the air", "a b", "x" * 63]
@@ -191,6 +192,27 @@ def test_a_failed_frame_can_be_tried_again(video: Session, monkeypatch: pytest.M
         with pytest.raises(BackendError, match="lost"):
             video.step(frames[2])
     assert_same_results(video.step(frames[2]), expected[2])
+
+
+def test_a_frame_without_room_for_its_results_can_be_tried_again(
+    video: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = random_frames(3)
+    video.add_expression("dog")
+    video.step(frames[0])
+    video.add_expression("cat")
+    empty = OrtCpuBackend.empty
+
+    def failing(self: OrtCpuBackend, shape: tuple[int, ...], dtype: Any) -> Any:
+        if len(shape) == 4:
+            raise DeviceMemoryError("out of memory")
+        return empty(self, shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OrtCpuBackend, "empty", failing)
+        with pytest.raises(DeviceMemoryError):
+            video.step(frames[1])
+    assert len(video.step(frames[1])) == 2
 
 
 def test_wrong_calls_are_refused(engine: Engine, video: Session) -> None:

@@ -139,7 +139,8 @@ def refusal(video: Session, path: Path, error: type[Exception] = StateError) -> 
         ({"num_frames": -1}, "ids, frame counter or frame size make no sense; save it again"),
         ({"frame_hw": (0, 3)}, "ids, frame counter or frame size make no sense"),
         ({"next_expression_id": 2}, "ids, frame counter or frame size make no sense"),
-        ({"expressions": []}, "state tensor 'track_token': float32 [3, 256], expected float32 [0"),
+        ({"expressions": []}, "expected a row for each of 0 expressions; save it again"),
+        ({"frame_hw": (100_000, 100_000)}, "100000"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(
@@ -159,7 +160,18 @@ def test_a_state_that_does_not_fit_is_refused(
         ),
         (
             {"track_token": np.zeros((3, 256), np.float32), "has_track": np.ones(2, bool)},
-            "'has_track': bool [2], expected bool [3]",
+            "'has_track' [2], expected a row for each of 3 expressions",
+        ),
+        (
+            {"track_token": np.zeros((3, 8), np.float32), "has_track": np.ones(3, bool)},
+            "'track_token': float32 [3, 8], expected float32 [3, 256]",
+        ),
+        (
+            {
+                "track_token": np.full((3, 256), np.nan, np.float32),
+                "has_track": np.ones(3, bool),
+            },
+            "state tensor 'track_token': holds values that are not finite",
         ),
     ],
 )

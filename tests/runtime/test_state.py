@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refsam_trt.backends.fake import FakeBackend
-from refsam_trt.errors import InternalError
+from refsam_trt.errors import DeviceMemoryError, InternalError
 from refsam_trt.families.base import DType, TensorSpec
 from refsam_trt.state import TrackState
 
@@ -112,3 +112,34 @@ def test_broken_promises_are_internal_errors() -> None:
         state.add(7)
     with pytest.raises(InternalError, match="2 tokens restored into 1 rows"):
         state.restore(np.zeros((2, WIDTH), np.float32), [True, True])
+
+
+def test_whoever_runs_out_of_memory_keeps_rows_that_fit_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = FakeBackend()
+    state = new_state(backend)
+    for id_ in range(4):
+        state.add(id_)
+    write_step(backend, state, [1.0] * 4)
+    empty, calls = backend.empty, []
+
+    def failing(shape: tuple[int, ...], dtype: DType) -> object:
+        calls.append(shape)
+        if len(calls) == 2:
+            raise DeviceMemoryError("out of memory")
+        return empty(shape, dtype)
+
+    state.add(4)
+    while state.num_rows < state._current.shape[0]:
+        state.add(state.num_rows)
+    num = state.num_rows
+    write_step(backend, state, [float(row) for row in range(num)])
+    monkeypatch.setattr(backend, "empty", failing)
+    with pytest.raises(DeviceMemoryError):
+        state.add(num)
+    assert state.num_rows == num
+    write_step(backend, state, [float(row) for row in range(num)])
+    state.add(num)
+    assert state.following.shape[0] == state.current.shape[0] == num + 1
+    assert state.download()[:num, 0].tolist() == list(range(num))

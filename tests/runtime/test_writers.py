@@ -7,12 +7,14 @@ import os
 import shutil
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import shared_data
 from PIL import Image
 
+from refsam_trt import writers
 from refsam_trt.errors import MissingExtraError, OutputError, UsageError
 from refsam_trt.frames import open_frames
 from refsam_trt.overlay import PALETTE
@@ -293,3 +295,14 @@ def test_a_folder_that_goes_away_under_a_video_is_an_output_error(tmp_path):
 def test_a_missing_folder_is_refused_at_the_door(tmp_path, make):
     with pytest.raises(OutputError, match="missing does not exist; create it first"):
         enter(make(tmp_path / "missing" / "target"))
+
+
+def test_a_pyav_without_an_encoder_is_told(tmp_path, monkeypatch):
+    def add_stream(*_, **__):
+        raise ValueError("libx264")
+
+    container = SimpleNamespace(add_stream=add_stream, close=lambda: None)
+    module = SimpleNamespace(open=lambda *_, **__: container, FFmpegError=OSError)
+    monkeypatch.setattr(writers, "import_av", lambda needed_for: module)
+    with pytest.raises(OutputError, match=r"out\.mp4: this PyAV has no H\.264 encoder \("):
+        enter(OverlayVideoWriter(tmp_path / "out.mp4", 25, (32, 32)))
