@@ -17,6 +17,7 @@ import click
 
 from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_trt.bundle import open_bundle
+from refsam_trt.errors import InternalError
 from refsam_trt.shipped import bundle_folder
 
 MODEL = "nano"
@@ -100,6 +101,8 @@ def gate() -> dict[str, Any]:
         command += ["--output", str(folder / "int8"), "--max-jf-drop-points", str(MAX_DROP_POINTS)]
         command += ["--min-share", str(MIN_SHARE)]
         done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 1):
+            raise InternalError(f"refsam-calibrate ended with exit code {done.returncode}")
         if done.returncode:
             return {"bundle_id": shipped.bundle_id, "failures": [f"{MODEL}: the gate says no"]}
         found = json.loads(done.stdout)
@@ -122,6 +125,9 @@ def gate_failures(found: dict[str, Any], kernels: dict[str, Any]) -> list[str]:
         failures.append(f"{MODEL}: {found['search']['share']:.1%} of the linear FLOPs in int8")
     if found["verified"]["drop_points"] > MAX_DROP_POINTS:
         failures.append(f"{MODEL}: {found['verified']['drop_points']:.2f} points of J&F lost")
+    lost = 100 * (found["verified"]["reference_j_and_f"] - kernels["j_and_f"])
+    if lost > MAX_DROP_POINTS:
+        failures.append(f"{MODEL}: the integer kernels lose {lost:.2f} points of J&F")
     if kernels["mask_iou"] < MIN_AGREEMENT:
         failures.append(
             f"{MODEL}: mask IoU {kernels['mask_iou']:.4f} between integer kernels and fake "

@@ -127,7 +127,7 @@ def read_clips(path: Path) -> Clips:
             f"{path}: no readable file of clips ({error.strerror}); give a TOML file such as "
             "calibration/clips.toml"
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
     if problems := [*_problems(clips), *_shared(clips)]:
         raise UsageError(f"{path}: {'; '.join(problems)}")
@@ -138,6 +138,8 @@ def _problems(clips: Clips) -> list[str]:
     problems = []
     if clips.schema != SCHEMA:
         problems.append(f"schema {clips.schema}: this version reads {SCHEMA}")
+    if clips.seed < 0:
+        problems.append(f"seed {clips.seed}: expected 0 or more")
     if not clips.calibrate:
         problems.append("no clips: give at least one [[calibrate]] table")
     for number, source in enumerate(clips.calibrate):

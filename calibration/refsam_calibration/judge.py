@@ -24,7 +24,7 @@ from refsam_bench.trackers import ReferenceTracker
 from refsam_calibration.clips import AnnotatedSet, RefDavisSet, SyntheticSet
 from refsam_calibration.fake_quantisation import fake_quantised
 from refsam_calibration.journal import Journal
-from refsam_calibration.ranges import Ranges
+from refsam_calibration.ranges import Ranges, model_sha256
 from refsam_export.checkpoint import LoadedModel
 
 NUM_WORST = 5
@@ -107,7 +107,11 @@ class Judge:
     ) -> None:
         self._loaded, self._ranges, self._data_set = loaded, ranges, data_set
         self._purpose, self._steps = purpose, steps
-        about = {"ranges": ranges.key, "data_set": data_set.description()}
+        about = {
+            "model": model_sha256(loaded.model),
+            "ranges": hashlib.sha256(msgspec.json.encode(ranges)).hexdigest(),
+            "data_set": data_set.description(),
+        }
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self._journal = Journal(work / f"{purpose}-{key[:16]}.jsonl", about)
         self._float: Outcome | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from torch import nn
 
 from refsam_calibration.clipping import Method
 from refsam_calibration.histogram import NUM_BINS
@@ -97,10 +98,19 @@ def ranges_key(model_sha256: str, data_sha256: str, options: RangeOptions) -> st
     ).hexdigest()
 
 
+def model_sha256(model: RefSam) -> str:
+    """Return a SHA-256 of names, shapes and values of all tensors of the model."""
+    return _sha256_of(model)
+
+
 def encoder_sha256(model: RefSam) -> str:
     """Return a SHA-256 of names, shapes and values of the image encoder's tensors."""
+    return _sha256_of(model.image_encoder)
+
+
+def _sha256_of(module: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.image_encoder.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
@@ -125,10 +135,14 @@ def read_ranges(path: Path, model: RefSam) -> Ranges:
             f"{path}: no readable file of ranges ({error.strerror}); leave --ranges out to measure "
             "them"
         ) from error
-    except (msgspec.MsgspecError, UsageError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
         raise CalibrationError(
             f"{path}: not ranges of refsam-calibrate ({error}); measure them anew"
         ) from error
+    if problem := _contradiction(ranges):
+        raise CalibrationError(
+            f"{path}: not ranges of refsam-calibrate ({problem}); measure them anew"
+        )
     expected = encoder_sha256(model)
     if ranges.model_sha256 != expected:
         raise CalibrationError(
@@ -136,6 +150,16 @@ def read_ranges(path: Path, model: RefSam) -> Ranges:
             f"bundle's is {expected[:16]}); measure them anew, or give the bundle they are of"
         )
     return ranges
+
+
+def _contradiction(ranges: Ranges) -> str | None:
+    if ranges.schema != SCHEMA:
+        return f"schema {ranges.schema}, this version reads {SCHEMA}"
+    if ranges.options_sha256 != options_digest(ranges.options):
+        return "the hash of its options is that of others"
+    if set(ranges.layers) != set(ranges.options.layers):
+        return "it has ranges of other layers than its options name"
+    return None
 
 
 def fold_ranges(model: RefSam, ranges: Ranges) -> None:

@@ -1,11 +1,13 @@
 """The steps of `make prove` about the shipped model: who is asked what, on which videos."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from refsam_bench import prove_nano
+from refsam_bench.accuracy_command import accuracy
 
 RANKED = ("attribute", "size", "position")
 EXPECTED = {
@@ -56,7 +58,29 @@ def asked(monkeypatch) -> list[tuple[object, ...]]:
     return noted
 
 
-@pytest.mark.parametrize("name", prove_nano.STEPS)
+@pytest.mark.parametrize("has_clips", [True, False])
+def test_real_clips_are_scored_by_the_command_where_they_are(monkeypatch, tmp_path, has_clips):
+    lines = []
+
+    def run(line, text):
+        lines.append(line[3:])
+        return json.dumps({"j_and_f": 0.1, "sequences": {"dog": {"j_and_f": 0.2, "j": 0.3}}})
+
+    monkeypatch.setattr(prove_nano, "open_bundle", lambda _: SimpleNamespace(bundle_id="its id"))
+    monkeypatch.setattr(prove_nano.subprocess, "check_output", run)
+    clips = tmp_path if has_clips else tmp_path / "absent"
+    monkeypatch.setattr(prove_nano, "REAL_CLIPS", clips)
+    record = prove_nano.STEPS["nano-real"]()
+    if has_clips:
+        assert record["accuracy"] == {"j_and_f": 0.1, "sequences": {"dog": 0.2}}
+        (line,) = lines
+        accuracy.make_context("accuracy", line[1:])
+        assert str(clips) in line
+    else:
+        assert (lines, record["skipped"][:13]) == ([], "no real clips")
+
+
+@pytest.mark.parametrize("name", [name for name in prove_nano.STEPS if name != "nano-real"])
 def test_each_step_asks_what_its_name_says(name, asked):
     record = prove_nano.STEPS[name]()
     expected = EXPECTED[name]

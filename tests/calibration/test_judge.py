@@ -107,6 +107,14 @@ def test_other_ranges_and_other_videos_have_files_of_their_own(calibrated, tmp_p
     assert len(list(tmp_path.glob("search-*.jsonl"))) == 3
 
 
+def test_a_model_that_differs_elsewhere_is_judged_anew(calibrated, tmp_path):
+    judge_of(calibrated, tmp_path).judge(LAYERS, "all")
+    assert judge_of(calibrated, tmp_path).is_known(LAYERS)
+    other = own_model()
+    other.model.text_encoder.shared.weight.data += 1.0
+    assert not judge_of((other, calibrated[1]), tmp_path).is_known(LAYERS)
+
+
 @pytest.mark.parametrize(
     "annotated", [RefDavisSet(root="set"), RefYoutubeVosSet(root="set", split="valid")]
 )

@@ -1,6 +1,7 @@
 """Ranges: measured in one stream, kept with what they follow from, refused for other models."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -114,7 +115,14 @@ def test_files_that_are_no_ranges_are_refused(tmp_path):
         read_ranges(path, own_model().model)
     found, _ = measured(alpha="none")
     content = msgspec.to_builtins(found)
-    for broken in (b"{", msgspec.json.encode({**content, "more": 1})):
+    changes: list[dict[str, Any]] = [
+        {"more": 1},
+        {"layers": {}},
+        {"schema": 9},
+        {"options": {**content["options"], "method": "minmax"}},
+    ]
+    encoded = [msgspec.json.encode({**content, **change}) for change in changes]
+    for broken in (b"{", b'"\xff"', *encoded):
         path.write_bytes(broken)
         with pytest.raises(CalibrationError, match="not ranges of refsam-calibrate"):
             read_ranges(path, own_model().model)

@@ -106,3 +106,9 @@ def test_less_than_the_smallest_share_is_a_failure():
         found_in(Costs(COSTS), EQUAL, 0.2, min_share=0.9)
     found, _, _ = found_in(Costs(COSTS), EQUAL, 0.2, min_share=0.5)
     assert found.share == pytest.approx(0.5)
+
+
+def test_all_of_many_small_shares_are_all():
+    shares = {f"u{n}": 0.1 for n in range(10)}  # their sum is 0.9999999999999999
+    found, _, _ = found_in(Costs(dict.fromkeys(shares, 0.0)), shares, 1.0, min_share=1.0)
+    assert found.left_out == ()

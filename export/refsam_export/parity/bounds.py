@@ -15,7 +15,8 @@ class Bounds:
 
 BOUNDS = {
     "fp32": Bounds(1e-4, 0.999),
-    "fp16": Bounds(5e-3, 0.99),
+    # Random weights hesitate more than trained ones, which keep 0.9996.
+    "fp16": Bounds(5e-3, 0.98),
     # Three digits less than fp32: the words of trained text encoders move by a tenth.
     "bf16": Bounds(0.2, 0.95),
     # What eight bits cost is for calibration to bound, in J&F. These find graphs that are wrong.
