@@ -15,11 +15,11 @@ from refsam_export.parity.reference import write_reference
 from refsam_trt.families.refsam import IMAGE_ENCODER
 
 VARIANT = "int8-fp32-augmented-optimised"
-MAX_ERROR = 4e-2
+MAX_ERROR = 3.1e-2
 """Largest relative error of the encoder run alone. On some CPUs it is below 1e-4, for integer sums
 are exact and the rest is float32; on others (AMX) a value between two codes is rounded to the other
 one in an early layer, and that is 0.013 to 0.028 behind the last."""
-MIN_MEAN_IOU = 0.99
+MIN_MEAN_IOU = 0.985
 """Over the chain, where a value that lies between two codes may be rounded to either."""
 
 
