@@ -99,7 +99,7 @@ def test_every_case_is_held_to_the_reference(campaign: tuple[dict[str, Any], Pat
             assert parity["max_graph_error"] <= bound
             assert set(parity["graphs"]) == {"image_encoder", "text_encoder", "decoder_step"}
             assert len(parity["chain"]) == 3 * 2 + 1  # the third expression joins late
-    for name, bound in zip(TORCH, (0.999, 0.99), strict=True):
+    for name, bound in zip(TORCH, (0.999, 0.98), strict=True):
         assert figures(subject, f"parity {name}")["min_mask_iou"] >= bound
 
 
