@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ def public_name(source: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def _formats_of_pictures(formats: Iterable[str]) -> str:
+    """Return FFmpeg's list of those that name no other address; some have several names."""
+    return ",".join(sorted(f for f in formats if _NAMING_OTHERS.isdisjoint(f.split(","))))
+
+
 class LiveStream:
     """Frames of a camera or a stream as they come; a `FrameSource` that can be iterated once.
 
@@ -143,7 +148,7 @@ class LiveStream:
                 url,
                 format=input_format,
                 options={
-                    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
+                    "format_whitelist": _formats_of_pictures(av.formats_available),
                     **options,
                     **decoder_limits(MAX_FRAME_PIXELS),
                 },

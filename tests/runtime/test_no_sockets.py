@@ -12,6 +12,7 @@ import no_sockets
 import pytest
 import small_videos
 
+from refsam_trt import sources
 from refsam_trt.errors import VideoError
 from refsam_trt.sources import open_source
 
@@ -132,6 +133,11 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def test_formats_that_name_addresses_are_left_out_by_any_of_their_names():
+    formats = {"mov,mp4", "hls", "hls,applehttp", "sdp", "dash", "concat", "mpegts"}
+    assert sources._formats_of_pictures(formats) == "mov,mp4,mpegts"
 
 
 def test_a_named_address_leads_to_no_other_server(clip: Path):
