@@ -19,6 +19,8 @@ from refsam_trt.errors import PlanDamagedError
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1, "fp8": 2e-1}
 """Largest relative error per precision: far above rounding, far below any wrong engine."""
+_TF32_LIKE = "fp16"
+"""TF32 rounds what it multiplies to fp16's 10 bits."""
 
 _INPUTS, _OUTPUTS = "inputs", "outputs"
 
@@ -33,6 +35,17 @@ class GoldenRun:
     def errors(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Return per output |found - golden| / |golden| (2-norms); infinite if not finite."""
         return {name: _error(found[name], golden) for name, golden in self.outputs.items()}
+
+
+def tolerance(precision: str, *, has_tf32: bool) -> float:
+    """Return the largest relative error of a graph's plan.
+
+    Args:
+        precision: the graph's own; of a quantised one, what stands before the base counts.
+        has_tf32: whether fp32 products may be rounded to TF32.
+    """
+    name = precision.partition("-")[0]
+    return TOLERANCES[_TF32_LIKE if name == "fp32" and has_tf32 else name]
 
 
 def write_golden(path: Path, runs: Mapping[str, GoldenRun]) -> None:
@@ -79,4 +92,4 @@ def _error(found: np.ndarray, golden: np.ndarray) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-__all__ = ["TOLERANCES", "GoldenRun", "read_golden", "write_golden"]
+__all__ = ["TOLERANCES", "GoldenRun", "read_golden", "tolerance", "write_golden"]

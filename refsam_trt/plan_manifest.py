@@ -13,7 +13,7 @@ import msgspec
 from refsam_trt.families.base import GraphSpec
 from refsam_trt.manifest import FileEntry, Limits
 
-PLAN_SCHEMA_VERSION = 1
+PLAN_SCHEMA_VERSION = 2
 GOLDEN_FILE = "golden.safetensors"
 
 PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
@@ -89,10 +89,12 @@ class PlanEntry(_Record, frozen=True):
     """One plan: its file, the graph it was built from, its tensors and the shapes it accepts.
 
     `graph_id` is `Bundle.content_id` of the ONNX file: a hash of it and its external data.
+    `precision` is the graph's own: the text encoder of fp16 plans is fp32, int8 ones name a base.
     """
 
     file: str
     graph_id: str
+    precision: str
     spec: GraphSpec
     profiles: dict[str, Profile]
     report: GraphReport

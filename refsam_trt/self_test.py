@@ -15,7 +15,7 @@ import numpy as np
 
 from refsam_trt.backends.base import Backend, Graph
 from refsam_trt.errors import PlanDamagedError, PlanMismatchError
-from refsam_trt.golden import TOLERANCES, GoldenRun, read_golden
+from refsam_trt.golden import GoldenRun, read_golden, tolerance
 from refsam_trt.plan import Plans
 
 if TYPE_CHECKING:
@@ -80,13 +80,14 @@ def run_golden(backend: Backend, graph: Graph, run: GoldenRun) -> dict[str, np.n
 def _compare(
     found: dict[str, np.ndarray], run: GoldenRun, plans: Plans, name: str, gpu: str
 ) -> None:
-    tolerance = TOLERANCES[plans.manifest.precision]
+    precision = plans.manifest.graphs[name].precision
+    allowed = tolerance(precision, has_tf32=plans.manifest.builder.has_tf32)
     for tensor, error in run.errors(found).items():
-        if error > tolerance:
+        if error > allowed:
             raise PlanMismatchError(
                 f"{plans.plan(name)}: on {gpu}, output {tensor!r} differs from the golden one by "
-                f"{error:.2g} (relative), {tolerance:g} is allowed for "
-                f"{plans.manifest.precision}; build the plans again: "
+                f"{error:.2g} (relative), {allowed:g} is allowed for "
+                f"{precision}; build the plans again: "
                 f"{plans.manifest.build_command}, and if it stays so, use another --precision"
             )
 

@@ -16,7 +16,7 @@ import msgspec
 
 from refsam_calibration.calibrated import Calibrated
 from refsam_calibration.clips import Clips, read_clips
-from refsam_calibration.judge import Judge, Judgement, open_set
+from refsam_calibration.judge import Judge, Judgement, files_digest, open_set
 from refsam_calibration.measure import measure_ranges, num_passes
 from refsam_calibration.quantised_bundle import BASES, write_quantised_bundle
 from refsam_calibration.ranges import (
@@ -31,9 +31,9 @@ from refsam_calibration.ranges import (
 from refsam_calibration.report import record_json
 from refsam_calibration.request import STAGES, CalibrateRequest, Stage
 from refsam_calibration.schemes import Scheme
-from refsam_calibration.search import Found, RatedUnit, costliest, largest_set, rate
+from refsam_calibration.search import SHARE_ROUNDING, Found, RatedUnit, costliest, largest_set, rate
 from refsam_calibration.units import Unit, choose_units
-from refsam_calibration.videos import digest_of, open_videos
+from refsam_calibration.videos import CalibrationVideo, digest_of, open_videos
 from refsam_export.checkpoint import LoadedModel
 from refsam_export.source import load_source
 from refsam_trt.bundle import Bundle, open_bundle
@@ -81,17 +81,29 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     options = given.options if given else request.options(units)
     # What cannot be used is refused before anything long begins.
     _check_bundle(request, bundle, options.scheme)
-    sets = [open_set(annotated, folder) for annotated in (clips.rank, clips.search, clips.verify)]
+    _check_share(request, units)
+    annotated = (clips.rank, clips.search, clips.verify)
+    sets = [(open_set(each, folder), files_digest(each, folder)) for each in annotated]
+    videos = open_videos(clips, folder)
+    display.line(f"reading the frames of {len(videos)} clips")
+    digest = digest_of(videos)
     ranges, path = given, request.ranges
     if ranges is None or path is None:
-        ranges, path = _kept_ranges(request.work_folder, loaded, options, clips, folder, display)
+        work = request.work_folder
+        ranges, path = _kept_ranges(work, loaded, options, videos, digest, display)
+    elif ranges.data_sha256 != digest[0]:
+        raise UsageError(
+            f"{path}: ranges of other frames than those that {request.clips} names under "
+            "[[calibrate]]; name the same clips, so that the bundle tells the truth about them, or "
+            "leave --ranges out to measure anew"
+        )
     is_random = bundle.manifest.weights.random_init_seed is not None
     done = Calibrated(bundle.bundle_id, is_random, ranges, path)
     if _stops(request, "ranges"):
         return done
     judges = [
-        Judge(loaded, ranges, data_set, request.work_folder, purpose, display.steps)
-        for data_set, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
+        Judge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
+        for opened, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
     ]
     ranking = _rate(units, judges[0], display)
     done = replace(done, ranking=tuple(ranking))
@@ -120,6 +132,20 @@ def _check_bundle(request: CalibrateRequest, bundle: Bundle, scheme: Scheme) -> 
         )
     for base in BASES[scheme]:
         choose_variant(bundle.manifest, None, base)
+
+
+def _check_share(request: CalibrateRequest, units: Sequence[Unit]) -> None:
+    """Refuse a share that all the layers asked for together do not have.
+
+    Raises:
+        UsageError: that.
+    """
+    share = sum(unit.share for unit in units)
+    if request.min_share > share + SHARE_ROUNDING:
+        raise UsageError(
+            f"--min-share {request.min_share:g}: the layers that may be quantised have "
+            f"{share:.1%} of the linear FLOPs together; ask for less, or name more with --layers"
+        )
 
 
 def _write(
@@ -164,14 +190,11 @@ def _kept_ranges(
     work: Path,
     loaded: LoadedModel,
     options: RangeOptions,
-    clips: Clips,
-    folder: Path,
+    videos: Sequence[CalibrationVideo],
+    digest: tuple[str, int],
     display: Display,
 ) -> tuple[Ranges, Path]:
     """Return ranges, measured now or before, and their file; the model is smoothed then."""
-    videos = open_videos(clips, folder)
-    display.line(f"reading the frames of {len(videos)} clips")
-    digest = digest_of(videos)
     key = ranges_key(encoder_sha256(loaded.model), digest[0], options)
     path = work / f"ranges-{key[:16]}.json"
     if path.exists():

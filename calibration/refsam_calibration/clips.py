@@ -129,7 +129,7 @@ def read_clips(path: Path) -> Clips:
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
-    if problems := [*_problems(clips), *_shared(clips)]:
+    if problems := [*_problems(clips), *_shared(clips, path.parent)]:
         raise UsageError(f"{path}: {'; '.join(problems)}")
     return clips
 
@@ -185,18 +185,37 @@ def _synthetic_problems(
     return problems
 
 
-def _shared(clips: Clips) -> list[str]:
-    """Tell which folders serve two purposes: what was chosen on them would be judged on them."""
-    seen: dict[tuple[Path, str], str] = {}
+def _shared(clips: Clips, base: Path) -> list[str]:
+    """Tell which videos serve two purposes: what was chosen on them would be judged on them.
+
+    Folders are compared as they lie on the disk, whatever they are called in the file.
+    """
+    seen: dict[Path, str] = {}
     problems = []
     named = [(f"calibrate {n}", source) for n, source in enumerate(clips.calibrate)]
     annotated = [("rank", clips.rank), ("search", clips.search), ("verify", clips.verify)]
     for where, source in [*named, *annotated]:
-        if isinstance(source, SyntheticClips | SyntheticSet | OwnVideo):
+        videos = _folder_of(source, base)
+        if videos is None:
             continue
-        split = "valid" if isinstance(source, RefDavisSet) else source.split
         purpose = where.partition(" ")[0]
-        other = seen.setdefault((Path(source.root), split), purpose)
-        if {other, purpose} not in ({purpose}, {"rank", "search"}):
-            problems.append(f"{where}: {source.root} ({split}) is what {other} uses: name others")
+        for folder, other in seen.items():
+            if {other, purpose} not in ({purpose}, {"rank", "search"}) and _overlap(folder, videos):
+                shown = source.path if isinstance(source, OwnVideo) else source.root
+                problems.append(f"{where}: {shown}: {other} uses {folder} too; name other videos")
+        seen.setdefault(videos, purpose)
     return problems
+
+
+def _folder_of(source: Source | AnnotatedSet, base: Path) -> Path | None:
+    """Return where the videos of a source lie, links followed; None if they are made."""
+    if isinstance(source, SyntheticClips | SyntheticSet):
+        return None
+    if isinstance(source, OwnVideo):
+        return (base / source.path).resolve()
+    split = "valid" if isinstance(source, RefDavisSet) else source.split
+    return (base / source.root / split / "JPEGImages").resolve()
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)

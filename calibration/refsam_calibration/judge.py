@@ -84,6 +84,25 @@ def open_set(annotated: AnnotatedSet, folder: Path) -> Dataset:
     return RefYoutubeVos(folder / annotated.root, annotated.split)
 
 
+def files_digest(annotated: AnnotatedSet, folder: Path) -> str:
+    """Return a SHA-256 of names, sizes and times of change of a data set's files.
+
+    What was judged on files that changed since is judged anew. "" for synthetic videos.
+    """
+    if isinstance(annotated, SyntheticSet):
+        return ""
+    root = folder / annotated.root
+    split = "valid" if isinstance(annotated, RefDavisSet) else annotated.split
+    digest = hashlib.sha256()
+    for part in (root / split, root / "meta_expressions" / split):
+        for path in sorted(part.rglob("*")):
+            facts = path.stat()
+            if not path.is_dir():
+                name = path.relative_to(root).as_posix()
+                digest.update(f"{name}\n{facts.st_size}\n{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 class Judge:
     """Judges sets of quantised layers on one data set; what it found once, it remembers.
 
@@ -91,6 +110,7 @@ class Judge:
         loaded: the reference, smoothed as the ranges say.
         ranges: of all layers that may be asked about.
         data_set: where accuracy is measured.
+        files: `files_digest` of it.
         work: folder of the file that remembers; its name says what it depends on.
         purpose: what that name begins with.
         steps: opens a counter with a label and a total.
@@ -101,6 +121,7 @@ class Judge:
         loaded: LoadedModel,
         ranges: Ranges,
         data_set: Dataset,
+        files: str,
         work: Path,
         purpose: str,
         steps: Callable[[str, int | None], AbstractContextManager[Any]],
@@ -111,6 +132,7 @@ class Judge:
             "model": model_sha256(loaded.model),
             "ranges": hashlib.sha256(msgspec.json.encode(ranges)).hexdigest(),
             "data_set": data_set.description(),
+            "files": files,
         }
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self._journal = Journal(work / f"{purpose}-{key[:16]}.jsonl", about)

@@ -7,6 +7,7 @@ from typing import Any
 
 from refsam_bench.trackers import ReferenceTracker
 from refsam_calibration.clipping import clipped_amax
+from refsam_calibration.heap import trim_heap
 from refsam_calibration.ranges import (
     SCHEMA,
     LayerRange,
@@ -131,6 +132,7 @@ def _run(
     with watching(loaded.model, watchers):
         for video in videos:
             for _ in ReferenceTracker(loaded).logits(video.frames(), video.texts):
+                trim_heap()
                 progress()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ class CalibrateRequest:
             raise UsageError("--output is needed, unless --stop-after names an earlier stage")
         if self.output is None and self.work is None:
             raise UsageError("--work is needed without --output: ranges and results are kept there")
+        for option, points in (
+            ("--max-jf-drop-points", self.max_drop_points),
+            ("--margin-points", self.margin_points),
+        ):
+            if points is not None and not (math.isfinite(points) and points >= 0.0):
+                raise UsageError(f"{option} {points}: expected a number of points, 0 or more")
+        if self.output is not None and self.work is not None:
+            _check_apart(self.output, self.work)
         if self.percentile is not None and self.method != "percentile":
             raise UsageError("--percentile is of --method percentile; give both or none")
         if not 0.0 <= self.min_share <= 1.0:
@@ -136,3 +145,11 @@ class CalibrateRequest:
             "percentile": self.percentile,
             "alpha": self.alpha,
         }
+
+
+def _check_apart(output: Path, work: Path) -> None:
+    if work.resolve().is_relative_to(output.resolve()):
+        raise UsageError(
+            f"--work {work} is the output or lies in it, which is written whole at the end; give "
+            "another folder"
+        )

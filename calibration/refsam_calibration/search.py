@@ -14,6 +14,8 @@ from refsam_calibration.units import Unit
 from refsam_trt.errors import AccuracyGateError
 
 _NAMED = 5
+SHARE_ROUNDING = 1e-9
+"""Of a share that is a sum of many."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,8 @@ def costliest(units: Sequence[RatedUnit]) -> str:
     )
 
 
-_ROUNDING = 1e-9
-"""Of a share that is a sum of many."""
-
-
 def _accepted(found: Found, budget_points: float, min_share: float) -> Found:
-    if found.chosen and found.share >= min_share - _ROUNDING:
+    if found.chosen and found.share >= min_share - SHARE_ROUNDING:
         return found
     what = f"layers with {found.share:.1%} of the linear FLOPs" if found.chosen else "no layer"
     wanted = f", --min-share asks for {min_share:.1%}" if found.chosen else ""

@@ -102,9 +102,12 @@ class _Values:
         if tensor.name == "input_ids":
             return np.broadcast_to(self.ids, shape).astype(np.int64)
         dtype = numpy_dtype(tensor.dtype, _REFEREE)
-        if dtype.kind in "ib":  # masks; of the tracks, every second one is there
+        if dtype.kind in "ib":  # masks: every second track is there, the last word is padding
             present = np.ones(shape, dtype)
-            present[::2] = tensor.scope != "video"
+            if tensor.scope == "video":
+                present[::2] = 0
+            elif shape[-1] > 1:
+                present[..., -1] = 0
             return present
         return self._random.standard_normal(shape).astype(dtype)
 

@@ -177,6 +177,9 @@ def test_ranges_of_an_earlier_run_can_be_named(run, tmp_path, monkeypatch):
     assert again["ranges"]["options"]["alpha"] == 0.5
     ended = run("--stop-after", "ranges", "--ranges", path, "--scheme", "fp8")
     assert (ended.code, "measured with scheme int8" in ended.message) == (2, True)
+    ended = run("--stop-after", "ranges", "--ranges", path, "--seed", "1")
+    told = f"{path}: ranges of other frames than those that "
+    assert (ended.code, told in ended.message) == (2, True), ended.message
 
 
 def test_another_seed_draws_other_frames(run):
@@ -242,6 +245,9 @@ def test_a_budget_that_is_met_is_told_in_lines(run, costs, monkeypatch):
         (["--alpha", "2"], "alpha 2.0: expected 0 to 1, auto or none"),
         (["--percentile", "99"], "--percentile is of --method percentile"),
         (["--ranges", "never.json"], "never.json: no readable file of ranges"),
+        (["--max-jf-drop-points", "nan"], "--max-jf-drop-points nan: expected a number of points"),
+        (["--margin-points", "inf"], "--margin-points inf: expected a number of points, 0 or more"),
+        (["--min-share", "0.99"], "--min-share 0.99: the layers that may be quantised have "),
     ],
 )
 def test_options_that_cannot_be_met_end_with_2(run, tmp_path, arguments, told):
@@ -255,6 +261,13 @@ def test_unknown_layers_and_existing_outputs_are_refused_at_once(run, tmp_path, 
     assert "--layers neck: no such layers" in run(layers="neck").message
     (tmp_path / "out").mkdir()
     assert "exists already; choose another name" in run().message
+
+
+@pytest.mark.parametrize("work", ["out", "out/work", "other/../out"])
+def test_a_work_folder_in_the_output_is_refused_at_once(run, tmp_path, monkeypatch, work):
+    forbid(monkeypatch)
+    ended = run("--work", tmp_path / work)
+    assert (ended.code, "is the output or lies in it" in ended.message) == (2, True)
 
 
 def test_a_work_folder_that_cannot_be_made_is_refused(run, tmp_path):

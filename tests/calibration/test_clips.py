@@ -89,7 +89,15 @@ def test_all_kinds_of_clips_are_read(tmp_path):
         (('kind = "video"', 'kind = "film"'), "'film'"),
         (
             ('root = "held-out"', 'root = "rvos"'),
-            r"search: rvos \(train\) is what calibrate uses: name others",
+            r"search: rvos: calibrate uses .*/rvos/train/JPEGImages too; name other videos",
+        ),
+        (
+            ('root = "held-out"', 'root = "./other/../rvos"'),
+            r"search: \./other/\.\./rvos: calibrate uses .*/rvos/train/JPEGImages too",
+        ),
+        (
+            ('path = "clip.mp4"', 'path = "held-out/train/JPEGImages/video"'),
+            r"search: held-out: calibrate uses .*/held-out/train/JPEGImages/video too",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """What a judge says of quantised layers, against the same measured the long way."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic
 from refsam_bench.trackers import ReferenceTracker
 from refsam_calibration.clips import RefDavisSet, RefYoutubeVosSet, SyntheticSet
 from refsam_calibration.fake_quantisation import fake_quantised
-from refsam_calibration.judge import NUM_WORST, Judge, open_set
+from refsam_calibration.judge import NUM_WORST, Judge, files_digest, open_set
 from refsam_calibration.measure import measure_ranges
 from refsam_calibration.videos import digest_of, open_videos
 from refsam_trt.progress import Progress
@@ -35,7 +36,8 @@ def steps(label: str, total: int | None) -> Progress:
 
 
 def judge_of(calibrated, folder: Path, annotated=SET, steps=steps) -> Judge:
-    return Judge(*calibrated, open_set(annotated, Path()), folder, "search", steps)
+    files = files_digest(annotated, Path())
+    return Judge(*calibrated, open_set(annotated, Path()), files, folder, "search", steps)
 
 
 def masks_of(loaded, index: int, name: str) -> np.ndarray:
@@ -122,11 +124,20 @@ def test_folders_are_judged_like_synthetic_videos(calibrated, tmp_path, annotate
     write_ref_davis(
         tmp_path / "set", seed=7, slice="attribute", num_videos=1, num_frames=3, size_hw=(64, 96)
     )
-    data_set = open_set(annotated, tmp_path)
-    found = Judge(*calibrated, data_set, tmp_path, "search", steps).judge(LAYERS, "all")
+
+    def opened():
+        files = files_digest(annotated, tmp_path)
+        work = tmp_path / "work"
+        return Judge(*calibrated, open_set(annotated, tmp_path), files, work, "search", steps)
+
+    found = opened().judge(LAYERS, "all")
     assert 0 < found.mask_iou_loss < 0.2
     assert 0 < found.reference_j_and_f < 1
     assert {frame.frame for frame in found.worst} <= {"00000", "00001", "00002"}
+    assert opened().is_known(LAYERS)
+    mask = next((tmp_path / "set" / "valid" / "Annotations").rglob("00001.png"))
+    os.utime(mask, ns=(0, 0))  # an edited file, of the same size even
+    assert not opened().is_known(LAYERS)
 
 
 def test_folders_are_opened_relative_to_the_file_of_clips(tmp_path):

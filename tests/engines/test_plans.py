@@ -63,6 +63,7 @@ def test_the_manifest_tells_what_was_built_from_what(plans: Plans, bundle_folder
     (variant,) = bundle.manifest.variants.values()
     for name, entry in manifest.graphs.items():
         assert entry.spec == variant.graphs[name].spec
+        assert entry.precision == variant.graphs[name].precision == "fp32"
         assert entry.graph_id == bundle.content_id(variant.graphs[name].file)
     step = manifest.graphs["decoder_step"].profiles["has_track"]
     assert step == Profile((1,), (4,), (8,))
@@ -90,6 +91,10 @@ def test_golden_tensors_are_a_real_chain(plans: Plans, bundle_folder: Path):
     encoder, step = runs["image_encoder"], runs["decoder_step"]
     assert step.inputs["image_embedding"].tolist() == encoder.outputs["image_embedding"].tolist()
     assert step.inputs["has_track"].tolist() == [False, True]
+    words = step.inputs["word_mask"]
+    assert words[:, :-1].all()
+    assert not words[:, -1].any()  # padding, so that a plan that ignores the mask is noticed
+    assert runs["text_encoder"].inputs["attention_mask"].tolist() == words[:1].tolist()
     for name, run in runs.items():
         again = fake_bundle.run_graph(bundle_folder, name, dict(run.inputs))
         assert max(run.errors(again).values()) < 1e-6
@@ -129,11 +134,11 @@ def test_files_that_are_missing_or_too_many_are_refused(copy: Path):
 
 
 def test_a_manifest_of_another_schema_or_none_is_refused(copy: Path, tmp_path: Path):
-    change_manifest(copy, schema_version=2)
-    with pytest.raises(PlanDamagedError, match="schema version 2, 1 expected; build the plans"):
+    change_manifest(copy, schema_version=1)
+    with pytest.raises(PlanDamagedError, match="schema version 1, 2 expected; build the plans"):
         open_plans(copy)
-    change_manifest(copy, schema_version=1, golden_source=3)
-    with pytest.raises(PlanDamagedError, match="not a plan manifest of schema 1"):
+    change_manifest(copy, schema_version=2, golden_source=3)
+    with pytest.raises(PlanDamagedError, match="not a plan manifest of schema 2"):
         open_plans(copy)
     with pytest.raises(PlanDamagedError, match="give a folder that refsam-build wrote"):
         open_plans(tmp_path)

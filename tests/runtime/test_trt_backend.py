@@ -213,6 +213,44 @@ def test_a_plan_that_computes_something_else_is_refused(plans: Plans):
     assert refused.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("precision", "has_tf32", "allowed"),
+    [
+        ("fp32", False, 1e-3),
+        ("fp32", True, 2e-2),
+        ("fp16", False, 2e-2),
+        ("fp16", True, 2e-2),
+        ("int8-fp16", False, 1e-1),
+    ],
+)
+def test_what_a_self_test_allows_is_the_graph_s_own_precision(
+    plans: Plans, precision: str, has_tf32: bool, allowed: float
+):
+    runs = read_golden(plans.golden)
+    encoder = runs["image_encoder"]
+
+    def shifted(factor: float) -> Plans:
+        wrong = {name: array * factor for name, array in encoder.outputs.items()}
+        write_golden(plans.golden, {**runs, "image_encoder": GoldenRun(encoder.inputs, wrong)})
+        entries = fake_bundle.file_entries(plans.folder)
+
+        def edited(manifest: PlanManifest) -> PlanManifest:
+            graphs = dict(manifest.graphs)
+            graphs["image_encoder"] = msgspec.structs.replace(
+                graphs["image_encoder"], precision=precision
+            )
+            builder = msgspec.structs.replace(manifest.builder, has_tf32=has_tf32)
+            return msgspec.structs.replace(
+                manifest, files=entries, graphs=graphs, builder=builder, precision="bf16"
+            )
+
+        return changed(plans, edited)
+
+    load(shifted(1 / (1 + 0.9 * allowed)))
+    with pytest.raises(PlanMismatchError, match=f"{allowed:g} is allowed for {precision};"):
+        load(shifted(1 / (1 + 1.1 * allowed)))
+
+
 def test_the_self_test_is_made_once_per_plan_gpu_and_driver(
     plans: Plans, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

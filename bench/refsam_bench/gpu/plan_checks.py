@@ -9,7 +9,7 @@ from refsam_trt.backends import rtx
 from refsam_trt.backends.trt import TrtBackend
 from refsam_trt.backends.trt_flavour import open_flavour
 from refsam_trt.backends.trt_log import TrtLog, make_logger
-from refsam_trt.golden import TOLERANCES, read_golden
+from refsam_trt.golden import read_golden, tolerance
 from refsam_trt.plan import Plans, open_plans
 from refsam_trt.self_test import run_golden
 
@@ -44,12 +44,14 @@ def self_test(opened: OpenedCase) -> dict[str, Any]:
     plans = opened_plans(opened)
     backend = TrtBackend(plans, marks=None)  # remembers nothing, so that it is really run
     golden = read_golden(plans.golden)
-    errors = {}
+    errors, allowed = {}, {}
+    has_tf32 = plans.manifest.builder.has_tf32
     for name, entry in plans.manifest.graphs.items():
         graph = backend.load(plans.plan(name), entry.spec)
         errors[name] = golden[name].errors(run_golden(backend, graph, golden[name]))
+        allowed[name] = tolerance(entry.precision, has_tf32=has_tf32)
     backend.close()
-    return {"errors": errors, "tolerance": TOLERANCES[plans.manifest.precision]}
+    return {"errors": errors, "tolerances": allowed}
 
 
 __all__ = ["opened_plans", "self_test", "validity"]
