@@ -16,9 +16,10 @@ import msgspec
 
 from refsam_calibration.calibrated import Calibrated
 from refsam_calibration.clips import Clips, read_clips
+from refsam_calibration.half_range import audit_half
 from refsam_calibration.judge import Judge, Judgement, files_digest, open_set
 from refsam_calibration.measure import measure_ranges, num_passes
-from refsam_calibration.quantised_bundle import BASES, write_quantised_bundle
+from refsam_calibration.quantised_bundle import BASES, quantised_form, write_quantised_bundle
 from refsam_calibration.ranges import (
     RangeOptions,
     Ranges,
@@ -114,6 +115,9 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     if _stops(request, "search"):
         return done
     done = replace(done, verified=_verify(request, judges[2], found))
+    form = quantised_form(bundle, "fp16")
+    with display.steps("fp16 range", digest[1]) as steps:
+        done = replace(done, fp16_range=audit_half(loaded.model, form, videos, steps.update))
     return replace(done, output_id=_write(request, bundle, loaded, done, clips))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refsam_calibration.judge import Judgement
 from refsam_calibration.ranges import Ranges
@@ -22,6 +23,7 @@ class Calibrated:
         ranking: every unit alone, what costs least for its share of the work first.
         found: the largest set within the budget.
         verified: what that set costs on the verification videos.
+        fp16_range: what the fp16 nodes around the quantised layers hold (`half_range`).
         output_id: id of the quantised bundle.
     """
 
@@ -32,4 +34,5 @@ class Calibrated:
     ranking: tuple[RatedUnit, ...] | None = None
     found: Found | None = None
     verified: Judgement | None = None
+    fp16_range: dict[str, Any] | None = None
     output_id: str | None = None

@@ -195,26 +195,26 @@ def _shared(clips: Clips, base: Path) -> list[str]:
     named = [(f"calibrate {n}", source) for n, source in enumerate(clips.calibrate)]
     annotated = [("rank", clips.rank), ("search", clips.search), ("verify", clips.verify)]
     for where, source in [*named, *annotated]:
-        videos = _folder_of(source, base)
-        if videos is None:
+        found = _folder_of(source, base)
+        if found is None:
             continue
+        shown, videos = found
         purpose = where.partition(" ")[0]
         for folder, other in seen.items():
             if {other, purpose} not in ({purpose}, {"rank", "search"}) and _overlap(folder, videos):
-                shown = source.path if isinstance(source, OwnVideo) else source.root
                 problems.append(f"{where}: {shown}: {other} uses {folder} too; name other videos")
         seen.setdefault(videos, purpose)
     return problems
 
 
-def _folder_of(source: Source | AnnotatedSet, base: Path) -> Path | None:
-    """Return where the videos of a source lie, links followed; None if they are made."""
+def _folder_of(source: Source | AnnotatedSet, base: Path) -> tuple[str, Path] | None:
+    """Return what a source is called and where it lies, links followed; None if it is made."""
     if isinstance(source, SyntheticClips | SyntheticSet):
         return None
     if isinstance(source, OwnVideo):
-        return (base / source.path).resolve()
+        return source.path, (base / source.path).resolve()
     split = "valid" if isinstance(source, RefDavisSet) else source.split
-    return (base / source.root / split / "JPEGImages").resolve()
+    return source.root, (base / source.root / split / "JPEGImages").resolve()
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -98,6 +98,11 @@ def _base_variant(bundle: Bundle, base: str) -> Variant:
     return manifest.variants[choose_variant(manifest, None, base)]
 
 
+def quantised_form(bundle: Bundle, base: str) -> GraphForm:
+    """Return the form of the graphs that are quantised between nodes of a base."""
+    return _form(_base_variant(bundle, base))
+
+
 def _form(variant: Variant) -> GraphForm:
     rewrites = tuple(name for name in variant.rewrites if name != _MERGED)
     storage = "fp16" if variant.weight_storage == "fp16" else "fp32"
@@ -120,4 +125,4 @@ def _copied(bundle: Bundle, scratch: Path) -> dict[str, Path]:
     return files
 
 
-__all__ = ["BASES", "write_quantised_bundle"]
+__all__ = ["BASES", "quantised_form", "write_quantised_bundle"]

@@ -49,6 +49,7 @@ def record_json(done: Calibrated) -> dict[str, Any]:
             **_judgement_json(found.judgement),
         },
         "verified": done.verified and _judgement_json(done.verified),
+        "fp16_range": done.fp16_range,
     }
 
 
@@ -73,6 +74,12 @@ def lines(done: Calibrated) -> Iterator[str]:
         yield _cost_line("search", done.found.judgement)
     if done.verified:
         yield _cost_line("verified", done.verified)
+    if done.fp16_range:
+        found_range = done.fp16_range
+        yield (
+            f"fp16: the largest value is {found_range['max_abs']:.3g}, at most "
+            f"{found_range['bound']:g} allowed"
+        )
     if done.is_random:
         yield RANDOM_NOTE
 

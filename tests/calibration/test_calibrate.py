@@ -108,6 +108,8 @@ def test_the_bundle_holds_all_that_was_found(written, bundle):
     assert len(quantisation.layers) == 6
     record = quantisation.record
     assert record["verified"] == found["verified"]
+    assert record["fp16_range"]["passed"]
+    assert 0 < record["fp16_range"]["max_abs"] <= 16384
     assert record["clips"]["verify"]["seed"] == 900_000
     assert "exponents" not in next(iter(record["ranges"]["smoothing"].values()))
     assert set(record["ranges"]["layers"]) == set(quantisation.layers)
