@@ -10,6 +10,7 @@ from refsam_trt.errors import BundleError
 from refsam_trt.families.base import TensorSpec
 from refsam_trt.graph_precision import count_dtypes, precision_problem, split_precision
 from refsam_trt.manifest import FileEntry, GraphEntry, Quantisation
+from refsam_trt.onnx_flops import count_flops
 from refsam_trt.onnx_reader import OnnxSummary, summarise_onnx
 from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
 
@@ -52,6 +53,7 @@ def check_graph(
             f"{path}: states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}"
         )
     _check_quantised(path, entry, summary, quantisation)
+    _check_nodes(path, "operations in", count_flops(path, summary, entry.spec), entry.flops)
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
     found = (_check_external(path, prefix, data, files) for data in summary.external_data)

@@ -1,8 +1,8 @@
 """What an .onnx file says of itself, read without the onnx package and without trusting it.
 
 Reads what a bundle is checked for: versions, tensors at the border, operators and where external
-data lies, and in which element types the nodes compute. Weights are skipped, shapes inside the
-graph are not checked.
+data lies, in which element types the nodes compute, and what the file says of shapes inside the
+graph. Weights are skipped.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from refsam_trt import limits
 from refsam_trt.errors import BundleError
 from refsam_trt.onnx_tensors import (
+    Dims,
     ExternalData,
     OnnxTensor,
     dtype_name,
     read_border_tensor,
+    read_dims,
     read_external_data,
     read_name_and_dtype,
 )
-from refsam_trt.onnx_types import OnnxNode, count_types
+from refsam_trt.onnx_types import OnnxNode, types_of
 from refsam_trt.protobuf_wire import Span, WireError, WireReader
 
 DEFAULT_DOMAIN = ""
@@ -43,8 +46,9 @@ class OnnxSummary:
 
     `opsets` gives the version per imported domain, `node_types` counts nodes by operator type
     (`domain:type` outside the default domain), `domains` are all that are imported, defined or
-    used. The default domain is written as the empty string. `typed_nodes` counts nodes by operator
-    type and by the element type of their first output (`onnx_types.UNKNOWN` where none is known).
+    used. The default domain is written as the empty string. `nodes` are all nodes, `dtypes` the
+    element type that each computes in (`onnx_types.UNKNOWN` where none is known), and `dims` the
+    shapes that the file tells: of inputs, outputs, weights and what lies between.
     """
 
     ir_version: int
@@ -54,7 +58,15 @@ class OnnxSummary:
     node_types: Counter[str]
     domains: frozenset[str]
     external_data: tuple[ExternalData, ...]
-    typed_nodes: Counter[tuple[str, str]]
+    nodes: tuple[OnnxNode, ...]
+    dtypes: tuple[str, ...]
+    dims: dict[str, Dims]
+
+    @property
+    def typed_nodes(self) -> Counter[tuple[str, str]]:
+        """How many nodes there are of each operator type and element type."""
+        types = (node.op_type for node in self.nodes)
+        return Counter(zip(types, self.dtypes, strict=True))
 
 
 def summarise_onnx(path: Path) -> OnnxSummary:
@@ -99,6 +111,15 @@ def _summarise(path: Path) -> OnnxSummary:
         return _Walker(data).summary()
 
 
+class _Attribute(NamedTuple):
+    """`declared` is the element type that it gives its node's outputs, empty for none."""
+
+    name: str
+    number: int
+    declared: str
+    equation: str
+
+
 class _Walker:
     """One walk over one model; collects while it descends, each occurrence of a field once more.
 
@@ -122,6 +143,7 @@ class _Walker:
         self._external: list[ExternalData] = []
         self._nodes: list[OnnxNode] = []
         self._known: dict[str, str] = {}
+        self._dims: dict[str, Dims] = {}
         self._num_name_bytes = 0
 
     def summary(self) -> OnnxSummary:
@@ -136,7 +158,9 @@ class _Walker:
             self._node_types,
             frozenset(self._domains),
             tuple(self._external),
-            count_types(self._nodes, {t.name: t.dtype for t in self._inputs} | self._known),
+            tuple(self._nodes),
+            tuple(types_of(self._nodes, {t.name: t.dtype for t in self._inputs} | self._known)),
+            self._dims,
         )
 
     def _model(self, span: Span) -> None:
@@ -192,21 +216,32 @@ class _Walker:
                 case 1:
                     self._node(self._wire.message(field), depth)
                 case 5:
-                    self._initializer(self._wire.message(field))
+                    self._initializer(self._wire.message(field), depth)
                 case 11 if depth == 0:
                     self._border(self._inputs, self._wire.message(field))
                 case 12 if depth == 0:
                     self._border(self._outputs, self._wire.message(field))
+                case 13 if depth == 0:
+                    self._inside(self._wire.message(field))
                 case 15:
                     self._sparse(self._wire.message(field))
 
     def _border(self, tensors: list[OnnxTensor], span: Span) -> None:
-        tensors.append(read_border_tensor(self._wire, span))
+        tensor = read_border_tensor(self._wire, span)
+        tensors.append(tensor)
+        if tensor.dims is not None:
+            self._dims[tensor.name] = tensor.dims
         if len(tensors) > limits.MAX_ONNX_TENSORS:
             raise WireError(f"more than {limits.MAX_ONNX_TENSORS} inputs or outputs")
 
+    def _inside(self, span: Span) -> None:
+        tensor = read_border_tensor(self._wire, span)
+        if tensor.dims is not None:
+            self._dims.setdefault(self._name(tensor.name), tensor.dims)
+
     def _node(self, span: Span, depth: int) -> None:
         op_type, domain, declared = "", DEFAULT_DOMAIN, ""
+        equation, is_transposed = "", False
         names: tuple[list[str], list[str]] = ([], [])
         for field in self._wire.fields(span):
             match field.number:
@@ -215,7 +250,10 @@ class _Walker:
                 case 4:
                     op_type = self._wire.text(field)
                 case 5:
-                    declared = self._attribute(self._wire.message(field), depth) or declared
+                    found = self._attribute(self._wire.message(field), depth)
+                    declared = found.declared or declared
+                    equation = found.equation or equation
+                    is_transposed = is_transposed or (found.name == "transA" and found.number == 1)
                 case 7:
                     domain = self._wire.text(field)
         domain = self._add_domain(domain)
@@ -223,19 +261,23 @@ class _Walker:
         self._node_types[op_type] += 1
         if len(self._node_types) > limits.MAX_ONNX_OPERATORS:
             raise WireError(f"more than {limits.MAX_ONNX_OPERATORS} different operator types")
-        self._nodes.append(OnnxNode(op_type, tuple(names[0]), tuple(names[1]), declared))
+        self._nodes.append(
+            OnnxNode(op_type, tuple(names[0]), tuple(names[1]), declared, equation, is_transposed)
+        )
         if len(self._nodes) > limits.MAX_ONNX_NODES:
             raise WireError(f"more than {limits.MAX_ONNX_NODES} nodes")
 
-    def _attribute(self, span: Span, depth: int) -> str:
-        """Walk an attribute; return the element type that it declares of its node's outputs."""
-        name, number, dtype = "", 0, ""
+    def _attribute(self, span: Span, depth: int) -> _Attribute:
+        """Walk an attribute; return what of it matters here."""
+        name, number, dtype, text = "", 0, "", None
         for field in self._wire.fields(span):
             match field.number:
                 case 1:
                     name = self._wire.text(field)
                 case 3:
                     number = self._wire.integer(field)
+                case 4:
+                    text = field
                 case 5 | 10:
                     _, dtype = self._tensor(self._wire.message(field))
                 case 6 | 11:
@@ -243,17 +285,22 @@ class _Walker:
                 case 22 | 23:
                     self._sparse(self._wire.message(field))
         if name == "to":
-            return dtype_name(number)
-        return dtype if name == "value" else _DECLARED.get(name, "")
+            dtype = dtype_name(number)
+        elif name != "value":
+            dtype = _DECLARED.get(name, "")
+        equation = self._wire.text(text) if text is not None and name == "equation" else ""
+        return _Attribute(name, number, dtype, equation)
 
     def _sparse(self, span: Span) -> None:
         for field in self._wire.fields(span):
             if field.number in (1, 2):
                 self._tensor(self._wire.message(field))
 
-    def _initializer(self, span: Span) -> None:
+    def _initializer(self, span: Span, depth: int) -> None:
         name, dtype = self._tensor(span)
         self._known[self._name(name)] = dtype
+        if depth == 0:
+            self._dims[name] = read_dims(self._wire, span)
 
     def _name(self, name: str) -> str:
         self._num_name_bytes += len(name)

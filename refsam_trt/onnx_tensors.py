@@ -29,6 +29,10 @@ _DTYPES = {
 }
 
 
+Dims = tuple[int | str | None, ...]
+"""A size, a symbol, or None where nothing is said, per dim."""
+
+
 @dataclass(frozen=True)
 class OnnxTensor:
     """An input or output of the graph. A dim is a size, a symbol, or None where nothing is said.
@@ -39,7 +43,7 @@ class OnnxTensor:
 
     name: str
     dtype: str
-    dims: tuple[int | str | None, ...] | None
+    dims: Dims | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,17 @@ def read_name_and_dtype(wire: WireReader, span: Span) -> tuple[str, str]:
     return name, dtype_name(elem_type)
 
 
+def read_dims(wire: WireReader, span: Span) -> tuple[int, ...]:
+    """Read the sizes of a TensorProto."""
+    dims: list[int] = []
+    for field in wire.fields(span):
+        if field.number == 1:
+            dims += wire.integers(field)
+            if len(dims) > limits.MAX_ONNX_DIMS:
+                raise WireError(f"a tensor of more than {limits.MAX_ONNX_DIMS} dims")
+    return tuple(dims)
+
+
 def read_external_data(wire: WireReader, span: Span) -> ExternalData | None:
     """Read where a TensorProto's bytes lie, or None for a tensor that holds them itself."""
     entries: dict[str, str] = {}
@@ -117,7 +132,7 @@ def _only(wire: WireReader, span: Span, number: int) -> Span | None:
     return found[0] if found else None
 
 
-def _dims(wire: WireReader, span: Span) -> tuple[int | str | None, ...]:
+def _dims(wire: WireReader, span: Span) -> Dims:
     dims: list[int | str | None] = []
     for dim in wire.fields(span):
         if dim.number != 1:
@@ -153,10 +168,12 @@ def _size(key: str, text: str) -> int:
 
 
 __all__ = [
+    "Dims",
     "ExternalData",
     "OnnxTensor",
     "dtype_name",
     "read_border_tensor",
+    "read_dims",
     "read_external_data",
     "read_name_and_dtype",
 ]

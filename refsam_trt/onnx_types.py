@@ -6,7 +6,6 @@ or wrong, and the operators' own rules suffice.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -21,13 +20,16 @@ class OnnxNode(NamedTuple):
     """One node, as far as types depend on it.
 
     `declared` is the type that an attribute names: of `Cast` its `to`, of `Constant` and
-    `ConstantOfShape` that of the value; else empty.
+    `ConstantOfShape` that of the value; else empty. `equation` is that of an `Einsum`, and
+    `is_transposed` says whether a `Gemm` transposes its first factor.
     """
 
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     declared: str
+    equation: str = ""
+    is_transposed: bool = False
 
 
 _FIXED = {
@@ -62,8 +64,8 @@ _DEFAULTS = {"ConstantOfShape": "float32", "QuantizeLinear": "uint8"}
 _INDEX_OUTPUTS = {("MaxPool", 1), ("TopK", 1)}
 
 
-def count_types(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> Counter[tuple[str, str]]:
-    """Count nodes by operator type and by the element type that they compute in.
+def types_of(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> list[str]:
+    """Return the element type that each node computes in.
 
     That is the type of their first output; but a product whose two factors come straight out of
     `DequantizeLinear` nodes of one type computes in that type, as every runtime that supports it
@@ -75,7 +77,7 @@ def count_types(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> Counter[
     """
     types = dict(known)
     stored: dict[str, str] = {}  # dequantised tensor -> type of what it was made from
-    found: Counter[tuple[str, str]] = Counter()
+    found: list[str] = []
     for node in nodes:
         dtype = _output_type(node, types)
         for index, name in enumerate(node.outputs):
@@ -85,7 +87,7 @@ def count_types(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> Counter[
         factors = {stored.get(name, UNKNOWN) for name in node.inputs[:2]}
         if node.op_type in PRODUCTS and len(factors) == 1 and factors != {UNKNOWN}:
             dtype = factors.pop()
-        found[node.op_type, dtype] += 1
+        found.append(dtype)
     return found
 
 
@@ -100,4 +102,4 @@ def _output_type(node: OnnxNode, types: Mapping[str, str]) -> str:
     return _DEFAULTS.get(node.op_type, UNKNOWN)
 
 
-__all__ = ["PRODUCTS", "UNKNOWN", "OnnxNode", "count_types"]
+__all__ = ["PRODUCTS", "UNKNOWN", "OnnxNode", "types_of"]

@@ -100,6 +100,20 @@ class WireReader:
             )
         return field.value - 2**64 if field.value >= 2**63 else field.value
 
+    def integers(self, field: Field) -> list[int]:
+        """Return what one field of repeated int64 holds: one of them, or many packed."""
+        if field.wire_type == VARINT:
+            return [self.integer(field)]
+        position, stop = self.message(field)
+        found = []
+        while position < stop:
+            self._num_fields += 1
+            if self._num_fields > self._max_fields:
+                raise WireError(f"more than {self._max_fields} fields")
+            value, position = self._varint(position, stop)
+            found.append(value - 2**64 if value >= 2**63 else value)
+        return found
+
     def text(self, field: Field) -> str:
         """Return the value of a field that holds a string."""
         start, stop = self.message(field)

@@ -16,6 +16,7 @@ import onnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from refsam_trt.families import refsam
+from refsam_trt.families.base import GraphSpec
 from refsam_trt.manifest import (
     SCHEMA_VERSION,
     FileEntry,
@@ -28,8 +29,11 @@ from refsam_trt.manifest import (
     Weights,
 )
 from refsam_trt.manifest import Tokenizer as TokenizerEntry
+from refsam_trt.onnx_flops import count_flops
+from refsam_trt.onnx_reader import summarise_onnx
 
 PAD_ID, END_ID, FIRST_BYTE_ID = 0, 1, 3
+_UNTOLD = {"score_map": "B", "rest": "N", "clean_rest": "N"}
 
 
 def make_bundle(
@@ -93,9 +97,39 @@ def make_variant(
         if name == refsam.TEXT_ENCODER and not text_encoder:
             continue
         file = f"{where}/{name}.onnx"
-        save_onnx(model, folder / file, external_data=external_data)
-        entries[name] = GraphEntry(file, spec, "fp32", *count_nodes(model), {"float32": 1})
+        save_onnx(with_shapes(model), folder / file, external_data=external_data)
+        entries[name] = entry_of(folder, file, spec, model)
     return Variant("fp32", "plain", split, (), fake_graphs.OPSET, entries)
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model telling the shape of every tensor, as exported ones do."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
+    for value in model.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("unk__"):  # what ONNX cannot tell
+                if value.name == "first":
+                    dim.dim_value = 1
+                else:
+                    dim.dim_param = _UNTOLD.get(value.name, "N+1")
+    return model
+
+
+def entry_of(folder: Path, file: str, spec: GraphSpec, model: onnx.ModelProto) -> GraphEntry:
+    """Return the manifest entry of a graph that was written."""
+    path = folder / file
+    flops = count_flops(path, summarise_onnx(path), spec)
+    return GraphEntry(file, spec, "fp32", *count_nodes(model), flops)
+
+
+def count_again(folder: Path, entry: dict[str, Any], model: onnx.ModelProto) -> None:
+    """Make an entry of a manifest tell of another model, which was written to its file."""
+    spec = msgspec.convert(entry["spec"], GraphSpec)
+    found = msgspec.to_builtins(entry_of(folder, entry["file"], spec, model))
+    entry |= {name: found[name] for name in ("node_types", "node_dtypes", "flops")}
 
 
 def count_nodes(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, int]]:
@@ -103,7 +137,7 @@ def count_nodes(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, int]]
 
     The types are those that ONNX's own shape inference tells.
     """
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = with_shapes(model).graph
     values = [*graph.input, *graph.value_info, *graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     counts: tuple[dict[str, int], dict[str, int]] = ({}, {})

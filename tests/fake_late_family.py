@@ -17,7 +17,7 @@ from refsam_trt.backends.base import Buffer
 from refsam_trt.errors import StateError
 from refsam_trt.families.adapter import FamilyParts, RawFrame
 from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.manifest import GraphEntry, Variant
+from refsam_trt.manifest import Variant
 
 FAMILY = "late"
 NUM_PROPOSALS, LOW_RES = 3, 8
@@ -70,10 +70,9 @@ def make_late_bundle(folder: Path) -> Path:
             for key, value in _CONSTANTS.items()
             if key in body
         )
-        onnx.save_model(model, folder / f"graphs/{name}.onnx")
+        onnx.save_model(fake_bundle.with_shapes(model), folder / f"graphs/{name}.onnx")
         spec = GraphSpec(_tensors(model.graph.input), _tensors(model.graph.output))
-        counts = fake_bundle.count_nodes(model)
-        entries[name] = GraphEntry(f"graphs/{name}.onnx", spec, "fp32", *counts, {})
+        entries[name] = fake_bundle.entry_of(folder, f"graphs/{name}.onnx", spec, model)
     variant = Variant("fp32", "plain", "whole", (), 20, entries)
     manifest |= {
         "family": FAMILY,

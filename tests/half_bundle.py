@@ -20,12 +20,12 @@ def make_half_precision(folder: Path) -> Path:
             if name != TEXT_ENCODER:  # sines of large numbers: fp32 inside
                 _halve(model.graph)
             _cast_borders(model.graph, inside=name == TEXT_ENCODER)
-            onnx.save_model(model, folder / entry["file"])
+            onnx.save_model(fake_bundle.with_shapes(model), folder / entry["file"])
             entry["precision"] = "fp16"
-            entry["node_types"], entry["node_dtypes"] = fake_bundle.count_nodes(model)
             for tensor in (*entry["spec"]["inputs"], *entry["spec"]["outputs"]):
                 if tensor["dtype"] == "float32" and tensor["name"] != "image":
                     tensor["dtype"] = "float16"
+            fake_bundle.count_again(folder, entry, model)
     fake_bundle.rewrite_manifest(folder, manifest)
     fake_bundle.refresh_files(folder)
     return folder

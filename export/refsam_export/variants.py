@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from refsam_export.flops import count_flops
 from refsam_export.graphs import build_graphs
 from refsam_export.model.refsam import RefSam
 from refsam_export.onnx_export import OPSET, export_graph
@@ -21,6 +20,7 @@ from refsam_trt.families.base import GraphSpec
 from refsam_trt.families.refsam import Split
 from refsam_trt.graph_precision import count_dtypes
 from refsam_trt.manifest import GraphEntry, Variant
+from refsam_trt.onnx_flops import count_flops
 from refsam_trt.onnx_reader import summarise_onnx
 
 
@@ -112,8 +112,9 @@ def graph_entry(
 
     `node_types` is what `export_graph` returned.
     """
-    dtypes = count_dtypes(summarise_onnx(path).typed_nodes)
-    return GraphEntry(file, spec, precision, node_types, dtypes, count_flops(path, spec))
+    summary = summarise_onnx(path)
+    dtypes = count_dtypes(summary.typed_nodes)
+    return GraphEntry(file, spec, precision, node_types, dtypes, count_flops(path, summary, spec))
 
 
 def _storage(form: GraphForm, graphs: Mapping[str, GraphEntry]) -> str | None:

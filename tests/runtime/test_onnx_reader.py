@@ -114,6 +114,9 @@ def expected_summary(model: onnx.ModelProto) -> OnnxSummary:
             info.name, DTYPES[tensor.elem_type], dims if tensor.HasField("shape") else None
         )
 
+    told = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    dims = {t.name: t.dims for t in map(border, told) if t.dims is not None}
+    dims |= {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     return OnnxSummary(
         model.ir_version,
         {plain(opset.domain): opset.version for opset in model.opset_import},
@@ -136,7 +139,9 @@ def expected_summary(model: onnx.ModelProto) -> OnnxSummary:
             )
             for entry in entries
         ),
-        Counter(),  # types have tests of their own
+        (),  # nodes and types have tests of their own
+        (),
+        dims,
     )
 
 
@@ -151,7 +156,7 @@ def assert_same(found: OnnxSummary, expected: OnnxSummary) -> None:
         return entry.location
 
     assert sorted(found.external_data, key=order) == sorted(expected.external_data, key=order)
-    for name in ("ir_version", "opsets", "inputs", "outputs", "node_types", "domains"):
+    for name in ("ir_version", "opsets", "inputs", "outputs", "node_types", "domains", "dims"):
         assert getattr(found, name) == getattr(expected, name), name
 
 
@@ -174,6 +179,7 @@ def test_agrees_with_onnx_on_graphs_as_in_a_bundle(tmp_path: Path, split: str):
     for model, _ in fake_graphs.make_graphs(32, 2, split).values():
         path = tmp_path / "graph.onnx"
         by_operator, by_type = fake_bundle.count_nodes(model)
+        model = fake_bundle.with_shapes(model)
         onnx.save_model(model, path, save_as_external_data=True, location="d", size_threshold=0)
         saved = onnx.load(path, load_external_data=False)
         found = summarise_onnx(path)

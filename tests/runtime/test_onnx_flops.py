@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser, shape_inference
 
-from refsam_export.flops import count_flops
-from refsam_trt.errors import InternalError
+from refsam_trt.errors import BundleError
 from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.onnx_flops import count_flops
+from refsam_trt.onnx_reader import summarise_onnx
 
 TEXT = """<ir_version: 10, opset_import: ["" : 20]>
 g (float[M, 2, 8, 8] image) => (float[M, 6, 4] out)
@@ -51,6 +52,10 @@ def graph(tmp_path: Path) -> tuple[Path, GraphSpec]:
     return path, spec
 
 
+def counted(path: Path, spec: GraphSpec) -> dict[str, int]:
+    return count_flops(path, summarise_onnx(path), spec)
+
+
 def test_products_count_twice_their_terms_and_others_once_a_value(
     graph: tuple[Path, GraphSpec],
 ) -> None:
@@ -58,7 +63,7 @@ def test_products_count_twice_their_terms_and_others_once_a_value(
     up = 2 * (4 * 2 * 2) * (6 * 2 * 2)
     gemm, einsum = 2 * (4 * 5) * 4, 2 * 4 * 4 * 4
     matmul, softmax = 2 * (4 * 4) * 4, 4 * 4
-    assert count_flops(*graph) == {
+    assert counted(*graph) == {
         "float16": matmul + softmax,
         "float32": conv + up + gemm + einsum,
     }
@@ -73,15 +78,47 @@ def test_symbolic_sizes(graph: tuple[Path, GraphSpec], dim: str, size: int) -> N
     (soft,) = (value for value in model.graph.value_info if value.name == "soft")
     soft.type.tensor_type.shape.dim[1].dim_param = dim
     onnx.save_model(model, path)
-    assert count_flops(path, spec)["float16"] == 2 * (4 * 4) * 4 + size * 4
+    assert counted(path, spec)["float16"] == 2 * (4 * 4) * 4 + size * 4
 
 
 @pytest.mark.parametrize("dim", ["unk__3", "num_n // 2", ""])
-def test_an_unknown_shape_is_a_bug(graph: tuple[Path, GraphSpec], dim: str) -> None:
+def test_an_unknown_shape_is_refused(graph: tuple[Path, GraphSpec], dim: str) -> None:
     path, spec = graph
     model = onnx.load(path)
     (soft,) = (value for value in model.graph.value_info if value.name == "soft")
     soft.type.tensor_type.shape.dim[1].dim_param = dim
     onnx.save_model(model, path)
-    with pytest.raises(InternalError, match="no shape known of soft, at the Softmax node"):
-        count_flops(path, spec)
+    with pytest.raises(BundleError, match="no shape known of soft, at the Softmax node"):
+        counted(path, spec)
+
+
+@pytest.mark.parametrize("change", ["rank", "einsum", "rank of einsum"])
+def test_shapes_that_an_operator_cannot_take_are_refused(
+    graph: tuple[Path, GraphSpec], change: str
+) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    values = {value.name: value for value in model.graph.value_info}
+    (einsum,) = (node for node in model.graph.node if node.op_type == "Einsum")
+    if change == "rank":
+        values["turned"].type.tensor_type.shape.ClearField("dim")
+    elif change == "einsum":
+        einsum.attribute[0].s = b"bqk->bqk"
+    else:
+        einsum.attribute[0].s = b"bqk,bd->bqd"
+    onnx.save_model(model, path)
+    node = "MatMul" if change == "rank" else "Einsum"
+    with pytest.raises(BundleError, match=f"a {node} node of tensors whose shapes it cannot take"):
+        counted(path, spec)
+
+
+def test_a_transposed_gemm_sums_over_its_rows(graph: tuple[Path, GraphSpec]) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    (gemm,) = (node for node in model.graph.node if node.op_type == "Gemm")
+    before = counted(path, spec)["float32"]
+    gemm.attribute.append(onnx.helper.make_attribute("transA", 1))
+    values = {value.name: value for value in model.graph.value_info}
+    values["rows"].type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save_model(model, path)
+    assert counted(path, spec)["float32"] == before + 2 * (4 * 5) * (7 - 4)
