@@ -62,7 +62,8 @@ def load(
         precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`; None takes what the bundle has if that
             is one, or fp32.
         plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
-        num_threads: CPU threads inside one graph run; None is the backend's default.
+        num_threads: CPU threads inside one graph run, which GPUs refuse; None is the backend's
+            default.
         expect_id: refuse every bundle but this one.
         verify: `full` hashes every file now; `deferred` hashes each when it is first used.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class TimedBackend:
     def load(self, path: Path, spec: GraphSpec) -> Graph:
         """Load a graph; its runs count as a stage named after the file."""
         return _TimedGraph(self._backend.load(path, spec), path.stem, self._stopwatch)
+
+    def new_stream(self) -> AbstractContextManager[Any]:
+        """Return a stream of the other backend."""
+        return self._backend.new_stream()
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Buffer:
         """Return a new buffer."""

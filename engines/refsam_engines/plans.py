@@ -157,9 +157,7 @@ class _Work:
         if self._flavour.is_rtx:
             self.headers.append(read_rtx_header(target))
         graph_id = self._bundle.content_id(entry.file)
-        return PlanEntry(
-            target.name, graph_id, entry.precision, entry.spec, profiles, report
-        )
+        return PlanEntry(target.name, graph_id, entry.precision, entry.spec, profiles, report)
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +81,7 @@ class Graph(Protocol):
 class Backend(Protocol):
     """A device with its runtime library. May be shared by threads.
 
-    Streams live inside: calls of one thread take effect in order, and `download` waits for them.
+    Streams live inside: calls on one stream take effect in order, and `download` waits for them.
     """
 
     @property
@@ -102,6 +103,13 @@ class Backend(Protocol):
             BackendError: unreadable, other tensors than `spec`, or a dtype unknown here.
         """
 
+    def new_stream(self) -> AbstractContextManager[Any]:
+        """Return a stream: what any thread does inside it takes effect in order.
+
+        May be entered again and again, by one thread at a time. Outside of all streams, calls of
+        one thread take effect in order.
+        """
+
     def empty(self, shape: Sequence[int], dtype: DType) -> Buffer:
         """Return a new buffer with undefined content."""
 
@@ -112,7 +120,7 @@ class Backend(Protocol):
         """
 
     def download(self, buffer: Buffer) -> np.ndarray:
-        """Return a copy on the host, after waiting for the work of this thread."""
+        """Return a copy on the host, after waiting for the work of this stream."""
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy device to device; same shape and dtype, no shared memory."""

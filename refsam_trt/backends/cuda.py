@@ -1,9 +1,9 @@
-"""CUDA through cuda-core: one GPU, a stream per thread, memory, transfers, captured graphs.
+"""CUDA through cuda-core: one GPU, streams, memory, transfers, captured graphs.
 
 The only module that knows cuda-core. Nothing here has run on a GPU yet (README, hardware table).
 
 Ordering: every transfer waits for its end, so whatever lies on the GPU may be used by any thread.
-Only work that is enqueued runs on, in the order of its thread's stream; `download` waits for it.
+Only work that is enqueued runs on, in the order of its stream; `download` waits for it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class DeviceView:
 
 
 class CudaDevice:
-    """One GPU. May be shared by threads; each gets a stream of its own.
+    """One GPU. May be shared by threads; each has a stream of its own beside those it enters.
 
     Args:
         index: of the GPU, as the driver counts them.
@@ -88,17 +88,30 @@ class CudaDevice:
 
     @property
     def stream(self) -> Any:
-        """The stream of this thread, made when it is first asked for; the GPU becomes current."""
-        if not hasattr(self._local, "stream"):
-            with device_errors("making a stream"):
-                self._device.set_current()
-                self._local.stream = self._device.create_stream()
-                self._local.staging = None
-        return self._local.stream
+        """The stream that was entered last, else that of this thread; the GPU becomes current."""
+        local = self._thread()
+        if local.entered:
+            return local.entered[-1]
+        if local.own is None:
+            local.own = self._new_stream()
+        return local.own
+
+    def new_stream(self) -> OwnStream:
+        """Return a stream that belongs to no thread."""
+        self._thread()
+        return OwnStream(self, self._new_stream())
+
+    def enter(self, stream: Any) -> None:
+        """Let this thread work on a stream until it leaves it."""
+        self._thread().entered.append(stream)
+
+    def leave(self) -> None:
+        """Go back to the stream before."""
+        self._thread().entered.pop()
 
     @property
     def stream_handle(self) -> int:
-        """Address of this thread's stream."""
+        """Address of the stream."""
         return int(self.stream.handle)
 
     def free_bytes(self) -> int:
@@ -132,7 +145,7 @@ class CudaDevice:
             self.stream.sync()
 
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a host copy, after waiting for this thread's work."""
+        """Return a host copy, after waiting for the work of this stream."""
         num_bytes = int(np.prod(shape)) * dtype.itemsize
         if num_bytes == 0:
             return np.empty(shape, dtype)
@@ -152,7 +165,7 @@ class CudaDevice:
             self.stream.sync()
 
     def sync(self) -> None:
-        """Wait for everything that this thread enqueued."""
+        """Wait for everything that was put on this stream."""
         with device_errors("waiting"):
             self.stream.sync()
 
@@ -206,16 +219,43 @@ class CudaDevice:
 
         Free again as soon as the transfer is waited for.
         """
-        kept = self._local.staging if self.stream and self._local.staging else None
+        local = self._thread()
+        kept = local.staging
         if kept is None or kept.size < num_bytes:
             kept = self._pinned.allocate(num_bytes, stream=self.stream)
-            self._local.staging = kept
+            local.staging = kept
         address = int(kept.handle)
         raw = (ctypes.c_uint8 * num_bytes).from_address(address)
         return self._region(address, num_bytes, kept), np.ctypeslib.as_array(raw)
 
+    def _thread(self) -> Any:
+        """Return what this thread has for itself; the GPU becomes current there."""
+        local = self._local
+        if not hasattr(local, "entered"):
+            with device_errors("making the GPU current"):
+                self._device.set_current()
+            local.entered, local.own, local.staging = [], None, None
+        return local
+
+    def _new_stream(self) -> Any:
+        with device_errors("making a stream"):
+            return self._device.create_stream()
+
     def _region(self, address: int, num_bytes: int, owner: Any) -> Any:
         return self._core.Buffer.from_handle(address, num_bytes, owner=owner)
+
+
+class OwnStream:
+    """A stream of whoever made it; a context manager that one thread at a time enters."""
+
+    def __init__(self, device: CudaDevice, stream: Any) -> None:
+        self._device, self._stream = device, stream
+
+    def __enter__(self) -> None:
+        self._device.enter(self._stream)
+
+    def __exit__(self, *_: object) -> None:
+        self._device.leave()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
-from refsam_trt.backends.cuda import CudaDevice
+from refsam_trt.backends.cuda import CudaDevice, OwnStream
 from refsam_trt.errors import InternalError
 from refsam_trt.families.base import DType
 
@@ -46,6 +46,10 @@ class CudaMemory:
         self.device = device
         self.transfers = Transfers()
 
+    def new_stream(self) -> OwnStream:
+        """Return a stream that any thread may enter, one at a time."""
+        return self.device.new_stream()
+
     def empty(self, shape: Sequence[int], dtype: DType) -> CudaBuffer:
         """Return a new buffer with undefined content."""
         sizes = tuple(shape)
@@ -62,7 +66,7 @@ class CudaMemory:
         return target
 
     def download(self, buffer: Buffer) -> np.ndarray:
-        """Return a copy on the host, after waiting for the work of this thread."""
+        """Return a copy on the host, after waiting for the work of this stream."""
         source = cuda_buffer(buffer)
         dtype = numpy_dtype(source.dtype, source.device)
         array = self.device.download(source.address, source.shape, dtype)
@@ -91,7 +95,7 @@ class CudaMemory:
         return CudaBuffer(self.device.name, view.address, view.shape, dtype, view)
 
     def close(self) -> None:
-        """Wait for this thread's work; memory goes with the last reference."""
+        """Wait for this stream's work; memory goes with the last reference."""
         self.device.sync()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,6 +93,10 @@ class FakeBackend:
     def load(self, path: Path, spec: GraphSpec) -> FakeGraph:
         """Load an ONNX file."""
         return FakeGraph(self._ort.load(path, spec))
+
+    def new_stream(self) -> nullcontext[None]:
+        """Return nothing to enter: every call is done when it returns."""
+        return nullcontext()
 
     def empty(self, shape: Sequence[int], dtype: DType) -> FakeBuffer:
         """Return a new, poisoned buffer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,10 @@ class OrtCpuBackend:
         check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
         check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
         return OrtGraph(path, session, spec)
+
+    def new_stream(self) -> nullcontext[None]:
+        """Return nothing to enter: every call is done when it returns."""
+        return nullcontext()
 
     def empty(self, shape: Sequence[int], dtype: DType) -> OrtBuffer:
         """Return a new buffer with undefined content."""

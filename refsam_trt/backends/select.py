@@ -24,6 +24,8 @@ _NONE_ON_CPUS = {
     "bf16": "ONNX Runtime has no bf16 matrix product or addition for CPUs",
     "fp8": "ONNX Runtime has no fp8 matrix product for CPUs",
 }
+_ON_CPUS = ("ort-cpu", "fake")
+
 REFUSED_PRECISIONS = {"ort-cpu": _NONE_ON_CPUS, "fake": _NONE_ON_CPUS}
 """Per backend, the precisions that it cannot run, and why."""
 
@@ -65,19 +67,21 @@ def open_backend(
     Args:
         name: a backend, which is then used or refused but never replaced; or `auto`, which takes
             the first of `AUTO_ORDER` that opens and logs why the ones before it were skipped.
-        num_threads: threads inside one graph run on a CPU; None is the backend's default.
+        num_threads: threads inside one graph run on a CPU, which GPUs refuse; None is the
+            backend's default.
         plans: to run instead of graphs, on the backend that they were built for.
         precision: of the graphs that it is to run; None if any will do.
 
     Raises:
         PlanError: the plans are not for this machine.
-        UsageError: plans of another backend than the one asked for, or none for one that needs it.
+        UsageError: plans of another backend than the one asked for, or none for one that needs it;
+            `num_threads` for a GPU.
         BackendError: an unknown name, one that cannot run that precision, or nothing in
             `AUTO_ORDER` opened.
         MissingExtraError: the named backend's library is not installed.
     """
     if plans is not None:
-        return _open_plans(name, plans)
+        return _open_plans(name, plans, num_threads)
     if name != AUTO:
         return _open(name, num_threads, precision)
     reasons = []
@@ -90,13 +94,14 @@ def open_backend(
     raise BackendError(f"no backend works on this machine: {'; '.join(reasons)}")
 
 
-def _open_plans(name: str, plans: Plans) -> Backend:
+def _open_plans(name: str, plans: Plans, num_threads: int | None) -> Backend:
     needed = plans.manifest.builder.backend
     if name not in (AUTO, needed):
         raise UsageError(
             f"{plans.folder}: plans for backend {needed}, asked for was {name}; ask for {needed}, "
             "or leave the plans out"
         )
+    _refuse_threads(needed, num_threads)
     from refsam_trt.backends.trt import TrtBackend
 
     return TrtBackend(plans, _marks())
@@ -124,4 +129,14 @@ def _open(name: str, num_threads: int | None, precision: str | None) -> Backend:
             f"backend {name} cannot run {precision} graphs: {reason}; choose an fp32 or fp16 "
             "variant of the bundle (precision=...), or another backend"
         )
+    if name not in _ON_CPUS:
+        _refuse_threads(name, num_threads)
     return _BACKENDS[name](num_threads)
+
+
+def _refuse_threads(name: str, num_threads: int | None) -> None:
+    if num_threads is not None:
+        raise UsageError(
+            f"num_threads={num_threads}: backend {name} computes on a GPU and has no use for CPU "
+            "threads; leave it out (--threads)"
+        )

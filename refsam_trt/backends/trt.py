@@ -76,13 +76,14 @@ class TrtBackend(CudaMemory):
         plan = path.read_bytes()
         command = self._plans.manifest.build_command
         with self._lock:
+            since = len(self.log.lines)
             if self.flavour.is_rtx:
                 rtx.check_validity(self.flavour, self._runtime, path, plan, command)
             trt_engine = self._runtime.deserialize_cuda_engine(plan)
         if trt_engine is None:
             raise PlanDamagedError(
                 f"{path}: {self.name} {self.flavour.version} refuses this plan: "
-                f"{self.log.errors()}; build the plans again: {command}"
+                f"{self.log.errors(since)}; build the plans again: {command}"
             )
         graph = TrtGraph(self, path, trt_engine, spec)
         self._self_tests.check(self, graph, self._plans, name)
@@ -111,7 +112,7 @@ class TrtGraph:
 
 
 class TrtContext:
-    """Runs a plan for one session, on the stream of the thread that calls.
+    """Runs a plan for one session, on the stream that the caller has entered.
 
     A captured graph holds addresses and shapes. Whatever comes a second time is captured and from
     then on launched as one; anything else is enqueued as it is. TensorRT-RTX captures by itself.
@@ -171,13 +172,14 @@ class TrtContext:
 
     def _new_context(self) -> Any:
         graph, flavour = self._graph, self._graph.backend.flavour
+        since = len(graph.backend.log.lines)
         if flavour.is_rtx:
             return rtx.new_context(flavour, graph.trt_engine, graph.backend.log)
         strategy = flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         trt_context = graph.trt_engine.create_execution_context(strategy)
         if trt_context is None:
             raise PlanMemoryError(
-                f"{graph.path}: no execution context ({graph.backend.log.errors()}); free GPU "
+                f"{graph.path}: no execution context ({graph.backend.log.errors(since)}); free GPU "
                 "memory, or build smaller plans with refsam-build --max-expressions NUMBER"
             )
         scratch: Any = self._scratch
@@ -198,7 +200,7 @@ class _Slot:
         """Set shapes and addresses, and keep the buffers."""
         self.captured = None
         self._buffers = buffers
-        trt_context = self._trt_context
+        trt_context, since = self._trt_context, len(self._graph.backend.log.lines)
         for name, buffer in buffers.items():
             if name in inputs and not trt_context.set_input_shape(name, buffer.shape):
                 raise BackendError(
@@ -206,18 +208,19 @@ class _Slot:
                     "was built for; build it with larger --max-expressions or --max-words"
                 )
             if not trt_context.set_tensor_address(name, buffer.address):
-                raise self._failed(f"refused the address of {name}")
+                raise self._failed(f"refused the address of {name}", since)
 
     def enqueue(self, stream_handle: int) -> None:
         """Put the work on a stream."""
+        since = len(self._graph.backend.log.lines)
         with device_errors("running a plan"):
             if not self._trt_context.execute_async_v3(stream_handle):
-                raise self._failed("could not be run")
+                raise self._failed("could not be run", since)
 
-    def _failed(self, what: str) -> BackendError:
+    def _failed(self, what: str, since: int) -> BackendError:
         backend = self._graph.backend
         return BackendError(
-            f"{self._graph.path}: {what} by {backend.name}: {backend.log.errors()}; run "
+            f"{self._graph.path}: {what} by {backend.name}: {backend.log.errors(since)}; run "
             "refsam-doctor"
         )
 

@@ -39,9 +39,10 @@ class TrtLog:
         found = [match for _, text in self.lines if (match := pattern.search(text))]
         return int(found[-1].group(1)) if found else None
 
-    def errors(self) -> str:
-        """Return the first error messages as one text for our own."""
-        return "; ".join(self.of("ERROR")[:_NUM_SHOWN]) or "it gave no reason"
+    def errors(self, since: int = 0) -> str:
+        """Return the first error messages from line `since` on, as one text for our own."""
+        found = dict.fromkeys(text for kind, text in self.lines[since:] if kind == "ERROR")
+        return "; ".join(list(found)[:_NUM_SHOWN]) or "it gave no reason"
 
 
 def make_logger(flavour: Flavour, log: TrtLog) -> Any:

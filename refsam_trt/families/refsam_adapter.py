@@ -15,8 +15,9 @@ import numpy as np
 from refsam_trt.backends.base import Buffer, numpy_dtype
 from refsam_trt.errors import StateError
 from refsam_trt.families import refsam
-from refsam_trt.families.adapter import FamilyParts, RawFrame
+from refsam_trt.families.adapter import FamilyParts, RawFrame, VideoAdapter
 from refsam_trt.families.base import TensorSpec
+from refsam_trt.families.streamed import StreamedVideo
 from refsam_trt.manifest import GraphEntry
 from refsam_trt.state import TrackState
 from refsam_trt.text import TextCache, TextEmbedding, TextEncoder, Tokenizer
@@ -38,9 +39,9 @@ class RefsamFamily:
         self.text_inputs = tuple(t for t in scoped if t.name != _WORD_MASK)
         self.text_encoder = _text_encoder(parts, self.text_inputs)
 
-    def open_video(self) -> RefsamVideo:
-        """Return a new, empty video."""
-        return RefsamVideo(self)
+    def open_video(self) -> VideoAdapter:
+        """Return a new, empty video with a stream of its own."""
+        return StreamedVideo(self.backend, lambda: RefsamVideo(self))
 
     def close(self) -> None:
         """Give up the text graph and the cached embeddings; the rest goes with its last user."""

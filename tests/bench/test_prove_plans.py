@@ -1,7 +1,7 @@
 import pytest
 
 from refsam_bench.prove import STEPS
-from refsam_bench.prove_plans import BOUNDS, Bound, failures
+from refsam_bench.prove_plans import BOUNDS, Bound, failures, official_failures
 from refsam_trt.plan_manifest import GraphReport
 
 BOUND = Bound(num_fused_attention=12, activation_bytes=150)
@@ -25,6 +25,13 @@ def test_the_large_presets_have_steps():
     assert {"plans-vitb", "plans-vith"} <= STEPS.keys()
     assert BOUNDS["vitb"] == Bound(12, 150_000_000)
     assert BOUNDS["vith"] == Bound(32, 195_000_000)
+
+
+def test_sam_s_own_attention_is_expected_not_to_be_fused():
+    assert official_failures({"image_encoder": report(0, 12, 1)}) == []
+    (line,) = official_failures({"image_encoder": report(1, 12, 1)})
+    assert line == "image_encoder: SAM's own attention fused in 1 blocks, 0 expected"
+    assert official_failures({"image_encoder": report(None, 12, 1)})
 
 
 def test_all_is_well():

@@ -1,8 +1,10 @@
 """The CUDA module on a stand-in whose streams run as late as they may."""
 
+import ctypes
 import importlib
 import sys
 import threading
+from typing import Any
 
 import fake_cuda
 import numpy as np
@@ -93,6 +95,43 @@ def test_every_thread_has_a_stream_of_its_own(memory: CudaMemory):
     thread.start()
     thread.join()
     assert len(set(found.values())) == 2
+
+
+def test_a_stream_of_its_own_goes_from_thread_to_thread(memory: CudaMemory):
+    """Work that one thread put on it is done when another one downloads from it."""
+    own, other = memory.new_stream(), memory.new_stream()
+    buffer = memory.upload(np.zeros(4, np.float32))
+    handles: dict[str, int] = {}
+
+    def begin() -> None:
+        with own:
+            handles["begun"] = memory.device.stream_handle
+            fake_cuda.enqueue(memory.device.stream_handle, lambda: _fill(buffer, 7.0))
+            with other:
+                handles["other"] = memory.device.stream_handle
+            assert memory.device.stream_handle == handles["begun"]
+        handles["thread"] = memory.device.stream_handle
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert memory.download(buffer).tolist() == [0.0] * 4  # on this thread's stream: not waited for
+    with own:
+        handles["gone on"] = memory.device.stream_handle
+        assert memory.download(buffer).tolist() == [7.0] * 4
+    assert handles["begun"] == handles["gone on"]
+    assert len({handles[name] for name in ("begun", "other", "thread")}) == 3
+
+
+def test_a_stream_is_left_after_an_error(memory: CudaMemory):
+    before = memory.device.stream_handle
+    with pytest.raises(ValueError, match="mine"), memory.new_stream():
+        raise ValueError("mine")
+    assert memory.device.stream_handle == before
+
+
+def _fill(buffer: Any, value: float) -> None:
+    (ctypes.c_float * 4).from_address(buffer.address)[:] = [value] * 4
 
 
 def test_no_room_is_an_error_of_its_own(cuda: fake_cuda.FakeCuda, memory: CudaMemory):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fake_tensorrt import fake_tensorrt
 import refsam_trt
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_trt import probe
+from refsam_trt.backends.trt import TrtContext
 from refsam_trt.errors import (
     BackendError,
     ExpressionError,
@@ -69,6 +71,52 @@ def logits(engine: refsam_trt.Engine) -> list[np.ndarray]:
                 video.remove_expression(first)
             found += [result.low_res_logits for result in video.step(frame)]
     return found
+
+
+def test_sessions_have_streams_of_their_own_whichever_thread_drives_them(
+    engine: refsam_trt.Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """Two sessions in turn, then the first one in another thread, on late streams."""
+    used: list[int] = []
+    run = TrtContext.run
+
+    def noted(self, inputs, outputs):
+        used.append(self._graph.backend.device.stream_handle)
+        run(self, inputs, outputs)
+
+    expected = [results[0].low_res_logits for results in in_one_thread(engine)]
+    monkeypatch.setattr(TrtContext, "run", noted)
+    first, second = engine.open_video(), engine.open_video()
+    for video in (first, second):
+        video.add_expression("a dog")
+    used.clear()
+    found = []
+    for frame in frames(2):
+        found.append(first.step(frame)[0].low_res_logits)
+        second.step(frame)
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(lambda: [first.step(frame) for frame in frames(4)[2:]]).result()
+    found += [results[0].low_res_logits for results in later]
+    one, two = used[0], used[2]
+    assert one != two
+    assert used == [one, one, two, two] * 2 + [one] * 4
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    first.close()
+    second.close()
+
+
+def in_one_thread(engine: refsam_trt.Engine) -> list[refsam_trt.FrameResults]:
+    with engine.open_video() as video:
+        video.add_expression("a dog")
+        return [video.step(frame) for frame in frames(4)]
+
+
+def test_gpus_refuse_cpu_threads(plans: Path, bundle: Path):
+    with pytest.raises(UsageError, match="num_threads=2: backend tensorrt computes on a GPU"):
+        refsam_trt.load(bundle, plans=plans, num_threads=2)
+    with pytest.raises(UsageError, match="num_threads=2: backend ort-cuda computes on a GPU"):
+        refsam_trt.load(bundle, backend="ort-cuda", num_threads=2)
 
 
 def test_a_session_on_plans_gives_what_the_graphs_give(engine: refsam_trt.Engine, bundle: Path):

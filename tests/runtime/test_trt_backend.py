@@ -322,6 +322,7 @@ def test_sizes_that_no_profile_has_and_failures_are_told(plans: Plans, trt: Any)
         "was built for; build it with larger --max-expressions or --max-words"
     )
     trt.fails_to_run = True
+    backend.log.lines.append(("ERROR", "of another plan, long ago"))
     with pytest.raises(
         BackendError, match="could not be run by tensorrt: it gave no reason; run r"
     ):
