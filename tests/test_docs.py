@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import fake_bundle
@@ -116,7 +117,49 @@ def test_figures_of_the_readme_are_those_of_the_result_files():
         sizes = [extras[name]["installed_mb"] for name in ("cpu", "cpu,video")]
         expected.append(f"{sizes[0]:.0f} / {sizes[1]:.0f} MB")
         expected.append(f"{extras['cpu']['first_mask_s']:.2f} s")
+    expected += precision_figures(results)
     assert not [figure for figure in expected if figure not in readme]
+
+
+def precision_figures(results: dict[str, Any]) -> list[str]:
+    """Return what the README says of fp16, bf16 and int8, as the result files have it."""
+    found = []
+    for preset in ("nano", "vitb"):
+        gate = results[f"int8-speed-{preset}"]["gate"]["speedup"]
+        found.append(f"{gate['p50']:.2f} times as fast as in fp32")
+        peaks = results[f"calibration-memory-{preset}"]["peak_mib"]
+        few, many = sorted(peaks, key=int)
+        found.append(
+            f"`{preset}` {peaks[few]:.0f} MiB with {few}{' frames' if preset == 'vitb' else ''}, "
+            f"{peaks[many]:.0f} MiB with {many}"
+        )
+    found.append(f"(p10 {gate['p10']:.2f}, p90 {gate['p90']:.2f})")
+    forms = results["calibration-forms-vitb"]["forms"].values()
+    errors = ", ".join(f"{form['relative_error']:.4f}" for form in forms)
+    ious = ", ".join(f"{form['mean_mask_iou']:.3f}" for form in forms)
+    found.append(f"relative error {errors}; mask IoU {ious}")
+    (half,) = (
+        variant["rounded"]
+        for variant in results["half-vitb"]["variants"].values()
+        if variant["precision"] == "fp16"
+    )
+    found.append(
+        f"relative error at most {half['max_graph_error']:.4f} per graph, "
+        f"{half['max_chain_error']:.4f} over the chain, mask IoU at least "
+        f"{half['min_mask_iou']:.3f}"
+    )
+    for precision in ("fp16", "bf16"):
+        rounded = results[f"{precision}-videos-nano"]["rounded"]
+        found.append(f"{rounded['mean_mask_iou']:.4f} in the mean, J&F unchanged")
+        assert abs(rounded["jf_drop_points"]) < 0.05
+    worst = results["fp16-videos-nano"]["rounded"]["min_mask_iou"]
+    found.append(f"the worst of 3200 frames {worst:.3f}")
+    for preset in ("vitb", "vith"):
+        encoder = results[f"plans-{preset}"]["graphs"]["image_encoder"]
+        fused, total = encoder["num_fused_attention"], encoder["num_attention"]
+        megabytes = encoder["activation_bytes"] / 1e6
+        found.append(f"{fused} of {total} blocks, {megabytes:.0f} MB")
+    return found
 
 
 def unproven() -> dict[str, set[str]]:

@@ -35,11 +35,11 @@ PREFERRED_BASE = dict.fromkeys((AUTO, "ort-cpu", "fake"), _FP32_FIRST)
 `DEFAULT_BASE`: on CPUs, ONNX Runtime has integer kernels between fp32 nodes only."""
 DEFAULT_BASE = ("fp16", "fp32")
 
-PREFERRED_ATTENTION: dict[str, tuple[str, ...]] = {}
-"""Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`."""
+PREFERRED_ATTENTION = dict.fromkeys((AUTO, "ort-cpu", "fake"), ("bias", "augmented", "reference"))
+"""Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`: CPUs fuse
+none, so that wider products cost more than they save (docs/precision.md)."""
 DEFAULT_ATTENTION = ("augmented", "bias", "reference")
-"""`augmented` is what TensorRT fuses with the least memory, and the fastest on ONNX Runtime's CPU
-provider; see docs/precision.md."""
+"""`augmented` is what TensorRT fuses with the least memory; see docs/precision.md."""
 
 
 def _ort_cuda(num_threads: int | None) -> Backend:

@@ -134,9 +134,11 @@ def test_a_variant_is_chosen_by_precision_and_by_what_suits_the_backend(
             return engine.variant
 
     assert chosen(precision="fp16") == chosen(variant="half", precision="fp16") == "half"
-    assert chosen() == chosen(precision="fp32") == "augmented"
-    monkeypatch.setitem(select.PREFERRED_ATTENTION, "ort-cpu", ("bias",))
-    assert chosen() == "bias"
+    assert chosen() == chosen(precision="fp32") == "bias"
+    monkeypatch.setitem(select.PREFERRED_ATTENTION, "ort-cpu", ("augmented",))
+    assert chosen() == "augmented"
+    assert chosen(backend="fake") == "bias"
+    monkeypatch.delitem(select.PREFERRED_ATTENTION, "fake")
     assert chosen(backend="fake") == "augmented"
     with pytest.raises(UsageError, match="variant 'half' is fp16, not fp32; leave one of the two"):
         chosen(variant="half", precision="fp32")
