@@ -1,7 +1,8 @@
 """Quantised image encoders of random weights, for what does not depend on them: speed and plans.
 
-A program: `python -m refsam_calibration.trial speed|plans PRESET ...` prints one JSON object; it is
-what `make prove` runs. All layers are quantised, adapters too, with the ranges of one frame.
+A program: `python -m refsam_calibration.trial speed|adapters|plans PRESET ...` prints one JSON
+object; it is what `make prove` runs. All layers are quantised, adapters too, with the ranges of one
+frame.
 """
 
 from __future__ import annotations
@@ -96,6 +97,42 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
     }
 
 
+def adapter_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, Any]:
+    """Time the int8 image encoder with adapters in int8 and in fp32, in turn, on ONNX Runtime.
+
+    Args:
+        preset: of the model.
+        num_rounds: that count, after one that does not.
+        num_threads: inside a graph run.
+    """
+    model, image = _model_and_image(preset)
+    ranges = _ranges(model, image)
+    layers = quantisable_layers(model.config)
+    chosen = {
+        "int8 adapters": ranges,
+        "fp32 adapters": {n: r for n, r in ranges.items() if layers[n].kind != "adapter"},
+    }
+    spec = specs_of(model, "optimised")[IMAGE_ENCODER]
+    backend = OrtCpuBackend(num_threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        forms = {}
+        for name, some in chosen.items():
+            path = Path(scratch) / f"{name.replace(' ', '-')}.onnx"
+            _write(model, some, preset, FORMS[1], "int8", path)
+            forms[name] = _call(backend, path, spec, image)
+        del model
+        seconds = time_in_turn(forms, num_rounds)
+    gate = judge(seconds, "int8 adapters")
+    return {
+        "preset": preset,
+        "random_weights": True,
+        "num_layers": {name: len(some) for name, some in chosen.items()},
+        "forms": {name: asdict(row) for name, row in summaries(seconds).items()},
+        "speedup": gate.speedup,
+        "environment": environment(num_threads),
+    }
+
+
 def rtx_plan(preset: str, stated: str) -> dict[str, Any]:
     """Build the quantised image encoder with TensorRT-RTX; return what the plan is made of.
 
@@ -173,10 +210,12 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["speed", preset, num_rounds, num_threads]:
             found = encoder_speed(preset, int(num_rounds), int(num_threads))
+        case ["adapters", preset, num_rounds, num_threads]:
+            found = adapter_speed(preset, int(num_rounds), int(num_threads))
         case ["plans", preset, stated]:
             found = rtx_plan(preset, stated)
         case _:
-            sys.exit("usage: speed PRESET ROUNDS THREADS, or plans PRESET PRECISION")
+            sys.exit("usage: speed|adapters PRESET ROUNDS THREADS, or plans PRESET PRECISION")
     print(json.dumps(found))
 
 

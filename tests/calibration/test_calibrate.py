@@ -18,6 +18,8 @@ from refsam_calibration import cli, judge, measure
 from refsam_calibration.judge import Judge
 from refsam_calibration.report import to_json
 from refsam_calibration.request import CalibrateRequest
+from refsam_calibration.units import choose_units
+from refsam_export.model.config import preset
 from refsam_trt.bundle import open_bundle
 from refsam_trt.progress import Progress
 
@@ -216,6 +218,30 @@ def test_a_budget_that_the_search_cannot_meet_ends_with_1_and_no_bundle(run, tmp
     )
     assert all(name in ended.message for name in NAMES)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_breaks_the_budget_is_left_out_of_the_bundle(run, tmp_path, costs):
+    """Two of three units fit: their layers are quantised in both bases, the third one's are not."""
+    costs.update({"1": 0.1, "2": 0.2, "3": 9.0})
+    ended = run("--max-jf-drop-points", "0.5", "--json")
+    found = summary(ended)
+    (left_out,) = found["search"]["left_out"]
+    assert sorted([*found["search"]["chosen"], left_out]) == NAMES
+    opened = open_bundle(tmp_path / "out")
+    quantisation = opened.manifest.quantisation
+    assert quantisation is not None
+    units = {unit.name: unit.layers for unit in choose_units(preset("tiny"), NAMES)}
+    kept = {layer for name in found["search"]["chosen"] for layer in units[name]}
+    assert set(quantisation.layers) == kept
+    shares = {unit.name: unit.share for unit in choose_units(preset("tiny"), NAMES)}
+    assert found["search"]["share"] == pytest.approx(
+        sum(shares.values()) - shares[left_out], rel=1e-6
+    )
+    for variant in opened.manifest.variants.values():
+        if variant.precision == "int8":
+            entry = variant.graphs["image_encoder"]
+            assert entry.node_types["QuantizeLinear"] == len(kept)
+            assert entry.node_dtypes["int8"] >= len(kept)
 
 
 def test_a_verification_that_fails_ends_with_1_and_no_bundle(run, tmp_path, costs):

@@ -4,7 +4,7 @@ import pytest
 from rtx_probe import needs_rtx
 
 from refsam_calibration.layers import quantisable_layers
-from refsam_calibration.trial import FORMS, encoder_speed, main, rtx_plan
+from refsam_calibration.trial import FORMS, adapter_speed, encoder_speed, main, rtx_plan
 from refsam_export.model.config import preset
 
 NUM_LAYERS = len(quantisable_layers(preset("tiny")))
@@ -23,6 +23,18 @@ def test_all_forms_are_timed_and_the_best_of_each_precision_is_judged():
     assert gate["is_worth_shipping"] == (gate["speedup"]["p50"] >= 1.15)
 
 
+def test_adapters_are_timed_in_int8_and_in_fp32():
+    found = adapter_speed("tiny", num_rounds=2, num_threads=1)
+    adapters = [x for x in quantisable_layers(preset("tiny")).values() if x.kind == "adapter"]
+    assert adapters
+    assert found["num_layers"] == {
+        "int8 adapters": NUM_LAYERS,
+        "fp32 adapters": NUM_LAYERS - len(adapters),
+    }
+    assert all(row["num_samples"] == 2 for row in found["forms"].values())
+    assert set(found["speedup"]) == {"p10", "p50", "p90"}
+
+
 @needs_rtx
 def test_a_plan_quantises_every_layer():
     found = rtx_plan("tiny", "int8-fp16")
@@ -31,5 +43,7 @@ def test_a_plan_quantises_every_layer():
 
 
 def test_unknown_arguments_are_refused():
-    with pytest.raises(SystemExit, match="usage: speed PRESET ROUNDS THREADS, or plans PRESET"):
+    with pytest.raises(
+        SystemExit, match=r"usage: speed\|adapters PRESET ROUNDS THREADS, or plans PRESET"
+    ):
         main(["fast", "nano"])
