@@ -3,9 +3,11 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from quantised import quantised_bundle
 from reported import reported
@@ -158,6 +160,22 @@ def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: Report)
     changed["candidates"][0]["quantised_share"] = 0.27
     html = render_page(Report(changed, report.pictures))
     assert f'<dt>{words}</dt><dd><data value="0.27">27.0</data></dd>' in html
+    assert "<dt>layers in eight bits</dt>" not in html
+
+
+@pytest.mark.parametrize(
+    ("left_out", "told"),
+    [
+        ([], "all that may be"),
+        (["blocks.3.qkv", "blocks.<b>"], "mixed: all but blocks.3.qkv, blocks.&lt;b&gt;"),
+    ],
+)
+def test_the_card_tells_int8_from_mixed_precision(report: Report, left_out: list[str], told: str):
+    assert [side["left_out"] for side in report.record["candidates"]] == [None, None]
+    changed = copy.deepcopy(report.record)
+    changed["candidates"][0] |= {"quantised_share": 0.27, "left_out": left_out}
+    html = render_page(Report(changed, report.pictures))
+    assert f"<dt>layers in eight bits</dt><dd>{told}</dd>" in html
 
 
 def test_every_precision_is_a_side_but_one_int8_of_two_bases(
@@ -174,5 +192,11 @@ def test_every_precision_is_a_side_but_one_int8_of_two_bases(
     flops = made.manifest.variants[sides[2].variant].graphs["image_encoder"].flops
     share = flops["int8"] / (flops["int8"] + flops["float32"])
     assert [side.quantised_share for side in sides] == [None, None, share]
+    assert [side.left_out for side in sides] == [None, None, None]  # its record does not tell
+    searched = {"share": 0.9, "left_out": ["blocks.3.qkv"]}
+    quantisation = msgspec.structs.replace(made.manifest.quantisation, record={"search": searched})
+    manifest = msgspec.structs.replace(made.manifest, quantisation=quantisation)
+    mixed = replace(sides[2], bundle=replace(made, manifest=manifest))
+    assert mixed.left_out == ["blocks.3.qkv"]
     _, sides = find_sides(ReportRequest((made.folder,), tmp_path / "r.html", backend="ort-cuda"))
     assert sides[2].variant == "int8-fp16-augmented-optimised"

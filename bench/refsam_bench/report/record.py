@@ -74,6 +74,7 @@ def candidate_entry(
         "split": variant.split,
         "weight_storage": variant.weight_storage,
         "quantised_share": candidate.quantised_share,
+        "left_out": candidate.left_out,
         "backend": backend,
         "random_weights": candidate.has_random_weights,
         "size_bytes": candidate.size_bytes,

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 import refsam_trt
+from refsam_bench.report.quantisation import quantisation_entry
 from refsam_bench.report.request import ReportRequest
 from refsam_bench.trackers import EngineTracker, ReferenceTracker
 from refsam_trt.bundle import Bundle, open_bundle
@@ -60,6 +61,15 @@ class Candidate:
             if quantised:
                 return graph.flops[quantised] / sum(graph.flops.values())
         return None
+
+    @property
+    def left_out(self) -> list[str] | None:
+        """Units that calibration left in the base's type: some make it mixed precision.
+
+        None where nothing is quantised, or where the bundle does not tell.
+        """
+        entry = quantisation_entry(self.bundle) if self.quantised_share is not None else None
+        return None if entry is None else entry["left_out"]
 
 
 @dataclass(frozen=True)
