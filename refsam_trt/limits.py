@@ -23,6 +23,8 @@ MAX_ONNX_DEPTH = 24
 MAX_ONNX_TENSORS = 256
 """Inputs, and outputs, of a graph."""
 MAX_ONNX_DIMS = 16
+MAX_ONNX_DIM_LENGTH = 128
+"""Characters of a symbolic dim, such as `4*num_n + 4`."""
 MAX_ONNX_OPERATORS = 1024
 """Different operator types, and different operator domains, of one .onnx file."""
 MAX_ONNX_NODES = 100_000

@@ -51,6 +51,9 @@ _MOVES = frozenset(
 _COUNTED = frozenset({"float32", "float16", "bfloat16", "int8", "float8_e4m3fn"})
 """Integers of 64 bits and truth values are sizes and masks."""
 
+_LARGEST = 2**63 - 1
+"""Of a size, and of the operations of one node: more is no tensor."""
+
 _Shape = tuple[int, ...]
 
 
@@ -82,10 +85,11 @@ class _Shapes:
         sizes = {symbol: SIZES.get(symbol, 1) for symbol in symbols}
         # As the contract writes them, and as the exporter does inside a graph.
         self._sizes = sizes | {f"num_{name.lower()}": size for name, size in sizes.items()}
+        self._known: dict[str, int | None] = {}
 
     def of(self, name: str, node: OnnxNode) -> _Shape:
         """Return the shape of a tensor at a node."""
-        sizes = [self._size(dim) for dim in self._dims.get(name, (None,))]
+        sizes = [self._bounded(dim) for dim in self._dims.get(name, (None,))]
         if None in sizes:
             raise BundleError(
                 f"{self._path}: no shape known of {name}, at the {node.op_type} node, so that its "
@@ -100,10 +104,18 @@ class _Shapes:
             "the bundle anew with refsam-export"
         )
 
-    def _size(self, dim: int | str | None) -> int | None:
-        """Return the size of a dim such as 8, `num_n + 1` or `4*num_n + 4`; None if it has none."""
-        if not isinstance(dim, str):
-            return dim
+    def _bounded(self, dim: int | str | None) -> int | None:
+        """Return the size of a dim, None if it has none that a tensor can have."""
+        if isinstance(dim, str):
+            if dim not in self._known:
+                self._known[dim] = self._size(dim)
+            size = self._known[dim]
+        else:
+            size = dim
+        return size if size is not None and 0 <= size <= _LARGEST else None
+
+    def _size(self, dim: str) -> int | None:
+        """Return the size of a dim such as `num_n + 1` or `4*num_n + 4`; None if it has none."""
         total = 0
         for term in dim.split("+"):
             factors = [factor.strip() for factor in term.split("*")]
@@ -120,9 +132,12 @@ def _number(text: str) -> int | None:
 
 def _flops(node: OnnxNode, shapes: _Shapes) -> int:
     try:
-        return _counted(node, shapes)
+        found = _counted(node, shapes)
     except (IndexError, ValueError) as error:
         raise shapes.wrong(node) from error
+    if found > _LARGEST:
+        raise shapes.wrong(node)
+    return found
 
 
 def _counted(node: OnnxNode, shapes: _Shapes) -> int:

@@ -27,7 +27,7 @@ from refsam_trt.onnx_tensors import (
     read_name_and_dtype,
 )
 from refsam_trt.onnx_types import OnnxNode, types_of
-from refsam_trt.protobuf_wire import Span, WireError, WireReader
+from refsam_trt.protobuf_wire import Field, Span, WireError, WireReader
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIAS = "ai.onnx"
@@ -227,7 +227,7 @@ class _Walker:
                     self._sparse(self._wire.message(field))
 
     def _border(self, tensors: list[OnnxTensor], span: Span) -> None:
-        tensor = read_border_tensor(self._wire, span)
+        tensor = self._told(span)
         tensors.append(tensor)
         if tensor.dims is not None:
             self._dims[tensor.name] = tensor.dims
@@ -235,9 +235,17 @@ class _Walker:
             raise WireError(f"more than {limits.MAX_ONNX_TENSORS} inputs or outputs")
 
     def _inside(self, span: Span) -> None:
-        tensor = read_border_tensor(self._wire, span)
+        tensor = self._told(span)
         if tensor.dims is not None:
-            self._dims.setdefault(self._name(tensor.name), tensor.dims)
+            self._dims.setdefault(tensor.name, tensor.dims)
+
+    def _told(self, span: Span) -> OnnxTensor:
+        """Read what the file tells of a tensor; its text counts among the names."""
+        tensor = read_border_tensor(self._wire, span)
+        for text in (tensor.name, *(tensor.dims or ())):
+            if isinstance(text, str):
+                self._name(text)
+        return tensor
 
     def _node(self, span: Span, depth: int) -> None:
         op_type, domain, declared = "", DEFAULT_DOMAIN, ""
@@ -284,12 +292,12 @@ class _Walker:
                     self._graph(self._wire.message(field), depth + 1)
                 case 22 | 23:
                     self._sparse(self._wire.message(field))
-        if name == "to":
-            dtype = dtype_name(number)
-        elif name != "value":
-            dtype = _DECLARED.get(name, "")
-        equation = self._wire.text(text) if text is not None and name == "equation" else ""
-        return _Attribute(name, number, dtype, equation)
+        declared = {"to": dtype_name(number), "value": dtype}.get(name, _DECLARED.get(name, ""))
+        equation = self._equation(text) if name == "equation" else ""
+        return _Attribute(name, number, declared, equation)
+
+    def _equation(self, text: Field | None) -> str:
+        return "" if text is None else self._name(self._wire.text(text))
 
     def _sparse(self, span: Span) -> None:
         for field in self._wire.fields(span):

@@ -144,6 +144,8 @@ def _dims(wire: WireReader, span: Span) -> Dims:
                     value = wire.integer(field)
                 case 2:
                     value = wire.text(field) or None
+                    if value is not None and len(value) > limits.MAX_ONNX_DIM_LENGTH:
+                        raise WireError(f"a dim of {len(value)} characters")
         dims.append(value)
         if len(dims) > limits.MAX_ONNX_DIMS:
             raise WireError(f"a tensor of more than {limits.MAX_ONNX_DIMS} dims")

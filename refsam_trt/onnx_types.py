@@ -1,7 +1,7 @@
 """Element types inside an ONNX graph, derived from its inputs, its weights and its operators.
 
-What a file claims about the tensors between its nodes (`value_info`) is not read: it may be absent
-or wrong, and the operators' own rules suffice.
+What a file claims about the types of tensors between its nodes (`value_info`) is not used: it may
+be absent or wrong, and the operators' own rules suffice.
 """
 
 from __future__ import annotations

@@ -77,6 +77,11 @@ class Plans:
                     f"{self.folder}: the plan of graph {name!r} has other tensors than variant "
                     f"{manifest.variant!r} of the bundle; {manifest.build_command}"
                 )
+            if graph.precision != entry.precision:
+                raise PlanDamagedError(
+                    f"{self.folder}: the plan of graph {name!r} calls itself {entry.precision}, "
+                    f"the bundle's graph is {graph.precision}; {manifest.build_command}"
+                )
             if bundle.content_id(graph.file) != entry.graph_id:
                 raise PlanDamagedError(
                     f"{self.folder}: the plan of graph {name!r} was built from graph "

@@ -116,6 +116,7 @@ class FakeCuda:
     def _view(self, array: Any, stream_ptr: int) -> Any:
         interface = array.__cuda_array_interface__
         assert stream_ptr in _QUEUES
+        enqueue(stream_ptr, array.finish)  # what its own library has still to do to it
         return SimpleNamespace(
             ptr=interface["data"][0],
             shape=interface["shape"],
@@ -127,13 +128,22 @@ class FakeCuda:
 
 
 class GpuArray:
-    """Another library's array on the fake GPU, by `__cuda_array_interface__`."""
+    """Another library's array on the fake GPU, by `__cuda_array_interface__`.
+
+    That library has not computed it yet: `finish` does, put on a stream that waits for it.
+    """
 
     def __init__(self, array: np.ndarray, device_id: int = 0) -> None:
         self.array = array
         self.device_id = device_id
         self.shape = array.shape
         self.element_strides: tuple[int, ...] | None = None
+        self._content = array.copy()
+        array[...] = 0
+
+    def finish(self) -> None:
+        """Compute the array."""
+        self.array[...] = self._content
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

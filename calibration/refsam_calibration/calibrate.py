@@ -66,7 +66,8 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     """Do what is asked for; the new bundle is written whole or not at all.
 
     Raises:
-        AccuracyGateError: the budget cannot be met; nothing is written then.
+        AccuracyGateError: the budget cannot be met, or fp16 does not hold the smoothed model's
+            values; nothing is written then.
         RefsamError: anything that cannot be used, by name.
     """
     request.check_output()
@@ -102,6 +103,10 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     done = Calibrated(bundle.bundle_id, is_random, ranges, path)
     if _stops(request, "ranges"):
         return done
+    if request.stop_after == "bundle":  # before what takes longest
+        form = quantised_form(bundle, "fp16")
+        with display.steps("fp16 range", digest[1]) as steps:
+            done = replace(done, fp16_range=audit_half(loaded.model, form, videos, steps.update))
     judges = [
         Judge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
         for opened, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
@@ -115,9 +120,6 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     if _stops(request, "search"):
         return done
     done = replace(done, verified=_verify(request, judges[2], found))
-    form = quantised_form(bundle, "fp16")
-    with display.steps("fp16 range", digest[1]) as steps:
-        done = replace(done, fp16_range=audit_half(loaded.model, form, videos, steps.update))
     return replace(done, output_id=_write(request, bundle, loaded, done, clips))
 
 

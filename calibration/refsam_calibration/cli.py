@@ -119,7 +119,8 @@ def command(
     within the budget is sought on other videos and verified once on yet others. Interrupt it
     whenever you like: the same command goes on where it stopped.
 
-    Exit codes: 0 done, 1 the budget cannot be met (no bundle is written), 2 unusable input.
+    Exit codes: 0 done, 1 the budget cannot be met or fp16 does not hold the values (no bundle is
+    written), 2 unusable input.
     """
     import torch
 

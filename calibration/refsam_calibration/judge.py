@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +27,7 @@ from refsam_calibration.fake_quantisation import fake_quantised
 from refsam_calibration.journal import Journal
 from refsam_calibration.ranges import Ranges, model_sha256
 from refsam_export.checkpoint import LoadedModel
+from refsam_trt.errors import DatasetError
 
 NUM_WORST = 5
 
@@ -88,19 +90,38 @@ def files_digest(annotated: AnnotatedSet, folder: Path) -> str:
     """Return a SHA-256 of names, sizes and times of change of a data set's files.
 
     What was judged on files that changed since is judged anew. "" for synthetic videos.
+
+    Raises:
+        DatasetError: a file that cannot be read, such as a link to nothing.
     """
     if isinstance(annotated, SyntheticSet):
         return ""
     root = folder / annotated.root
     split = "valid" if isinstance(annotated, RefDavisSet) else annotated.split
     digest = hashlib.sha256()
-    for part in (root / split, root / "meta_expressions" / split):
-        for path in sorted(part.rglob("*")):
-            facts = path.stat()
-            if not path.is_dir():
+    try:
+        for part in (root / split, root / "meta_expressions" / split):
+            for path in sorted(_files(part)):
+                facts = path.stat()
                 name = path.relative_to(root).as_posix()
                 digest.update(f"{name}\n{facts.st_size}\n{facts.st_mtime_ns}\n".encode())
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename}: cannot be read ({error.strerror}); restore the data set's files"
+        ) from error
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, links followed, each folder once."""
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name) for name in names)
 
 
 class Judge:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class CudaDevice:
             self._device = core.Device(index)
             self._pinned = core.LegacyPinnedMemoryResource()
         self._local = threading.local()
+        self._own_streams: weakref.WeakSet[OwnStream] = weakref.WeakSet()
 
     @property
     def stream(self) -> Any:
@@ -99,7 +101,9 @@ class CudaDevice:
     def new_stream(self) -> OwnStream:
         """Return a stream that belongs to no thread."""
         self._thread()
-        return OwnStream(self, self._new_stream())
+        made = OwnStream(self, self._new_stream())
+        self._own_streams.add(made)
+        return made
 
     def enter(self, stream: Any) -> None:
         """Let this thread work on a stream until it leaves it."""
@@ -169,6 +173,13 @@ class CudaDevice:
         with device_errors("waiting"):
             self.stream.sync()
 
+    def sync_all(self) -> None:
+        """Wait for everything on this thread's stream and on all of `new_stream`."""
+        for stream in list(self._own_streams):
+            with stream:
+                self.sync()
+        self.sync()
+
     def capture(self, enqueue: Callable[[int], None]) -> Any:
         """Return a graph of the work that `enqueue` puts on the stream it is given, not run yet.
 
@@ -203,6 +214,7 @@ class CudaDevice:
         utils = _imported("cuda.core.utils")
         with device_errors("reading an array on the GPU"):
             view = utils.StridedMemoryView.from_any_interface(array, stream_ptr=self.stream_handle)
+            self.stream.sync()  # the array may be read on another stream than this one
         shape, dtype = tuple(view.shape), np.dtype(view.dtype)
         where = f"cuda:{view.device_id}" if view.is_device_accessible else "the host"
         if where != self.name:

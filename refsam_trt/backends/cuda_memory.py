@@ -95,8 +95,8 @@ class CudaMemory:
         return CudaBuffer(self.device.name, view.address, view.shape, dtype, view)
 
     def close(self) -> None:
-        """Wait for this stream's work; memory goes with the last reference."""
-        self.device.sync()
+        """Wait for the work of all streams; memory goes with the last reference."""
+        self.device.sync_all()
 
 
 def cuda_buffer(buffer: Buffer) -> CudaBuffer:

@@ -66,13 +66,14 @@ def new_context(flavour: Flavour, trt_engine: Any, log: TrtLog) -> Any:
     Raises:
         PlanMemoryError: there is no room for it.
     """
+    since = len(log.lines)
     runtime_config = trt_engine.create_runtime_config()
     runtime_config.cuda_graph_strategy = flavour.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     trt_context = trt_engine.create_execution_context(runtime_config)
     if trt_context is None:
         raise PlanMemoryError(
-            f"{flavour.backend}: no execution context ({log.errors()}); free GPU memory, close "
-            "sessions, or build smaller plans with refsam-build --max-expressions NUMBER"
+            f"{flavour.backend}: no execution context ({log.errors(since)}); free GPU memory, "
+            "close sessions, or build smaller plans with refsam-build --max-expressions NUMBER"
         )
     return trt_context
 

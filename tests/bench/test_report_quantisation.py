@@ -166,7 +166,7 @@ def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: Report)
 @pytest.mark.parametrize(
     ("left_out", "told"),
     [
-        ([], "all that may be"),
+        ([], "all that were offered"),
         (["blocks.3.qkv", "blocks.<b>"], "mixed: all but blocks.3.qkv, blocks.&lt;b&gt;"),
     ],
 )

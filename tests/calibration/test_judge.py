@@ -17,6 +17,7 @@ from refsam_calibration.fake_quantisation import fake_quantised
 from refsam_calibration.judge import NUM_WORST, Judge, files_digest, open_set
 from refsam_calibration.measure import measure_ranges
 from refsam_calibration.videos import digest_of, open_videos
+from refsam_trt.errors import DatasetError
 from refsam_trt.progress import Progress
 
 SET = SyntheticSet(seed=890_000, num_videos=2, slices=("attribute", "size"))
@@ -138,6 +139,23 @@ def test_folders_are_judged_like_synthetic_videos(calibrated, tmp_path, annotate
     mask = next((tmp_path / "set" / "valid" / "Annotations").rglob("00001.png"))
     os.utime(mask, ns=(0, 0))  # an edited file, of the same size even
     assert not opened().is_known(LAYERS)
+
+
+def test_files_behind_links_count_and_dangling_ones_are_refused(tmp_path):
+    annotated = RefYoutubeVosSet(root="set", split="valid")
+    write_ref_davis(
+        tmp_path / "set", seed=7, slice="attribute", num_videos=1, num_frames=3, size_hw=(64, 96)
+    )
+    images = tmp_path / "set" / "valid" / "JPEGImages"
+    images.rename(tmp_path / "elsewhere")
+    images.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(images)  # a loop
+    before = files_digest(annotated, tmp_path)
+    os.utime(next((tmp_path / "elsewhere").rglob("00001.jpg")), ns=(0, 0))
+    assert files_digest(annotated, tmp_path) != before
+    (tmp_path / "set" / "valid" / "lost").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match=r"lost: cannot be read \(No such file or directory\)"):
+        files_digest(annotated, tmp_path)
 
 
 def test_folders_are_opened_relative_to_the_file_of_clips(tmp_path):

@@ -177,6 +177,13 @@ def test_plans_of_another_bundle_are_refused(plans: Plans, copy: Path, bundle_fo
     changed = msgspec.structs.replace(entry, graph_id="1" * 64)
     graphs = {**plans.manifest.graphs, "image_encoder": changed}
     change_manifest(copy, bundle_id=bundle.bundle_id, graphs=graphs)
+    for precision in ("fp8", "x"):  # what a self-test allows depends on it
+        other = msgspec.structs.replace(entry, precision=precision)
+        change_manifest(copy, graphs={**plans.manifest.graphs, "image_encoder": other})
+        told = f"'image_encoder' calls itself {precision}, the bundle's graph is fp32"
+        with pytest.raises(PlanDamagedError, match=told):
+            open_plans(copy).check_bundle(bundle)
+    change_manifest(copy, graphs=graphs)
     with pytest.raises(PlanDamagedError, match=f"was built from graph {'1' * 64}, the bundle has"):
         open_plans(copy).check_bundle(bundle)
     change_manifest(copy, graphs=plans.manifest.graphs, variant="other")

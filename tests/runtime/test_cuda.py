@@ -123,6 +123,23 @@ def test_a_stream_of_its_own_goes_from_thread_to_thread(memory: CudaMemory):
     assert len({handles[name] for name in ("begun", "other", "thread")}) == 3
 
 
+def test_an_array_of_another_library_is_computed_before_any_stream_reads_it(memory: CudaMemory):
+    frame = fake_cuda.GpuArray(np.arange(4, dtype=np.float32))
+    adopted = memory.adopt(frame)  # outside of the session's stream, as a session does
+    with memory.new_stream():
+        assert memory.download(adopted).tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_closing_waits_for_all_streams(memory: CudaMemory):
+    done = []
+    own = memory.new_stream()
+    with own:
+        fake_cuda.enqueue(memory.device.stream_handle, lambda: done.append("own"))
+    fake_cuda.enqueue(memory.device.stream_handle, lambda: done.append("thread's"))
+    memory.close()
+    assert sorted(done) == ["own", "thread's"]
+
+
 def test_a_stream_is_left_after_an_error(memory: CudaMemory):
     before = memory.device.stream_handle
     with pytest.raises(ValueError, match="mine"), memory.new_stream():

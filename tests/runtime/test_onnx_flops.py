@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, parser, shape_inference
+from onnx import helper, numpy_helper, parser, shape_inference
 
+from refsam_trt import onnx_flops
 from refsam_trt.errors import BundleError
 from refsam_trt.families.base import GraphSpec, TensorSpec
 from refsam_trt.onnx_flops import count_flops
@@ -81,7 +82,9 @@ def test_symbolic_sizes(graph: tuple[Path, GraphSpec], dim: str, size: int) -> N
     assert counted(path, spec)["float16"] == 2 * (4 * 4) * 4 + size * 4
 
 
-@pytest.mark.parametrize("dim", ["unk__3", "num_n // 2", ""])
+@pytest.mark.parametrize(
+    "dim", ["unk__3", "num_n // 2", "", "9999999999999999999*9", "9223372036854775807 + 1", "-1"]
+)
 def test_an_unknown_shape_is_refused(graph: tuple[Path, GraphSpec], dim: str) -> None:
     path, spec = graph
     model = onnx.load(path)
@@ -117,8 +120,77 @@ def test_a_transposed_gemm_sums_over_its_rows(graph: tuple[Path, GraphSpec]) -> 
     model = onnx.load(path)
     (gemm,) = (node for node in model.graph.node if node.op_type == "Gemm")
     before = counted(path, spec)["float32"]
-    gemm.attribute.append(onnx.helper.make_attribute("transA", 1))
+    gemm.attribute.append(onnx.helper.make_attribute("transA", 0))
+    onnx.save_model(model, path)
+    assert counted(path, spec)["float32"] == before
+    gemm.attribute[-1].i = 1
     values = {value.name: value for value in model.graph.value_info}
     values["rows"].type.tensor_type.shape.dim[0].dim_value = 7
     onnx.save_model(model, path)
     assert counted(path, spec)["float32"] == before + 2 * (4 * 5) * (7 - 4)
+
+
+def test_a_negative_size_is_none(graph: tuple[Path, GraphSpec]) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    (soft,) = (value for value in model.graph.value_info if value.name == "soft")
+    soft.type.tensor_type.shape.dim[1].dim_value = -4
+    onnx.save_model(model, path)
+    with pytest.raises(BundleError, match="no shape known of soft"):
+        counted(path, spec)
+
+
+def test_more_operations_than_any_tensor_has_are_refused(graph: tuple[Path, GraphSpec]) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    (soft,) = (value for value in model.graph.value_info if value.name == "soft")
+    for dim in soft.type.tensor_type.shape.dim:
+        dim.dim_value = 2**40
+    onnx.save_model(model, path)
+    with pytest.raises(BundleError, match="a Softmax node of tensors whose shapes it cannot take"):
+        counted(path, spec)
+
+
+def test_a_dim_is_parsed_once(graph: tuple[Path, GraphSpec], monkeypatch) -> None:
+    path, spec = graph
+    model = onnx.load(path)
+    values = {value.name: value for value in model.graph.value_info}
+    for name in ("turned", "scores", "soft"):
+        values[name].type.tensor_type.shape.dim[0].dim_param = "num_n + 3"
+    onnx.save_model(model, path)
+    parsed = []
+    parse = onnx_flops._Shapes._size
+    monkeypatch.setattr(
+        onnx_flops._Shapes, "_size", lambda self, dim: parsed.append(dim) or parse(self, dim)
+    )
+    counted(path, spec)
+    assert parsed == ["num_n + 3"]
+
+
+def test_a_weight_has_the_shape_of_its_values_and_of_two_claims_the_first_counts(
+    graph: tuple[Path, GraphSpec],
+) -> None:
+    path, spec = graph
+    expected = counted(path, spec)
+    model = onnx.load(path)
+    claims = [helper.make_tensor_value_info(name, 1, [99, 99]) for name in ("gemm_w", "soft")]
+    model.graph.value_info.extend(claims)
+    onnx.save_model(model, path)
+    assert counted(path, spec) == expected
+
+
+def test_weights_of_subgraphs_hide_nothing(graph: tuple[Path, GraphSpec]) -> None:
+    path, spec = graph
+    expected = counted(path, spec)
+    model = onnx.load(path)
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["gemm_w"], ["v"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("v", 1, [99])],
+        [numpy_helper.from_array(np.ones((99, 99), np.float32), "gemm_w")],
+        value_info=[helper.make_tensor_value_info("soft", 10, [99, 99])],
+    )
+    model.graph.node[0].attribute.append(helper.make_attribute("body", inner))
+    onnx.save_model(model, path)
+    assert counted(path, spec) == expected

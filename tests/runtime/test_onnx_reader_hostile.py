@@ -129,3 +129,46 @@ def test_refuses_what_is_no_file(tmp_path: Path):
     ]:
         with pytest.raises(BundleError, match=problem):
             summarise_onnx(path)
+
+
+def weight(dims: bytes) -> bytes:
+    return OPSET + block(7, block(5, dims + block(8, b"w")))
+
+
+def test_sizes_of_weights_are_read_packed_and_one_by_one(tmp_path: Path):
+    packed = block(1, varint(3) + varint(300)) + varint(1 << 3) + varint(7)
+    assert summarise_onnx(write(tmp_path, weight(packed))).dims == {"w": (3, 300, 7)}
+    with pytest.raises(BundleError, match="a number is cut off at byte"):
+        summarise_onnx(write(tmp_path, weight(block(1, b"\x03\x80"))))
+    with pytest.raises(BundleError, match=f"a tensor of more than {limits.MAX_ONNX_DIMS} dims"):
+        summarise_onnx(write(tmp_path, weight(block(1, b"\x01" * (limits.MAX_ONNX_DIMS + 1)))))
+
+
+def test_packed_sizes_count_as_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "MAX_ONNX_FIELDS", 100)
+    with pytest.raises(BundleError, match="more than 100 fields"):
+        summarise_onnx(write(tmp_path, weight(block(1, b"\x01" * 200))))
+
+
+def told(name: bytes, dim: bytes) -> bytes:
+    """A `value_info` of one symbolic dim."""
+    shape = block(1, block(2, dim))
+    return block(13, block(1, name) + block(2, block(1, block(2, shape))))
+
+
+def test_text_of_shapes_and_equations_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "MAX_ONNX_NAME_BYTES", 1000)
+    dims = b"".join(told(b"t%d" % index, b"n" * 100) for index in range(20))
+    with pytest.raises(BundleError, match="more than 1000 bytes of tensor names"):
+        summarise_onnx(write(tmp_path, OPSET + block(7, dims)))
+    node = block(1, block(4, b"Einsum") + block(5, block(1, b"equation") + block(4, b"a" * 100)))
+    with pytest.raises(BundleError, match="more than 1000 bytes of tensor names"):
+        summarise_onnx(write(tmp_path, OPSET + block(7, node * 20)))
+
+
+def test_a_dim_has_few_characters(tmp_path: Path):
+    longest = limits.MAX_ONNX_DIM_LENGTH
+    path = write(tmp_path, OPSET + block(7, told(b"t", b"n" * longest)))
+    assert summarise_onnx(path).dims == {"t": ("n" * longest,)}
+    with pytest.raises(BundleError, match=f"a dim of {longest + 1} characters"):
+        summarise_onnx(write(tmp_path, OPSET + block(7, told(b"t", b"n" * (longest + 1)))))

@@ -14,6 +14,7 @@ import refsam_trt
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_trt import probe
 from refsam_trt.backends import rtx
+from refsam_trt.backends.trt_log import TrtLog
 from refsam_trt.errors import (
     PlanDamagedError,
     PlanDeviceError,
@@ -119,8 +120,16 @@ def test_a_refusal_without_a_reason_means_that_there_is_no_gpu(
     )
 
 
-def test_no_room_for_a_context_is_told(plans: Plans, bundle: Path, trt: Any):
+def test_no_room_for_a_context_is_told(
+    plans: Plans, bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+):
     trt.has_no_room = True
+    create = TrtLog.__init__
+
+    def with_history(log: TrtLog) -> None:
+        create(log, [("ERROR", "of another plan, long ago")])
+
+    monkeypatch.setattr(TrtLog, "__init__", with_history)
     with pytest.raises(PlanMemoryError) as refused:
         refsam_trt.load(bundle, plans=plans.folder)
     assert str(refused.value) == (
