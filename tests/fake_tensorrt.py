@@ -26,8 +26,9 @@ _LAYERS = {
     "Conv": "CONVOLUTION",
     "ConvTranspose": "DECONVOLUTION",
     "Softmax": "SOFTMAX",
+    "QuantizeLinear": "QUANTIZE",
 }
-_DTYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 7: "INT64", 9: "BOOL", 6: "INT32"}
+_DTYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 7: "INT64", 9: "BOOL", 6: "INT32", 3: "INT8"}
 
 
 def fake_tensorrt(version: str = "11.4.0.106") -> ModuleType:

@@ -122,8 +122,17 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
     help="Time every precision of the bundle in turn instead, and say whether a quantised one is "
     "worth shipping on this backend.",
 )
+@click.option(
+    "--plans",
+    type=_FOLDER,
+    multiple=True,
+    help="With --precisions, folders of refsam-build to time instead of the bundle's graphs; once "
+    "per precision.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def speed(bundle: str, all_precisions: bool, as_json: bool, **options: Any) -> None:
+def speed(
+    bundle: str, all_precisions: bool, plans: tuple[Path, ...], as_json: bool, **options: Any
+) -> None:
     """Time a session stage by stage, against the loop of the released scripts.
 
     That loop encodes text and image again for each expression of each frame. Both sides run in
@@ -134,8 +143,10 @@ def speed(bundle: str, all_precisions: bool, as_json: bool, **options: Any) -> N
     request = SpeedRequest(bundle=bundle_folder(bundle), **options)
     total = request.num_warmup + request.num_frames
     if all_precisions:
-        _speed_of_precisions(request, as_json)
+        _speed_of_precisions(request, plans, as_json)
         return
+    if plans:
+        raise click.UsageError("--plans is of --precisions; give both or none")
     with Progress("refsam-bench speed", total) as progress:
         figures = measure_speed(request, progress.update)
     if as_json:
@@ -161,14 +172,14 @@ def speed(bundle: str, all_precisions: bool, as_json: bool, **options: Any) -> N
         click.echo("RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing")
 
 
-def _speed_of_precisions(request: Any, as_json: bool) -> None:
+def _speed_of_precisions(request: Any, plans: tuple[Path, ...], as_json: bool) -> None:
     from refsam_bench.precision_speed import measure_precisions
 
     if request.variant is not None:
         raise click.UsageError("--precisions times all of them: leave --variant out")
     total = request.num_warmup + request.num_frames
     with Progress("refsam-bench speed", total) as progress:
-        figures = measure_precisions(request, progress.update)
+        figures = measure_precisions(request, progress.update, plans)
     if as_json:
         click.echo(json.dumps(figures))
         return

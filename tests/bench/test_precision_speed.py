@@ -1,15 +1,21 @@
 """Precisions of a bundle timed in turn: which they are, what is said of the quantised one."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import fake_cuda
 import pytest
 from commands_in_process import Commands
+from fake_tensorrt import fake_tensorrt
 from quantised import quantised_bundle
 
 from refsam_bench.cli import main
 from refsam_bench.precision_speed import measure_precisions
 from refsam_bench.speed import SpeedRequest
+from refsam_engines.plans import PlanRequest, build_plans
+from refsam_trt import probe
 from refsam_trt.bundle import open_bundle
 
 SMALL = ("--frames", "2", "--warmup", "1", "--frame-size", "90", "160", "--threads", "1")
@@ -58,6 +64,47 @@ def test_the_command_prints_the_verdict(bundle: Path, call: Commands):
     assert lines[4].startswith("RANDOM WEIGHTS: ")
     done = call(main, "speed", bundle, "--precisions", "--json", *SMALL)
     assert json.loads(done.out)["gates"][0]["verdict"].startswith("int8 is ")
+
+
+@pytest.fixture
+def plans(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Builds plans on the stand-ins for TensorRT and a GPU."""
+    fake_cuda.install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("11.4.0.106"))
+    monkeypatch.setattr(probe, "ask", lambda *question: fake_cuda.GPU)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def build(precision: str) -> Path:
+        target = tmp_path / precision
+        return build_plans(PlanRequest(bundle, target, "tensorrt", precision), print).folder
+
+    return build
+
+
+def test_plans_of_a_gpu_are_judged_too(bundle: Path, plans: Callable[[str], Path], call: Commands):
+    folders = [plans(precision) for precision in ("fp16", "int8")]
+    given = [word for folder in folders for word in ("--plans", str(folder))]
+    small = [*SMALL[:-2], "--expressions", "1"]
+    done = call(main, "speed", bundle, "--precisions", *given, "--json", *small)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["backend"] == "tensorrt"
+    assert found["variants"] == {
+        "fp16": "fp16-augmented-optimised",
+        "int8": "int8-fp16-augmented-optimised",
+    }
+    (gate,) = found["gates"]
+    assert (gate["quantised"], gate["next_best"]) == ("int8", "fp16")
+    assert gate["is_worth_shipping"] == (gate["speedup"]["p50"] >= 1.15)
+    twice = call(main, "speed", bundle, "--precisions", *given[:2], *given[:2], *small)
+    same = f"{folders[0]} (tensorrt, fp16)"
+    told = f"at least two of a precision each, found {same}, {same}; build them with refsam-build"
+    assert (twice.code, told in twice.message) == (2, True), twice.message
+    other = call(main, "speed", bundle, "--precisions", *given, "--backend", "ort-cuda", *small)
+    assert (other.code, "the plans are for tensorrt; leave it out" in other.message) == (2, True)
+    alone = call(main, "speed", bundle, *given, *small)
+    assert alone.code == 2
+    assert "--plans is of --precisions; give both or none" in alone.message
 
 
 def test_a_single_int8_variant_is_timed_as_any_other(bundle: Path, call: Commands):
