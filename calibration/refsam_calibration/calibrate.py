@@ -6,17 +6,20 @@ interrupted run, or one with another budget, does nothing twice.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from refsam_calibration.calibrated import Calibrated
 from refsam_calibration.clips import Clips, read_clips
 from refsam_calibration.half_range import audit_half
+from refsam_calibration.journal import Journal
 from refsam_calibration.judge import Judge, Judgement, files_digest, open_set
 from refsam_calibration.measure import measure_ranges, num_passes
 from refsam_calibration.quantised_bundle import BASES, quantised_form, write_quantised_bundle
@@ -37,8 +40,10 @@ from refsam_calibration.units import Unit, choose_units
 from refsam_calibration.videos import CalibrationVideo, digest_of, open_videos
 from refsam_export.checkpoint import LoadedModel
 from refsam_export.source import load_source
+from refsam_export.variants import GraphForm
 from refsam_trt.bundle import Bundle, open_bundle
 from refsam_trt.errors import AccuracyGateError, OutputError, UsageError
+from refsam_trt.families.refsam import IMAGE_ENCODER
 from refsam_trt.variants import choose_variant
 
 
@@ -105,8 +110,7 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
         return done
     if request.stop_after == "bundle":  # before what takes longest
         form = quantised_form(bundle, "fp16")
-        with display.steps("fp16 range", digest[1]) as steps:
-            done = replace(done, fp16_range=audit_half(loaded.model, form, videos, steps.update))
+        done = replace(done, fp16_range=_fp16_range(request, done, loaded, form, videos, display))
     judges = [
         Judge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
         for opened, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
@@ -213,6 +217,26 @@ def _kept_ranges(
     _make_folder(work)
     write_ranges(path, ranges)
     return ranges, path
+
+
+def _fp16_range(
+    request: CalibrateRequest,
+    done: Calibrated,
+    loaded: LoadedModel,
+    form: GraphForm,
+    videos: Sequence[CalibrationVideo],
+    display: Display,
+) -> dict[str, Any]:
+    """Return what fp16 nodes hold, audited now or before."""
+    about = {"ranges": done.ranges.key, "form": list(msgspec.to_builtins(form).values())}
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    journal = Journal(request.work_folder / f"fp16-{key[:16]}.jsonl", about)
+    found = journal.get(IMAGE_ENCODER)
+    if found is None:
+        with display.steps("fp16 range", done.ranges.num_frames) as steps:
+            found = audit_half(loaded.model, form, videos, steps.update)
+        journal.add(IMAGE_ENCODER, found)
+    return found
 
 
 def _rate(units: Sequence[Unit], judge: Judge, display: Display) -> list[RatedUnit]:

@@ -244,6 +244,17 @@ def test_what_breaks_the_budget_is_left_out_of_the_bundle(run, tmp_path, costs):
             assert entry.node_dtypes["int8"] >= len(kept)
 
 
+def test_the_fp16_audit_is_kept_for_the_next_run(run, costs, monkeypatch):
+    costs["verify:"] = 0.7  # fails after the audit, so nothing is written
+    assert run("--max-jf-drop-points", "0.5").code == 1
+
+    def again(*_: object) -> None:
+        raise AssertionError("audited twice")
+
+    monkeypatch.setattr(module, "audit_half", again)
+    assert run("--max-jf-drop-points", "0.5").code == 1
+
+
 def test_a_verification_that_fails_ends_with_1_and_no_bundle(run, tmp_path, costs):
     costs["verify:"] = 0.7
     ended = run("--max-jf-drop-points", "0.5")
