@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m refsam_bench.demo $(DEMO)
+	$(BIN)/python -m refsam_prove.demo $(DEMO)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -32,7 +32,7 @@ test: check
 
 prove: $(STAMP)
 	$(BIN)/pytest -m "slow"
-	$(BIN)/python -m refsam_bench.prove
+	$(BIN)/python -m refsam_prove.steps
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refsam_trt.engine import Engine, load
+    from refsam_trt.session.engine import Engine, load
     from refsam_trt.errors import (
         BackendError,
         BundleError,
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         UsageError,
         VideoError,
     )
-    from refsam_trt.polygons import Polygon
-    from refsam_trt.result import FrameResults, Result
-    from refsam_trt.session import Session
+    from refsam_trt.result.polygons import Polygon
+    from refsam_trt.result.result import FrameResults, Result
+    from refsam_trt.session.session import Session
 
     __version__: str
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from refsam_calibration.clips import Clips, SyntheticClips
-from refsam_calibration.ranges import RangeOptions
-from refsam_export.checkpoint import LoadedModel, load_model
+from refsam_calibration.ranges.ranges import RangeOptions
+from refsam_export.refsam.checkpoint import LoadedModel, load_model
 
 BLOCKS = "image_encoder.blocks"
 LAYERS = tuple(

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from refsam_trt.bundle import open_bundle
-from refsam_trt.bundle_writer import write_bundle
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.write import write_bundle
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -11,10 +11,10 @@ from reference_models import model
 from safetensors.torch import save_file
 from torch import Tensor
 
-from refsam_export.model.sam import PromptEncoder
-from refsam_export.nano_tokenizer import ASSET, VOCAB_SIZE
-from refsam_export.own_file import METADATA_KEY
-from refsam_export.text_encoders import small_text_source
+from refsam_export.refsam.model.sam import PromptEncoder
+from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
+from refsam_export.refsam.own_file import METADATA_KEY
+from refsam_export.text.text_encoders import small_text_source
 
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 T5_CONFIG = {

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from refsam_trt.families import refsam
-from refsam_trt.families.base import GraphSpec
-from refsam_trt.manifest import (
+from refsam_trt.contract import refsam
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,
     FileEntry,
     GraphEntry,
@@ -28,9 +28,9 @@ from refsam_trt.manifest import (
     Variant,
     Weights,
 )
-from refsam_trt.manifest import Tokenizer as TokenizerEntry
-from refsam_trt.onnx_flops import count_flops
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_trt.contract.manifest import Tokenizer as TokenizerEntry
+from refsam_trt.bundle.flops import count_flops
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 PAD_ID, END_ID, FIRST_BYTE_ID = 0, 1, 3
 _UNTOLD = {"score_map": "B", "rest": "N", "clean_rest": "N"}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refsam_trt import probe
+from refsam_trt.doctor import probe
 
 GPU = {
     "driver_version": "13.0",

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from refsam_trt.families import refsam
-from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.contract import refsam
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
 
 OPSET = 20
 IR_VERSION = 10

@@ -15,9 +15,9 @@ from onnx import parser
 
 from refsam_trt.backends.base import Buffer
 from refsam_trt.errors import StateError
-from refsam_trt.families.adapter import FamilyParts, RawFrame
-from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.manifest import Variant
+from refsam_trt.families.base import FamilyParts, RawFrame
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.contract.manifest import Variant
 
 FAMILY = "late"
 NUM_PROPOSALS, LOW_RES = 3, 8

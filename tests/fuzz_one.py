@@ -1,6 +1,6 @@
 """Fuzzes one target, guided by coverage: `python tests/fuzz_one.py TARGET [libFuzzer options]`.
 
-`refsam_bench.fuzz` starts one of these per target.
+`refsam_prove.fuzz.program` starts one of these per target.
 """
 
 import json
@@ -81,7 +81,7 @@ def main() -> None:
             target: Callable[[bytes], None] = fuzz_targets.TARGETS[name](Path(scratch))
         mutator = {"custom_mutator": mutate_json} if name in fuzz_targets.JSON_TARGETS else {}
         atheris.Setup(sys.argv, target, **mutator)
-        # Read by refsam_bench.fuzz: what comes before the first input is no fuzzing.
+        # Read by refsam_prove.fuzz.program: what comes before the first input is no fuzzing.
         print(f"setup took {time.process_time():.3f} CPU seconds", flush=True)
         atheris.Fuzz()
 

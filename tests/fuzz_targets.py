@@ -78,7 +78,7 @@ def state(scratch: Path) -> Target:
     import fake_bundle
 
     import refsam_trt
-    from refsam_trt import state_file
+    from refsam_trt.session import state_file
 
     engine = refsam_trt.load(fake_bundle.make_bundle(scratch / "bundle"), num_threads=1)
     identity = {
@@ -104,9 +104,9 @@ def cache(scratch: Path) -> Target:
     import fake_bundle
 
     import refsam_trt
-    from refsam_trt import text_cache
-    from refsam_trt.text import TextEncoder
-    from refsam_trt.text_tokenizer import Tokenizer
+    from refsam_trt.text import cache as text_cache
+    from refsam_trt.text.encoder import TextEncoder
+    from refsam_trt.text.tokenizer import Tokenizer
 
     folder = fake_bundle.make_bundle(scratch / "bundle")
     engine = refsam_trt.load(folder, num_threads=1)
@@ -138,7 +138,8 @@ def disk_cache(scratch: Path) -> Target:
     import fake_bundle
 
     import refsam_trt
-    from refsam_trt import text_cache, text_disk
+    from refsam_trt.text import cache as text_cache
+    from refsam_trt.text import disk as text_disk
 
     with refsam_trt.load(fake_bundle.make_bundle(scratch / "bundle"), num_threads=1) as engine:
         tensors = engine.family.text_inputs
@@ -163,7 +164,7 @@ def disk_cache(scratch: Path) -> Target:
 
 def run_lengths(scratch: Path) -> Target:
     """COCO RLE: a JSON object, or two bytes for the size and a string; read, written, read."""
-    from refsam_trt import rle
+    from refsam_trt.result import rle
 
     del scratch
 
@@ -186,8 +187,8 @@ def onnx(scratch: Path) -> Target:
     """A graph's file against what the manifest says of the decoder step."""
     import fake_bundle
 
-    from refsam_trt.graph_check import check_graph
-    from refsam_trt.manifest import GraphEntry
+    from refsam_trt.bundle.graph_check import check_graph
+    from refsam_trt.contract.manifest import GraphEntry
 
     folder = fake_bundle.make_bundle(scratch / "bundle", external_data=True)
     described = fake_bundle.read_manifest(folder)
@@ -205,7 +206,7 @@ def onnx(scratch: Path) -> Target:
 
 def tokenizer(scratch: Path) -> Target:
     """A tokenizer's file, and expressions cut by it."""
-    from refsam_trt.text_tokenizer import Tokenizer
+    from refsam_trt.text.tokenizer import Tokenizer
 
     path = scratch / "tokenizer.json"
 
@@ -221,7 +222,7 @@ def tokenizer(scratch: Path) -> Target:
 
 def dataset(scratch: Path) -> Target:
     """A data set's expression file, in both layouts."""
-    from refsam_trt.datasets import load_dataset
+    from refsam_trt.run.datasets import load_dataset
 
     path = scratch / "meta_expressions" / "valid" / "meta_expressions.json"
     path.parent.mkdir(parents=True)
@@ -262,7 +263,7 @@ JSON_TARGETS = {"manifest", "state", "text-cache", "text-disk", "rle", "tokenize
 
 
 def read_frames(path: Path, data: bytes) -> None:
-    from refsam_trt.frames import open_frames
+    from refsam_trt.media.frames import open_frames
 
     path.write_bytes(data)
     with warnings.catch_warnings():

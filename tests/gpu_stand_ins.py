@@ -18,7 +18,7 @@ from refsam_bench.gpu.jobs import JOBS
 from refsam_bench.gpu.pytorch import COMPILED, compiled_graphs
 from refsam_bench.gpu.request import Job
 from refsam_bench.gpu.steps import Event, Steps
-from refsam_trt import probe
+from refsam_trt.doctor import probe
 
 NO_RTX = "TensorRT-RTX is not for this GPU"
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from refsam_trt.families.refsam import TEXT_ENCODER
+from refsam_trt.contract.refsam import TEXT_ENCODER
 
 
 def make_half_precision(folder: Path) -> Path:

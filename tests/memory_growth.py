@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime_twin import random_frames
 
 import refsam_trt
-import refsam_trt.text
+import refsam_trt.text.encoder
 
 NUM_FRAMES = 1000
 NUM_THREADS = 8
@@ -18,7 +18,7 @@ NUM_THREADS = 8
 
 def one_session(folder: Path, text: str, memory_cache_size: int) -> float:
     """Return the MiB by which 800 frames, each with an expression of its own, grew after 200."""
-    refsam_trt.text.MEMORY_CACHE_SIZE = memory_cache_size
+    refsam_trt.text.encoder.MEMORY_CACHE_SIZE = memory_cache_size
     with refsam_trt.load(folder, text=text, num_threads=1) as engine, engine.open_video() as video:
         video.add_expression("stays")
         come_and_go(video, range(200))
@@ -29,7 +29,7 @@ def one_session(folder: Path, text: str, memory_cache_size: int) -> float:
 
 def eight_threads(folder: Path, memory_cache_size: int) -> float:
     """Return the MiB by which the second half of the frames grew, eight sessions in each half."""
-    refsam_trt.text.MEMORY_CACHE_SIZE = memory_cache_size
+    refsam_trt.text.encoder.MEMORY_CACHE_SIZE = memory_cache_size
     half = NUM_FRAMES // 2
     with refsam_trt.load(folder, text="resident", num_threads=1) as engine:
         in_threads(engine, range(half))

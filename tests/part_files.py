@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refsam_export.model.refsam import RefSam
+from refsam_export.refsam.model.refsam import RefSam
 
 PREFIXES = {
     "resizer": "resizer.",

@@ -12,10 +12,10 @@ from reference_models import image_of, loaded, model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refsam_calibration.layers import quantisable_layers
-from refsam_calibration.quantised_bundle import write_quantised_bundle
-from refsam_export.model.refsam import RefSam
-from refsam_trt.bundle import Bundle, open_bundle
+from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_calibration.quantise.quantised_bundle import write_quantised_bundle
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_trt.bundle.open import Bundle, open_bundle
 
 PRESET = "tiny"
 RECORD = {"ranges": {"method": "largest of one frame"}}

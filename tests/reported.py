@@ -9,7 +9,7 @@ import pytest
 from changed_bundles import changed_bundle
 from exported import exported
 
-import refsam_bench.speed as speed
+import refsam_bench.speed.measure as speed
 from refsam_bench.report.measure import Report, measure_report
 from refsam_bench.report.request import ReportRequest
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.errors import RefsamError
 
 

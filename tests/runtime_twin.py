@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from refsam_trt.families import refsam
-from refsam_trt.manifest import Manifest
-from refsam_trt.preprocess import Preprocessor
-from refsam_trt.result import FrameResults
-from refsam_trt.text import TextEmbedding
+from refsam_trt.contract import refsam
+from refsam_trt.contract.manifest import Manifest
+from refsam_trt.image.preprocess import Preprocessor
+from refsam_trt.result.result import FrameResults
+from refsam_trt.text.encoder import TextEmbedding
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from runtime_twin import assert_same_embedding, random_embedding
 
-from refsam_trt.families.refsam import TEXT_ENCODER, contract
-from refsam_trt.text_disk import TextDiskCache, TextKey
+from refsam_trt.contract.refsam import TEXT_ENCODER, contract
+from refsam_trt.text.disk import TextDiskCache, TextKey
 
 KEY = TextKey(tokenizer="a" * 64, text_graph="b" * 64, backend="ort-cpu")
 TENSORS = contract(32, 2, "optimised")[TEXT_ENCODER].outputs

@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from safetensors import safe_open
 
 from refsam_bench.synthetic import vocabulary
-from refsam_export.checkpoint import canonical_tensors, load_model
-from refsam_export.weight_storage import check_exact_fp16
+from refsam_export.refsam.checkpoint import canonical_tensors, load_model
+from refsam_export.onnx.weight_storage import check_exact_fp16
 from refsam_train.recipe import read_recipe
-from refsam_train.ship import MAX_BYTES, RECORD_FILE
-from refsam_trt.bundle import open_bundle
+from refsam_prove.ship import MAX_BYTES, RECORD_FILE
+from refsam_trt.bundle.open import open_bundle
 
 # As if nothing but the runtime were installed.
 RUN_WITHOUT_TORCH = """

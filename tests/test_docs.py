@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refsam_bench.demo import write_clip
-from refsam_export.precision import PRECISIONS
+from refsam_prove.demo import write_clip
+from refsam_export.precision.policy import PRECISIONS
 from refsam_trt.backends.select import _BACKENDS, AUTO_ORDER, PLAN_BACKENDS
-from refsam_trt.graph_precision import QUANTISED
+from refsam_trt.contract.precision import QUANTISED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
-    "refsam-run": ("refsam_trt.cli", "command"),
-    "refsam-doctor": ("refsam_trt.doctor", "command"),
+    "refsam-run": ("refsam_trt.run.cli", "command"),
+    "refsam-doctor": ("refsam_trt.doctor.cli", "command"),
     "refsam-export": ("refsam_export.cli", "command"),
     "refsam-build": ("refsam_engines.cli", "command"),
     "refsam-calibrate": ("refsam_calibration.cli", "command"),

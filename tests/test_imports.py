@@ -22,8 +22,8 @@ HEAVY = (
     "transformers",
 )
 COMMANDS = {
-    "refsam-run": "refsam_trt.cli",
-    "refsam-doctor": "refsam_trt.doctor",
+    "refsam-run": "refsam_trt.run.cli",
+    "refsam-doctor": "refsam_trt.doctor.cli",
     "refsam-export": "refsam_export.cli",
     "refsam-build": "refsam_engines.cli",
     "refsam-calibrate": "refsam_calibration.cli",

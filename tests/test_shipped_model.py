@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from shipped_checks import check_record, check_runs_without_torch, check_weights
 
-from refsam_bench.demo import weights
-from refsam_train.ship import RECORD_FILE, commands
-from refsam_trt.shipped import MODELS, SHIPPED, bundle_folder
+from refsam_prove.demo import weights
+from refsam_prove.ship import RECORD_FILE, commands
+from refsam_trt.bundle.shipped import MODELS, SHIPPED, bundle_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TRACKED_BYTES = 40_000_000

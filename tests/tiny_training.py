@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refsam_export.checkpoint import LoadedModel
-from refsam_train.batches import Place, StepBatches
-from refsam_train.clips import Batch, Collator
+from refsam_export.refsam.checkpoint import LoadedModel
+from refsam_train.data.batches import Place, StepBatches
+from refsam_train.data.clips import Batch, Collator
 from refsam_train.recipe import Recipe, read_recipe
-from refsam_train.start import Sources, start_model
-from refsam_train.synthetic_clips import SyntheticClips
+from refsam_train.run.start import Sources, start_model
+from refsam_train.data.synthetic_clips import SyntheticClips
 
 TINY = """
 schema = 1

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from refsam_bench.accuracy_command import accuracy
-from refsam_bench.gpu_command import gpu
-from refsam_bench.precision_command import precision
-from refsam_bench.report_command import report
-from refsam_trt.commands import run_command
-from refsam_trt.progress import Progress
-from refsam_trt.shipped import bundle_folder
+from refsam_bench.commands.accuracy import accuracy
+from refsam_bench.commands.gpu import gpu
+from refsam_bench.commands.precision import precision
+from refsam_bench.commands.report import report
+from refsam_trt.command.ending import run_command
+from refsam_trt.command.progress import Progress
+from refsam_trt.bundle.shipped import bundle_folder
 
 _FOLDER = click.Path(path_type=Path)
 _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked by hash."
@@ -68,7 +68,7 @@ def parity(
 
 
 def _compare(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
-    from refsam_bench.parity import measure_parity
+    from refsam_bench.parity.measure import measure_parity
     from refsam_export.parity.process import verdict
 
     figures = measure_parity(bundle, **options)
@@ -88,7 +88,7 @@ def _compare(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
 
 
 def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
-    from refsam_bench.parity_bisect import bisect_parity
+    from refsam_bench.parity.bisect import bisect_parity
 
     found = bisect_parity(bundle, **options)
     click.echo(json.dumps(found.to_json()) if as_json else found.finding)
@@ -138,7 +138,7 @@ def speed(
     That loop encodes text and image again for each expression of each frame. Both sides run in
     turn, frame by frame, in one process.
     """
-    from refsam_bench.speed import SpeedRequest, measure_speed
+    from refsam_bench.speed.measure import SpeedRequest, measure_speed
 
     request = SpeedRequest(bundle=bundle_folder(bundle), **options)
     total = request.num_warmup + request.num_frames
@@ -173,7 +173,7 @@ def speed(
 
 
 def _speed_of_precisions(request: Any, plans: tuple[Path, ...], as_json: bool) -> None:
-    from refsam_bench.precision_speed import measure_precisions
+    from refsam_bench.speed.precisions import measure_precisions
 
     if request.variant is not None:
         raise click.UsageError("--precisions times all of them: leave --variant out")
@@ -208,7 +208,7 @@ def exchange(
     both are where the other's are without.
     """
     import refsam_trt
-    from refsam_bench.token_exchange import exchange_tokens, to_json
+    from refsam_bench.exchange.token_exchange import exchange_tokens, to_json
 
     with (
         refsam_trt.load(bundle, backend=backend, variant=variant) as engine,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam_calibration.judge import Judgement
-from refsam_calibration.ranges import Ranges
-from refsam_calibration.search import Found, RatedUnit
+from refsam_calibration.gate.judge import Judgement
+from refsam_calibration.ranges.ranges import Ranges
+from refsam_calibration.gate.search import Found, RatedUnit
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from refsam_calibration.calibrated import Calibrated
-from refsam_calibration.judge import Judgement
-from refsam_calibration.search import RatedUnit
+from refsam_calibration.gate.judge import Judgement
+from refsam_calibration.gate.search import RatedUnit
 
 RANDOM_NOTE = (
     "note: the weights are random, so J&F says nothing; mask IoU is with the masks of the float "

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from refsam_trt.commands import run_command
+from refsam_trt.command.ending import run_command
 
 _NAME = "refsam-build"
 _FILE = click.Path(path_type=Path)
@@ -69,7 +69,7 @@ def command(bundle: Path, inspect: bool, as_json: bool, **options: Any) -> None:
 
     Exit codes: 0 done, 2 unusable input or a graph that cannot be built.
     """
-    from refsam_trt.plan import is_plans, open_plans
+    from refsam_trt.bundle.plans import is_plans, open_plans
 
     plans = open_plans(bundle) if inspect and is_plans(bundle) else _build(bundle, options)
     if as_json:
@@ -89,8 +89,8 @@ def command(bundle: Path, inspect: bool, as_json: bool, **options: Any) -> None:
 def _build(bundle: Path, options: dict[str, Any]) -> Any:
     from refsam_engines.build import BuildOptions
     from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
-    from refsam_trt.interruption import Interruption
-    from refsam_trt.progress import Progress
+    from refsam_trt.run.interruption import Interruption
+    from refsam_trt.command.progress import Progress
 
     for name in ("backend", "precision", "output"):
         if options[name] is None:

@@ -10,9 +10,9 @@ import mmap
 from pathlib import Path
 
 from refsam_engines.network import ARITHMETIC, LayerTypes
-from refsam_trt.backends.trt_flavour import Flavour
-from refsam_trt.backends.trt_log import TrtLog
-from refsam_trt.plan_manifest import GraphReport, PlanManifest
+from refsam_trt.backends.tensorrt.flavour import Flavour
+from refsam_trt.backends.tensorrt.log import TrtLog
+from refsam_trt.contract.plan_manifest import GraphReport, PlanManifest
 
 SHOWN_LAYERS = (*ARITHMETIC, "SOFTMAX", "NORMALIZATION")
 """Layers whose types are printed; the manifest has all."""

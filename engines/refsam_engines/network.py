@@ -10,12 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.backends.trt_flavour import Flavour
-from refsam_trt.backends.trt_log import TrtLog
+from refsam_trt.backends.tensorrt.flavour import Flavour
+from refsam_trt.backends.tensorrt.log import TrtLog
 from refsam_trt.errors import PlanBuildError
-from refsam_trt.families.base import GraphSpec
-from refsam_trt.graph_precision import split_precision
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.contract.precision import split_precision
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 _FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}
 _FLOAT_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}

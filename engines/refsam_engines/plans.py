@@ -13,14 +13,14 @@ from refsam_engines.machine import BuildMachine, examine_machine
 from refsam_engines.profiles import Sizes, profiles_for, sizes_within
 from refsam_engines.rtx_header import RtxHeader, read_rtx_header
 from refsam_engines.variants import variant_for
-from refsam_trt.atomic import atomic_folder
-from refsam_trt.backends.trt_flavour import Flavour, open_flavour
-from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.bundle_files import HASH_FILE, MANIFEST_FILE, sha256_of_file
+from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, sha256_of_file
 from refsam_trt.errors import InternalError, OutputError, UsageError
-from refsam_trt.manifest import FileEntry, GraphEntry
-from refsam_trt.plan import Plans, is_plans, open_plans
-from refsam_trt.plan_manifest import (
+from refsam_trt.contract.manifest import FileEntry, GraphEntry
+from refsam_trt.bundle.plans import Plans, is_plans, open_plans
+from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
     PLAN_SCHEMA_VERSION,
     Builder,

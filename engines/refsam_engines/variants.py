@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 
 from refsam_trt.backends.select import DEFAULT_BASE
-from refsam_trt.bundle import Bundle
+from refsam_trt.bundle.open import Bundle
 from refsam_trt.errors import UsageError
-from refsam_trt.graph_precision import FLOAT_PRECISIONS, QUANTISED
-from refsam_trt.manifest import Manifest
-from refsam_trt.variants import base_precision
+from refsam_trt.contract.precision import FLOAT_PRECISIONS, QUANTISED
+from refsam_trt.contract.manifest import Manifest
+from refsam_trt.session.variants import base_precision
 
 PRECISIONS = FLOAT_PRECISIONS
 _ATTENTION, _SPLIT = "augmented", "optimised"

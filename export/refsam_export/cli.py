@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from refsam_trt.commands import run_command
+from refsam_trt.command.ending import run_command
 
 _FILE = click.Path(path_type=Path)
 _SHOWN = 3
@@ -167,11 +167,11 @@ def command(
 
     Exit codes: 0 done, 1 parity failed (no bundle is written), 2 unusable input.
     """
-    from refsam_export.configuration import asked_for
+    from refsam_export.refsam.configuration import asked_for
     from refsam_export.exporter import ExportRequest, export_bundle
-    from refsam_export.model.config import preset
-    from refsam_export.precision import parse_precisions
-    from refsam_export.rewrites import parse_rewrites
+    from refsam_export.refsam.model.config import preset
+    from refsam_export.precision.policy import parse_precisions
+    from refsam_export.refsam.rewrites import parse_rewrites
 
     if include_source is None:
         is_small = preset(options["backbone"]).preset in ("nano", "tiny")

@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from refsam_export.checkpoint import (
+from refsam_export.refsam.checkpoint import (
     LoadedModel,
     canonical_tensors,
     load_model,
     save_source,
 )
-from refsam_export.export_request import ExportRequest, ExportResult
-from refsam_export.known_text import (
+from refsam_export.request import ExportRequest, ExportResult
+from refsam_export.text.known_text import (
     TEXT_CACHE,
     clean_expressions,
     without_text_encoder,
@@ -27,15 +27,15 @@ from refsam_export.known_text import (
 from refsam_export.parity.half import half_figures
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
-from refsam_export.precision import POLICIES
-from refsam_export.rounded_graphs import Programs, specs_of, trace_graphs
+from refsam_export.precision.policy import POLICIES
+from refsam_export.refsam.programs import Programs, specs_of, trace_graphs
 from refsam_export.variants import Written, write_variants
-from refsam_export.weight_storage import check_exact_fp16
-from refsam_trt.bundle import Bundle
-from refsam_trt.bundle_writer import check_target, write_bundle
+from refsam_export.onnx.weight_storage import check_exact_fp16
+from refsam_trt.bundle.open import Bundle
+from refsam_trt.bundle.write import check_target, write_bundle
 from refsam_trt.errors import ParityError
-from refsam_trt.families import refsam
-from refsam_trt.manifest import (
+from refsam_trt.contract import refsam
+from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,
     Limits,
     Manifest,
@@ -43,8 +43,8 @@ from refsam_trt.manifest import (
     Tokenizer,
     Variant,
 )
-from refsam_trt.text import Tokenizer as TextTokenizer
-from refsam_trt.text_file import read_expressions
+from refsam_trt.text.encoder import Tokenizer as TextTokenizer
+from refsam_trt.run.expressions_file import read_expressions
 from refsam_trt.versions import OWN, version_of
 
 _TOKENIZER = "tokenizer.json"

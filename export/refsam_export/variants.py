@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from refsam_export.graphs import build_graphs
-from refsam_export.model.refsam import RefSam
-from refsam_export.onnx_export import OPSET, export_graph
-from refsam_export.precision import POLICIES, graph_precision
-from refsam_export.rounded_graphs import LIMITS, Programs, specs_of
-from refsam_export.typed_program import typed_module
-from refsam_export.weight_storage import WeightStorage
-from refsam_trt.families.base import GraphSpec
-from refsam_trt.families.refsam import Split
-from refsam_trt.graph_precision import count_dtypes
-from refsam_trt.manifest import GraphEntry, Variant
-from refsam_trt.onnx_flops import count_flops
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_export.refsam.graphs import build_graphs
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.onnx.onnx_export import OPSET, export_graph
+from refsam_export.precision.policy import POLICIES, graph_precision
+from refsam_export.refsam.programs import LIMITS, Programs, specs_of
+from refsam_export.precision.typed_program import typed_module
+from refsam_export.onnx.weight_storage import WeightStorage
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.contract.refsam import Split
+from refsam_trt.contract.precision import count_dtypes
+from refsam_trt.contract.manifest import GraphEntry, Variant
+from refsam_trt.bundle.flops import count_flops
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_variants(
         model: fp32.
         programs: traced graphs of the model, needed where a precision is not fp32.
         form: split, attention, rewrites and how weights of fp32 graphs are stored.
-        precisions: of `refsam_export.precision.PRECISIONS`.
+        precisions: of `refsam_export.precision.policy.PRECISIONS`.
         folder: where to write.
         report: called with one line per graph.
     """

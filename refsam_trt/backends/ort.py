@@ -20,7 +20,7 @@ from refsam_trt.backends.base import (
     numpy_dtype,
 )
 from refsam_trt.errors import BackendError, InternalError, MissingExtraError
-from refsam_trt.families.base import DType, GraphSpec, TensorSpec
+from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
 
 NAME = "ort-cpu"
 

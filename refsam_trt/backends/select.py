@@ -9,9 +9,9 @@ from pathlib import Path
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.fake import FakeBackend
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.cache_folder import user_cache_folder
+from refsam_trt.files.cache_folder import user_cache_folder
 from refsam_trt.errors import BackendError, RefsamError, UsageError
-from refsam_trt.plan import Plans
+from refsam_trt.bundle.plans import Plans
 
 AUTO = "auto"
 AUTO_ORDER = ("ort-cpu",)
@@ -43,7 +43,7 @@ DEFAULT_ATTENTION = ("augmented", "bias", "reference")
 
 
 def _ort_cuda(num_threads: int | None) -> Backend:
-    from refsam_trt.backends.ort_cuda import OrtCudaBackend
+    from refsam_trt.backends.cuda.ort import OrtCudaBackend
 
     return OrtCudaBackend()
 
@@ -102,7 +102,7 @@ def _open_plans(name: str, plans: Plans, num_threads: int | None) -> Backend:
             "or leave the plans out"
         )
     _refuse_threads(needed, num_threads)
-    from refsam_trt.backends.trt import TrtBackend
+    from refsam_trt.backends.tensorrt.backend import TrtBackend
 
     return TrtBackend(plans, _marks())
 

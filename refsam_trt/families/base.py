@@ -1,61 +1,121 @@
-"""What a family declares about its graphs: tensors with dtype, dims and scope.
+"""What a model family does with its graphs between frames, behind one set of calls.
 
-Declared once per family and read by exporter, engine builder and runtime alike.
+A session knows no family: it gives frames and expressions, and gets raw results, possibly late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-import msgspec
+import numpy as np
 
-from refsam_trt.errors import InternalError
+from refsam_trt.backends.base import Backend, Buffer, Graph
+from refsam_trt.errors import BundleError
+from refsam_trt.contract.manifest import Manifest, Variant
+from refsam_trt.bundle.plans import Plans
+from refsam_trt.text.encoder import TextMode
 
-Dim = int | str
-Scope = Literal["static", "expression", "frame", "pair", "video"]
-DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 
+@dataclass(frozen=True)
+class RawFrame:
+    """Results of one frame; host arrays that nobody else holds.
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph tensor. A dim is a size, a symbol (`"B"`) or a symbol plus a constant (`"N+1"`).
-
-    Symbols: M frames, B expressions, N text tokens. `scope` says how often the values change
-    (architecture: compute each thing once, at the rate at which it changes).
+    Attributes:
+        frame_index: frame the results belong to, counted from 0.
+        expression_ids: B ids.
+        texts: B cleaned-up expressions.
+        low_res_logits: float32 [B, 4h, 4w], of the square network input.
+        predicted_iou: float32 [B], raw.
     """
 
-    name: str
-    dtype: DType
-    dims: tuple[Dim, ...]
-    scope: Scope
+    frame_index: int
+    expression_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    low_res_logits: np.ndarray
+    predicted_iou: np.ndarray
 
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape for the given sizes of the symbols."""
-        return tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in self.dims)
+
+@dataclass(frozen=True)
+class FamilyParts:
+    """What an engine hands to a family; all of it stays the engine's."""
+
+    manifest: Manifest
+    variant: Variant
+    backend: Backend
+    text_mode: TextMode
+    file: Callable[[str], Path]
+    """Verified path of a file of the bundle, by its manifest name."""
+    content_id: Callable[[str], str]
+    """Hash of the contents of a file of the bundle, by its manifest name; reads nothing."""
+    text_cache: Path | None
+    """Folder that keeps text embeddings from run to run, None for none."""
+    plans: Plans | None = None
+    """Plans that stand for the graphs; None runs the graphs themselves."""
+
+    def load_graph(self, name: str) -> Graph:
+        """Load the variant's graph of that name."""
+        if name not in self.variant.graphs:
+            raise BundleError(
+                f"the bundle has no graph {name!r}, only {', '.join(sorted(self.variant.graphs))}; "
+                "export it again"
+            )
+        entry = self.variant.graphs[name]
+        path = self.plans.plan(name) if self.plans else self.file(entry.file)
+        return self.backend.load(path, entry.spec)
+
+
+class VideoAdapter(Protocol):
+    """One video of one session; used by one thread at a time. Ids are the session's."""
+
+    def add_expression(self, expression_id: int, text: str) -> None:
+        """Decode this expression from the next frame on, as one that has not been tracked yet.
+
+        Raises:
+            ExpressionError: unusable text; nothing has changed then.
+        """
+
+    def remove_expression(self, expression_id: int) -> None:
+        """Forget an expression that was added."""
 
     @property
-    def symbols(self) -> tuple[str, ...]:
-        """Symbols in dims order, each once."""
-        found = (dim.partition("+")[0] for dim in self.dims if isinstance(dim, str))
-        return tuple(dict.fromkeys(found))
+    def expressions(self) -> dict[int, str]:
+        """Cleaned-up text per id, in the order they were added."""
+
+    def reset(self) -> None:
+        """Forget the video; the expressions stay."""
+
+    def reset_track(self, expression_id: int) -> None:
+        """Forget what was tracked of one expression."""
+
+    def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame | None:
+        """Take one frame, float32 [1, 3, S, S]; return the results of one frame if any are due."""
+
+    def finish(self) -> list[RawFrame]:
+        """Return the results of every frame that `step` still owed, in order."""
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Return what must be kept to go on later; the expressions are the session's to keep.
+
+        Raises:
+            StateError: this family cannot be interrupted.
+        """
+
+    def restore(self, tensors: dict[str, np.ndarray]) -> None:
+        """Go on from what `save` returned, the same expressions having been added.
+
+        Raises:
+            StateError: tensors that `save` cannot have returned.
+        """
 
 
-class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Inputs and outputs of one graph, in the order of its ONNX file."""
+class FamilyAdapter(Protocol):
+    """One family's graphs, loaded once per engine and shared by its sessions and their threads."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    def open_video(self) -> VideoAdapter:
+        """Return a new, empty video with execution contexts of its own."""
 
-    def output(self, name: str) -> TensorSpec:
-        """Return the output of that name."""
-        for spec in self.outputs:
-            if spec.name == name:
-                return spec
-        raise InternalError(f"no output named {name!r}")
-
-
-def _size(dim: str, sizes: Mapping[str, int]) -> int:
-    symbol, _, offset = dim.partition("+")
-    if symbol not in sizes:
-        raise InternalError(f"no size given for dim {dim!r}; known: {sorted(sizes)}")
-    return sizes[symbol] + int(offset or 0)
+    def close(self) -> None:
+        """Give up the graphs; videos must not be used afterwards."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Buffer
-from refsam_trt.families.adapter import RawFrame, VideoAdapter
+from refsam_trt.families.base import RawFrame, VideoAdapter
 
 
 class StreamedVideo:

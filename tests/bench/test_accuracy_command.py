@@ -11,12 +11,12 @@ import shared_data
 from exported import exported
 
 import refsam_trt
-from refsam_bench.accuracy_command import RANDOM_NOTE, accuracy
+from refsam_bench.commands.accuracy import RANDOM_NOTE, accuracy
 from refsam_bench.synthetic import generate
-from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic, slice_scores
-from refsam_bench.trackers import EngineTracker, ReferenceTracker
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, slice_scores
+from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
 
 SEED = 900_000

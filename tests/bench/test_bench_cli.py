@@ -10,9 +10,9 @@ from changed_bundles import changed_bundle
 from commands_in_process import Commands
 from exported import exported
 
-import refsam_bench.speed as speed
+import refsam_bench.speed.measure as speed
 from refsam_bench.cli import main
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 
 SPEED = ("--frames", "2", "--warmup", "1", "--frame-size", "90", "160", "--threads", "1")
 

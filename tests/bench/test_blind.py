@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from refsam_bench.accuracy_command import accuracy
-from refsam_bench.blind import blind_masks
+from refsam_bench.commands.accuracy import accuracy
+from refsam_bench.trackers.blind import blind_masks
 from refsam_bench.synthetic import generate
-from refsam_bench.synthetic_accuracy import SyntheticRequest, score_blind
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_blind
 from refsam_trt.errors import UsageError
 
 SEED = 900_000

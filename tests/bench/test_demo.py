@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from refsam_bench import demo
+from refsam_prove import demo
 
 
 def test_it_exports_the_shipped_weights_and_runs_them_on_its_clip(monkeypatch, tmp_path: Path):

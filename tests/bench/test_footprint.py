@@ -11,9 +11,10 @@ from typing import Any
 import fake_bundle
 import pytest
 
-from refsam_bench import first_mask, footprint
-from refsam_bench.footprint import FootprintRequest
-from refsam_bench.interpreters import find_python
+from refsam_prove.footprint import first_mask
+from refsam_prove.footprint import measure as footprint
+from refsam_prove.footprint.measure import FootprintRequest
+from refsam_prove.footprint.interpreters import find_python
 from refsam_trt.errors import UsageError
 
 HERE = sys.version_info[:3]

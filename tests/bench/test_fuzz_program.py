@@ -1,4 +1,4 @@
-"""`python -m refsam_bench.fuzz` and the record of `make prove`: what they count, what they keep."""
+"""`python -m refsam_prove.fuzz.program` and the record of `make prove`: what they count, what they keep."""
 
 import importlib.util
 import json
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from refsam_bench import fuzz, fuzz_record, prove
-from refsam_bench.fuzz import Fuzzed
+from refsam_prove.fuzz import program as fuzz
+from refsam_prove.fuzz import record as fuzz_record
+from refsam_prove import steps as prove
+from refsam_prove.fuzz.program import Fuzzed
 from refsam_trt.errors import MissingExtraError, UsageError
 
 STATISTICS = "stat::number_of_executed_units: 1234\nstat::peak_rss_mb: 56\n"

@@ -19,8 +19,8 @@ from refsam_bench.gpu.machine import require_gpu
 from refsam_bench.gpu.measure import measure_gpu
 from refsam_bench.gpu.request import GpuRequest
 from refsam_bench.gpu.text import record_lines
-from refsam_trt import probe
-from refsam_trt.bundle import open_bundle
+from refsam_trt.doctor import probe
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, OutputError, UsageError
 
 CASES = ["tensorrt-fp32", "tensorrt-fp16", "ort-cuda-fp32", "ort-cuda-fp16"]

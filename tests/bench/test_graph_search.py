@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from refsam_bench.graph_search import GraphSearch, tensor_error
-from refsam_bench.graph_values import OnnxGraph, Polygraphy
+from refsam_bench.parity.graph_search import GraphSearch, tensor_error
+from refsam_bench.parity.graph_values import OnnxGraph, Polygraphy
 from refsam_export.parity.compare import NOT_FINITE
 
 WIDTH, NUM_NODES, TOLERANCE = 6, 70, 1e-4

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 import refsam_trt
-from refsam_bench.prove_nano import MODEL, NUM_RANKED, NUM_TRACK, STEPS
+from refsam_prove.nano import MODEL, NUM_RANKED, NUM_TRACK, STEPS
 from refsam_bench.synthetic import EVALUATE_SEED, Slice
-from refsam_bench.synthetic_accuracy import (
+from refsam_bench.datasets.synthetic import (
     RANKED_SLICES,
     SyntheticRequest,
     score_synthetic,
     to_json,
 )
-from refsam_bench.trackers import EngineTracker
-from refsam_trt.bundle import open_bundle
-from refsam_trt.shipped import bundle_folder
+from refsam_bench.trackers.reference import EngineTracker
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.shipped import bundle_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_REPEATED = 3

@@ -18,16 +18,16 @@ from exported import exported
 from half_bundle import make_half_precision
 from safetensors.numpy import load_file
 
-import refsam_bench.parity_bisect as parity_bisect
+import refsam_bench.parity.bisect as parity_bisect
 from refsam_bench.cli import main
-from refsam_bench.graph_values import TorchProgram
-from refsam_bench.parity_bisect import Bisection, bisect_parity
-from refsam_bench.reference_runs import GraphRun, reference_runs
+from refsam_bench.parity.graph_values import TorchProgram
+from refsam_bench.parity.bisect import Bisection, bisect_parity
+from refsam_bench.parity.reference_runs import GraphRun, reference_runs
 from refsam_export.parity.compare import relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.parity.reference import TENSORS, write_reference
 from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
 
 DECODER_LAYER = "model.mask_decoder.transformer.layers.1"

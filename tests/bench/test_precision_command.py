@@ -11,14 +11,14 @@ import pytest
 from commands_in_process import Commands
 from exported import exported
 
-from refsam_bench import precision
+from refsam_bench.precision import judge as precision
 from refsam_bench.cli import main
-from refsam_bench.precision import PrecisionRequest, measure_precision
+from refsam_bench.precision.judge import PrecisionRequest, measure_precision
 from refsam_bench.synthetic import generate
-from refsam_bench.trackers import ReferenceTracker
+from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_export.parity.compare import mask_iou
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
 
 NUM_FRAMES = 3

@@ -12,11 +12,11 @@ from fake_tensorrt import fake_tensorrt
 from quantised import quantised_bundle
 
 from refsam_bench.cli import main
-from refsam_bench.precision_speed import measure_precisions
-from refsam_bench.speed import SpeedRequest
+from refsam_bench.speed.precisions import measure_precisions
+from refsam_bench.speed.measure import SpeedRequest
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_trt import probe
-from refsam_trt.bundle import open_bundle
+from refsam_trt.doctor import probe
+from refsam_trt.bundle.open import open_bundle
 
 SMALL = ("--frames", "2", "--warmup", "1", "--frame-size", "90", "160", "--threads", "1")
 
@@ -124,7 +124,7 @@ def test_what_has_nothing_to_compare_is_refused(
         "--help",
     )
     refused = dict.fromkeys(("fp16", "int8"), "as it may be")
-    monkeypatch.setattr("refsam_bench.precision_speed.REFUSED_PRECISIONS", {"ort-cpu": refused})
+    monkeypatch.setattr("refsam_bench.speed.precisions.REFUSED_PRECISIONS", {"ort-cpu": refused})
     done = call(main, "speed", bundle, "--precisions")
     assert (done.code, done.message) == (
         2,

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from refsam_bench import prove_calibration
-from refsam_bench.prove import STEPS
-from refsam_bench.prove_calibration import forms, gate_failures, memory, memory_failures
+from refsam_prove.quantised import calibration as prove_calibration
+from refsam_prove.steps import STEPS
+from refsam_prove.quantised.calibration import forms, gate_failures, memory, memory_failures
 from refsam_calibration.cli import command
 from refsam_calibration.clips import read_clips
 
@@ -37,14 +37,14 @@ def test_each_count_of_frames_is_measured_in_a_process_of_its_own(monkeypatch):
 
     monkeypatch.setattr(prove_calibration.subprocess, "check_output", run)
     record = memory("nano", 16, 512)()
-    assert commands == [["-m", "refsam_calibration.memory", "nano", n] for n in ("16", "512")]
+    assert commands == [["-m", "refsam_prove.quantised.memory", "nano", n] for n in ("16", "512")]
     assert record["peak_mib"] == {"16": 101.0, "512": 102.0}
     assert record["growth"] == pytest.approx(102 / 101)
     assert record["failures"] == []
 
 
 def test_the_program_prints_its_peak():
-    command = [sys.executable, "-m", "refsam_calibration.memory", "tiny", "4"]
+    command = [sys.executable, "-m", "refsam_prove.quantised.memory", "tiny", "4"]
     found = json.loads(subprocess.check_output(command, text=True))
     assert found["num_frames"] == 4
     assert 100 < found["peak_mib"] < 4000
@@ -59,7 +59,7 @@ def test_forms_are_measured_in_a_process_of_their_own(monkeypatch):
 
     monkeypatch.setattr(prove_calibration.subprocess, "check_output", run)
     record = forms("vitb", 6)()
-    assert commands == [["-m", "refsam_calibration.forms", "vitb", "6"]]
+    assert commands == [["-m", "refsam_prove.quantised.forms", "vitb", "6"]]
     assert record["forms"] == {"minmax": {"relative_error": 0.5}}
 
 
@@ -117,7 +117,7 @@ def test_the_model_that_ships_is_exported_quantised_and_compared(monkeypatch, tm
     if code:
         assert record["failures"] == ["nano: the gate says no"]
         return
-    assert commands[1][0] == "refsam_calibration.agreement"
+    assert commands[1][0] == "refsam_prove.quantised.agreement"
     assert commands[1][2:] == ["r.json", "200"]
     assert record["failures"] == []
     assert read_clips(prove_calibration.CLIPS).verify.num_videos == prove_calibration.NUM_VERIFIED

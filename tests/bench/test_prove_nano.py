@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from refsam_bench import prove_nano
-from refsam_bench.accuracy_command import accuracy
+from refsam_prove import nano as prove_nano
+from refsam_bench.commands.accuracy import accuracy
 
 RANKED = ("attribute", "size", "position")
 EXPECTED = {

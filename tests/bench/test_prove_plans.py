@@ -1,8 +1,8 @@
 import pytest
 
-from refsam_bench.prove import STEPS
-from refsam_bench.prove_plans import BOUNDS, Bound, failures, official_failures
-from refsam_trt.plan_manifest import GraphReport
+from refsam_prove.steps import STEPS
+from refsam_prove.plans import BOUNDS, Bound, failures, official_failures
+from refsam_trt.contract.plan_manifest import GraphReport
 
 BOUND = Bound(num_fused_attention=12, activation_bytes=150)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from refsam_bench import prove_quantised
-from refsam_bench.prove import STEPS
-from refsam_bench.prove_quantised import plan_failures, plans, speed, speed_failures
+from refsam_prove.quantised import steps as prove_quantised
+from refsam_prove.steps import STEPS
+from refsam_prove.quantised.steps import plan_failures, plans, speed, speed_failures
 
 GATE = {"quantised": "int8-bias", "next_best": "fp32-bias", "verdict": "told"}
 
@@ -51,7 +51,7 @@ def test_speed_is_measured_in_a_process_of_its_own(
 ):
     monkeypatch.setattr(prove_quantised, "has_vnni", lambda: True)
     record = speed("vitb", 8, 1.5)()
-    assert commands == [["-m", "refsam_calibration.trial", "speed", "vitb", "8", "2"]]
+    assert commands == [["-m", "refsam_prove.quantised.trial", "speed", "vitb", "8", "2"]]
     assert record["gate"]["speedup"] == {"p50": 1.4}
     assert len(record["failures"]) == 1
     assert speed("vitb", 8)()["failures"] == []
@@ -76,7 +76,7 @@ def test_vnni_is_found_in_the_flags(monkeypatch: pytest.MonkeyPatch):
 
 def test_plans_of_both_schemes_are_built(commands: list[list[str]]):
     record = plans("nano")()
-    program = ["-m", "refsam_calibration.trial", "plans", "nano"]
+    program = ["-m", "refsam_prove.quantised.trial", "plans", "nano"]
     assert commands == [[*program, "int8-fp16"], [*program, "fp8-fp16"]]
     assert set(record["plans"]) == {"int8-fp16", "fp8-fp16"}
     assert record["failures"] == []

@@ -16,15 +16,15 @@ import refsam_bench.report.measure as measure
 import refsam_trt
 from refsam_bench.accuracy.metrics import region_similarity
 from refsam_bench.report.measure import Report, measure_report
-from refsam_bench.report.outcome import Answer, Case, MaskTrack, Outcome
+from refsam_bench.datasets.outcome import Answer, Case, MaskTrack, Outcome
 from refsam_bench.report.provenance import commit
 from refsam_bench.report.record import RANDOM_NOTE, choose_examples, choose_worst
 from refsam_bench.report.sides import find_sides
 from refsam_bench.synthetic import generate
-from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic, to_json
-from refsam_bench.trackers import EngineTracker, ReferenceTracker
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
+from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, OutputError, UsageError
 
 VIDEOS = SyntheticRequest(SEED, NUM_VIDEOS, SLICES)

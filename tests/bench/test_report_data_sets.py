@@ -11,13 +11,13 @@ from exported import exported
 import refsam_trt
 from refsam_bench.accuracy import read_label_map, score_results, write_mask
 from refsam_bench.accuracy.metrics import region_similarity
-from refsam_bench.accuracy_command import accuracy
-from refsam_bench.report.data_sets import RefDavis, Synthetic
-from refsam_bench.report.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.commands.accuracy import accuracy
+from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis, Synthetic
+from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.synthetic import generate, write_ref_davis
-from refsam_bench.synthetic_accuracy import SyntheticRequest
-from refsam_bench.trackers import EngineTracker
-from refsam_trt.datasets import YOUTUBE_THRESHOLD
+from refsam_bench.datasets.synthetic import SyntheticRequest
+from refsam_bench.trackers.reference import EngineTracker
+from refsam_trt.run.datasets import YOUTUBE_THRESHOLD
 from refsam_trt.errors import DatasetError
 
 NUM_FRAMES = 3

@@ -21,7 +21,7 @@ from reported import reported, request
 import refsam_bench.report.measure as measure
 from refsam_bench.cli import main
 from refsam_bench.report.measure import Report
-from refsam_bench.report.outcome import View
+from refsam_bench.datasets.outcome import View
 from refsam_bench.report.page import figure, points, render_page
 from refsam_bench.report.pictures import MISSING, RIGHT, TOO_MUCH, judged, outlined
 from refsam_bench.report.plots import BAR_WIDTH, scatter, stage_bar

@@ -147,7 +147,7 @@ def test_other_files_than_results_of_that_step_are_refused(tmp_path: Path, text:
     path.write_text(text)
     with pytest.raises(UsageError) as error:
         forms_entries([path])
-    start = f"{path}: no result of `python -m refsam_bench.prove calibration-forms-vitb` ({problem}"
+    start = f"{path}: no result of `python -m refsam_prove.steps calibration-forms-vitb` ({problem}"
     assert str(error.value).startswith(start)
     assert str(error.value).endswith("; give the file that it writes to bench/results")
 

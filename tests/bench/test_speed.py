@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from exported import exported
 
-import refsam_bench.reference_loop as reference_loop
-import refsam_bench.speed as speed
-from refsam_bench.memory import peak_rss_mib
-from refsam_bench.speed import SpeedRequest, expressions, measure_speed
+import refsam_bench.trackers.reference_loop as reference_loop
+import refsam_bench.speed.measure as speed
+from refsam_bench.speed.memory import peak_rss_mib
+from refsam_bench.speed.measure import SpeedRequest, expressions, measure_speed
 from refsam_export.parity.compare import MIN_MASK_IOU, mask_iou
 from refsam_trt.errors import BackendError, BundleError, InternalError, UsageError
 
@@ -199,7 +199,7 @@ class TestMemory:
     def test_the_engine_side_never_sees_torch(self, request_: SpeedRequest) -> None:
         code = (
             "import json, sys\n"
-            "from refsam_bench.memory import main\n"
+            "from refsam_bench.speed.memory import main\n"
             "main('engine', sys.argv[1])\n"
             "print(json.dumps([n for n in ('torch', 'onnx', 'transformers') if n in sys.modules]))"
         )

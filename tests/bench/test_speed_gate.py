@@ -2,8 +2,8 @@
 
 import pytest
 
-from refsam_bench import speed_gate
-from refsam_bench.speed_gate import MIN_SPEEDUP, judge, summaries, time_in_turn
+from refsam_bench.speed import gate as speed_gate
+from refsam_bench.speed.gate import MIN_SPEEDUP, judge, summaries, time_in_turn
 
 
 @pytest.fixture

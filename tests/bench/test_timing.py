@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from runtime_twin import assert_same_results, random_frames
 
-import refsam_bench.timing as timing
+import refsam_bench.speed.timing as timing
 import refsam_trt
-from refsam_bench.timing import Stopwatch, Summary, TimedBackend
+from refsam_bench.speed.timing import Stopwatch, Summary, TimedBackend
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.bundle import open_bundle
-from refsam_trt.engine import Engine
-from refsam_trt.families import refsam
-from refsam_trt.variants import choose_variant
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.session.engine import Engine
+from refsam_trt.contract import refsam
+from refsam_trt.session.variants import choose_variant
 
 EXPRESSIONS = ("the red disc", "a dog")
 

@@ -13,7 +13,7 @@ from exported import exported
 
 from refsam_bench.cli import command
 from refsam_bench.synthetic import generate
-from refsam_bench.token_exchange import (
+from refsam_bench.exchange.token_exchange import (
     EXCHANGED_AFTER,
     Exchange,
     exchange_tokens,
@@ -21,7 +21,7 @@ from refsam_bench.token_exchange import (
     to_json,
 )
 from refsam_trt.errors import UsageError
-from refsam_trt.state_file import SavedExpression, SavedSession, read_state, write_state
+from refsam_trt.session.state_file import SavedExpression, SavedSession, read_state, write_state
 
 SEED = 900_000
 
@@ -141,7 +141,7 @@ def test_twins_look_alike_in_the_end_and_both_are_named():
 
 
 def test_videos_without_twins_are_refused(monkeypatch):
-    monkeypatch.setattr("refsam_bench.token_exchange.named_twins", lambda video: None)
+    monkeypatch.setattr("refsam_bench.exchange.token_exchange.named_twins", lambda video: None)
     with pytest.raises(UsageError, match="no named twins in 1 videos; give more videos"):
         exchange_tokens(engine(True), SEED, 1, lambda: None)
 

@@ -4,14 +4,14 @@ import pytest
 from calibration_model import clips
 from exported import exported
 
-from refsam_calibration.agreement import measure_agreement
-from refsam_calibration.measure import measure_ranges
-from refsam_calibration.quantised_bundle import write_quantised_bundle
-from refsam_calibration.ranges import RangeOptions, write_ranges
-from refsam_calibration.units import DEFAULT_KINDS, choose_units
-from refsam_calibration.videos import digest_of, open_videos
+from refsam_prove.quantised.agreement import measure_agreement
+from refsam_calibration.ranges.measure import measure_ranges
+from refsam_calibration.quantise.quantised_bundle import write_quantised_bundle
+from refsam_calibration.ranges.ranges import RangeOptions, write_ranges
+from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
+from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
 
 

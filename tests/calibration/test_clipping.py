@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from refsam_calibration.clipping import METHODS, clipped_amax
-from refsam_calibration.histogram import Histogram
-from refsam_calibration.schemes import SCHEMES, fake_quantise, scale_of
+from refsam_calibration.ranges.clipping import METHODS, clipped_amax
+from refsam_calibration.ranges.histogram import Histogram
+from refsam_calibration.quantise.schemes import SCHEMES, fake_quantise, scale_of
 
 
 def normal(num: int = 200_000) -> torch.Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from calibration_model import BLOCKS, images, own_model
 
-from refsam_calibration.fake_quantisation import fake_quantised
+from refsam_calibration.quantise.fake_quantisation import fake_quantised
 
 NAME = f"{BLOCKS}.2.mlp.lin1"
 

@@ -1,6 +1,6 @@
 """What the parts of quantisation are worth, measured in one run on the same frames."""
 
-from refsam_calibration.forms import FORMS, compare_forms
+from refsam_prove.quantised.forms import FORMS, compare_forms
 
 
 def test_each_part_makes_the_error_smaller_on_outlier_channels():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from calibration_model import clips, own_model
 
-from refsam_calibration.half_range import audit_half
-from refsam_calibration.videos import open_videos
+from refsam_calibration.gate.half_range import audit_half
+from refsam_calibration.ranges.videos import open_videos
 from refsam_export.variants import GraphForm
 from refsam_trt.errors import AccuracyGateError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from refsam_calibration import histogram as module
-from refsam_calibration.histogram import NUM_BINS, Histogram
+from refsam_calibration.ranges import histogram as module
+from refsam_calibration.ranges.histogram import NUM_BINS, Histogram
 
 
 def filled(*parts: torch.Tensor) -> Histogram:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refsam_calibration.journal import Journal
+from refsam_calibration.gate.journal import Journal
 from refsam_trt.errors import CalibrationError, OutputError
 
 ABOUT = {"ranges": "abc", "data_set": {"seed": 1}}

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from calibration_model import BLOCKS, LAYERS, clips, options, own_model
 
-from refsam_bench.report.data_sets import RefDavis
-from refsam_bench.report.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis
+from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.synthetic import generate, write_ref_davis
-from refsam_bench.synthetic_accuracy import SyntheticRequest, score_synthetic
-from refsam_bench.trackers import ReferenceTracker
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic
+from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import RefDavisSet, RefYoutubeVosSet, SyntheticSet
-from refsam_calibration.fake_quantisation import fake_quantised
-from refsam_calibration.judge import NUM_WORST, Judge, files_digest, open_set
-from refsam_calibration.measure import measure_ranges
-from refsam_calibration.videos import digest_of, open_videos
+from refsam_calibration.quantise.fake_quantisation import fake_quantised
+from refsam_calibration.gate.judge import NUM_WORST, Judge, files_digest, open_set
+from refsam_calibration.ranges.measure import measure_ranges
+from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_trt.errors import DatasetError
-from refsam_trt.progress import Progress
+from refsam_trt.command.progress import Progress
 
 SET = SyntheticSet(seed=890_000, num_videos=2, slices=("attribute", "size"))
 

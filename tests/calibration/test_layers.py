@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_calibration.layers import (
+from refsam_calibration.quantise.layers import (
     KINDS,
     flops_share,
     quantisable_layers,
     select_layers,
 )
-from refsam_export.graphs import ImageEncoderGraph
-from refsam_export.model.config import preset
-from refsam_export.model.refsam import RefSam
-from refsam_export.rewrites import DEFAULT_REWRITES
+from refsam_export.refsam.graphs import ImageEncoderGraph
+from refsam_export.refsam.model.config import preset
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.rewrites import DEFAULT_REWRITES
 from refsam_trt.errors import UsageError
 
 TINY, NANO = preset("tiny"), preset("nano")

@@ -14,11 +14,11 @@ from quantised import RECORD, Quantised, copied, quantised_bundle
 from reference_models import model
 
 import refsam_trt
-from refsam_calibration.layers import quantisable_layers
-from refsam_calibration.quantised_bundle import _form, write_quantised_bundle
-from refsam_trt.bundle import open_bundle
+from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_calibration.quantise.quantised_bundle import _form, write_quantised_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, BundleError, OutputError, UsageError
-from refsam_trt.families.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
 
 FP32, FP16 = "int8-fp32-augmented-optimised", "int8-fp16-augmented-optimised"
 INTEGER_KERNELS = {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"}
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
     return quantised_bundle(tmp_path_factory)
 
 
-def encoder_file(bundle: refsam_trt.bundle.Bundle, variant: str) -> Path:
+def encoder_file(bundle: refsam_trt.bundle.open.Bundle, variant: str) -> Path:
     return bundle.path(bundle.manifest.variants[variant].graphs[IMAGE_ENCODER].file)
 
 
@@ -149,7 +149,7 @@ def test_load_takes_the_base_that_suits_the_backend(made: Quantised):
     with refsam_trt.load(made.bundle.folder) as engine:
         assert engine.variant == "fp32-augmented-optimised"
     assert (
-        refsam_trt.variants.choose_variant(made.bundle.manifest, None, "int8", "ort-cuda") == FP16
+        refsam_trt.session.variants.choose_variant(made.bundle.manifest, None, "int8", "ort-cuda") == FP16
     )
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from calibration_model import ADAPTERS, BLOCKS, LAYERS, clips, options, own_model
 
-from refsam_bench.trackers import ReferenceTracker
-from refsam_calibration.measure import measure_ranges, num_passes
-from refsam_calibration.ranges import Ranges, encoder_sha256, fold_ranges, read_ranges, write_ranges
-from refsam_calibration.videos import digest_of, open_videos
+from refsam_bench.trackers.reference import ReferenceTracker
+from refsam_calibration.ranges.measure import measure_ranges, num_passes
+from refsam_calibration.ranges.ranges import Ranges, encoder_sha256, fold_ranges, read_ranges, write_ranges
+from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_trt.errors import CalibrationError, UsageError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from refsam_calibration.schemes import fake_quantise, fake_quantised_weight, scale_of
+from refsam_calibration.quantise.schemes import fake_quantise, fake_quantised_weight, scale_of
 
 CODE = {"int8": "int8", "fp8": "float8e4m3fn"}
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from refsam_calibration.judge import Judgement, WorstFrame
-from refsam_calibration.search import largest_set, layers_of, rate
-from refsam_calibration.units import Unit
+from refsam_calibration.gate.judge import Judgement, WorstFrame
+from refsam_calibration.gate.search import largest_set, layers_of, rate
+from refsam_calibration.quantise.units import Unit
 from refsam_trt.errors import AccuracyGateError
 
 

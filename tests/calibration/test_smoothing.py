@@ -4,14 +4,14 @@ import pytest
 import torch
 from calibration_model import BLOCKS, images, own_model
 
-from refsam_calibration.smoothing import (
+from refsam_calibration.ranges.smoothing import (
     ALPHAS,
     choose_smoothing,
     fold_smoothing,
     norm_readers,
     smoothing_exponents,
 )
-from refsam_calibration.watching import ChannelWatcher
+from refsam_calibration.ranges.watching import ChannelWatcher
 
 WIDTH = 64
 

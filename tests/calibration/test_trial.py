@@ -3,9 +3,9 @@
 import pytest
 from rtx_probe import needs_rtx
 
-from refsam_calibration.layers import quantisable_layers
-from refsam_calibration.trial import FORMS, adapter_speed, encoder_speed, main, rtx_plan
-from refsam_export.model.config import preset
+from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_prove.quantised.trial import FORMS, adapter_speed, encoder_speed, main, rtx_plan
+from refsam_export.refsam.model.config import preset
 
 NUM_LAYERS = len(quantisable_layers(preset("tiny")))
 

@@ -9,7 +9,7 @@ from small_videos import moving_frames, write_video
 
 from refsam_bench.synthetic import generate, write_ref_davis
 from refsam_calibration.clips import Clips, OwnVideo, RefDavisClips
-from refsam_calibration.videos import CalibrationVideo, digest_of, open_videos, spread
+from refsam_calibration.ranges.videos import CalibrationVideo, digest_of, open_videos, spread
 from refsam_trt.errors import CalibrationError, DatasetError
 
 

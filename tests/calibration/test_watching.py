@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_calibration.watching import NUM_ROWS, ChannelWatcher, RangeWatcher, watching
+from refsam_calibration.ranges.watching import NUM_ROWS, ChannelWatcher, RangeWatcher, watching
 from refsam_trt.errors import CalibrationError
 
 

@@ -6,7 +6,7 @@ import fake_bundle
 import pytest
 
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_trt.plan import Plans
+from refsam_trt.bundle.plans import Plans
 
 
 @pytest.fixture(scope="session")

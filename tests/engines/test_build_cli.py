@@ -9,7 +9,7 @@ from rtx_probe import needs_rtx
 
 from refsam_engines import build as build_module
 from refsam_engines.cli import main
-from refsam_trt.plan import Plans, open_plans
+from refsam_trt.bundle.plans import Plans, open_plans
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.errors import MissingExtraError, PlanVersionError
 
 

@@ -12,12 +12,12 @@ from rtx_probe import needs_rtx
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.exporter import ExportRequest
-from refsam_export.rounded_graphs import trace_graphs
+from refsam_export.refsam.programs import trace_graphs
 from refsam_export.variants import write_variants
-from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.errors import PlanBuildError
-from refsam_trt.families.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
-from refsam_trt.plan_manifest import GraphReport
+from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.contract.plan_manifest import GraphReport
 
 pytestmark = needs_rtx
 

@@ -7,15 +7,15 @@ from quantised import largest_inputs, quantised_bundle
 from reference_models import model
 from rtx_probe import needs_rtx
 
-from refsam_calibration.layers import quantisable_layers
-from refsam_calibration.quantised_graphs import write_quantised_encoder
+from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.exporter import ExportRequest
-from refsam_trt.backends.trt_flavour import open_flavour
+from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.errors import PlanBuildError
-from refsam_trt.families.refsam import IMAGE_ENCODER
+from refsam_trt.contract.refsam import IMAGE_ENCODER
 
 pytestmark = needs_rtx
 

@@ -5,9 +5,9 @@ import torch
 from reference_models import relative
 from torch import nn
 
-from refsam_export.attention import AugmentedAttention, BiasAttention, SdpaAttention
-from refsam_export.model.config import PRESETS
-from refsam_export.model.sam import ImageAttention
+from refsam_export.refsam.attention import AugmentedAttention, BiasAttention, SdpaAttention
+from refsam_export.refsam.model.config import PRESETS
+from refsam_export.refsam.model.sam import ImageAttention
 
 EXACT = 1e-12  # in double precision
 SIZES = sorted(

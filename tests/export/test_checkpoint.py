@@ -24,8 +24,8 @@ from reference_models import loaded, model
 from safetensors.torch import save_file
 from torch import Tensor
 
-from refsam_export.checkpoint import LoadedModel, canonical_tensors, load_model, save_source
-from refsam_export.tensor_files import read_metadata
+from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load_model, save_source
+from refsam_export.files.tensor_files import read_metadata
 from refsam_trt.errors import CheckpointError, UsageError
 
 TEXT = "text_encoder."

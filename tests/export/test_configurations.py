@@ -11,13 +11,13 @@ from numpy_reference import random_weights, run_frame, run_step, text
 from reference_models import image_of, model, reference, relative, run_graphs, tokens, variant
 from torch import Tensor
 
-from refsam_export.model.config import PRESETS, ModelConfig
-from refsam_export.model.hda import no_features
-from refsam_export.model.refsam import RefSam
-from refsam_export.model.text_encoder import cross_modal_mlp
+from refsam_export.refsam.model.config import PRESETS, ModelConfig
+from refsam_export.refsam.model.hda import no_features
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.model.text_encoder import cross_modal_mlp
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.parity.inputs import EXPRESSIONS
-from refsam_export.realism import measure_realism
+from refsam_export.refsam.init.realism import measure_realism
 from refsam_trt.errors import UsageError
 
 RELEASED = {"hda_levels": 1, "itm": "qim", "adapter_act": "gelu"}

@@ -26,13 +26,13 @@ from reference_models import loaded
 
 import refsam_export.exporter as exporter
 import refsam_export.variants as variants
-from refsam_export.checkpoint import load_model
+from refsam_export.refsam.checkpoint import load_model
 from refsam_export.cli import main
 from refsam_export.exporter import ExportRequest, export_bundle
-from refsam_export.graphs import build_graphs
-from refsam_export.onnx_export import export_graph, node_types
-from refsam_trt.bundle import open_bundle
-from refsam_trt.commands import Terminated
+from refsam_export.refsam.graphs import build_graphs
+from refsam_export.onnx.onnx_export import export_graph, node_types
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.command.ending import Terminated
 from refsam_trt.errors import (
     CheckpointError,
     InternalError,
@@ -488,7 +488,7 @@ def test_graphs_count_nested_nodes() -> None:
     assert found == {"If": 1, "Neg": 1, "Relu": 1}
 
 
-# What the scores of an attention come from, right before their softmax (refsam_export.attention).
+# What the scores of an attention come from, right before their softmax (refsam_export.refsam.attention).
 PRODUCER_OF_SCORES = {"augmented": "MatMul", "bias": "Add", "reference": "Reshape"}
 
 

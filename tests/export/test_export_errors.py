@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_export import onnx_export
-from refsam_export.model import sam
+from refsam_export.onnx import onnx_export
+from refsam_export.refsam.model import sam
 from refsam_trt.errors import InternalError, MissingExtraError
-from refsam_trt.families.base import GraphSpec, TensorSpec
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
 
 X, Y = (TensorSpec(name, "float32", ("B", 2), "frame") for name in "xy")
 

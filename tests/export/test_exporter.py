@@ -17,16 +17,16 @@ from exported import exported
 from reference_models import loaded, model, relative
 from torch import Tensor
 
-from refsam_export.checkpoint import canonical_tensors, load_model
-from refsam_export.graphs import build_graphs
+from refsam_export.refsam.checkpoint import canonical_tensors, load_model
+from refsam_export.refsam.graphs import build_graphs
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR, MIN_MASK_IOU, compare
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.parity.reference import write_reference
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.families import refsam
-from refsam_trt.manifest import GraphEntry
-from refsam_trt.preprocess import PreprocessConfig
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.contract import refsam
+from refsam_trt.contract.manifest import GraphEntry
+from refsam_trt.image.preprocess import PreprocessConfig
 
 SPLITS = ("optimised", "baseline")
 FORBIDDEN = {"Attention", "If", "Loop", "NonZero", "Scan", "Resize"}
@@ -184,11 +184,11 @@ def test_manifest_describes_the_model(bundle: Bundle) -> None:
 EXPORT_AGAIN = """
 import sys
 from pathlib import Path
-from refsam_export.rounded_graphs import LIMITS
-from refsam_export.checkpoint import load_model
-from refsam_export.graphs import build_graphs
-from refsam_export.onnx_export import export_graph
-from refsam_trt.families.refsam import contract
+from refsam_export.refsam.programs import LIMITS
+from refsam_export.refsam.checkpoint import load_model
+from refsam_export.refsam.graphs import build_graphs
+from refsam_export.onnx.onnx_export import export_graph
+from refsam_trt.contract.refsam import contract
 
 model = load_model("tiny", random_init=0).model
 for name in ("text_encoder", "decoder_step"):

@@ -12,8 +12,8 @@ from reference_models import (
     track_token,
 )
 
-from refsam_export.attention import FORMS, with_attention
-from refsam_export.graphs import build_graphs
+from refsam_export.refsam.attention import FORMS, with_attention
+from refsam_export.refsam.graphs import build_graphs
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_trt.errors import UsageError
 

@@ -17,14 +17,14 @@ from refsam_export.parity.half import half_figures
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.parity.process import verdict
 from refsam_export.parity.reference import write_reference
-from refsam_export.precision import POLICIES
-from refsam_export.range_audit import MAX_ABSOLUTE
-from refsam_export.rounded_graphs import specs_of, trace_graphs
-from refsam_export.typed_program import rounded_module
-from refsam_trt.bundle import Bundle, open_bundle
+from refsam_export.precision.policy import POLICIES
+from refsam_export.precision.range_audit import MAX_ABSOLUTE
+from refsam_export.refsam.programs import specs_of, trace_graphs
+from refsam_export.precision.typed_program import rounded_module
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.errors import ParityError
-from refsam_trt.families import refsam
-from refsam_trt.families.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.contract import refsam
+from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
 
 NAME = "fp16-augmented-optimised"
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as Library
 import refsam_trt
 from refsam_export import cli, exporter
 from refsam_export.exporter import ExportRequest, ExportResult, export_bundle
-from refsam_export.known_text import clean_expressions, write_known_expressions
-from refsam_trt.bundle import open_bundle
+from refsam_export.text.known_text import clean_expressions, write_known_expressions
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import ExpressionError, UsageError
-from refsam_trt.families.refsam_adapter import RefsamFamily
-from refsam_trt.text import TextCache, TextEmbedding, TextStatistics, Tokenizer
+from refsam_trt.families.refsam.family import RefsamFamily
+from refsam_trt.text.encoder import TextCache, TextEmbedding, TextStatistics, Tokenizer
 
 LINES = "a dog\n\n  A   Dog \na cat on the LEFT\n"
 KNOWN = ("a dog", "a cat on the left")

@@ -8,11 +8,11 @@ import torch
 from reference_models import model, relative, run_graphs, tokens, track_token
 from torch import Tensor, nn
 
-import refsam_export.graphs as graphs_module
-import refsam_export.model.mask_decoder as decoder_module
-from refsam_export.attention import AugmentedAttention
-from refsam_export.model.hda import key_bias
-from refsam_export.model.refsam import RefSam
+import refsam_export.refsam.graphs as graphs_module
+import refsam_export.refsam.model.mask_decoder as decoder_module
+from refsam_export.refsam.attention import AugmentedAttention
+from refsam_export.refsam.model.hda import key_bias
+from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.parity.inputs import EXPRESSIONS
 

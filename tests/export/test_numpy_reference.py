@@ -9,7 +9,7 @@ import pytest
 from numpy_reference import Array, decoder, hda, itm, layers, random_weights, run_frame, text
 from numpy_reference.random_weights import normal
 
-from refsam_export.model.config import PRESETS
+from refsam_export.refsam.model.config import PRESETS
 
 TINY = PRESETS["tiny"]
 TEXT_DIM = 64

@@ -9,7 +9,7 @@ import pytest
 from numpy_reference import Array, layers, random_weights, text, vit
 from numpy_reference.random_weights import normal
 
-from refsam_export.model.config import PRESETS, ModelConfig
+from refsam_export.refsam.model.config import PRESETS, ModelConfig
 
 TINY = PRESETS["tiny"]
 TEXT_DIM = 64

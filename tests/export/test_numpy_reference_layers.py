@@ -7,7 +7,7 @@ import pytest
 from numpy_reference import layers, random_weights
 from numpy_reference.random_weights import normal
 
-from refsam_export.model.config import PRESETS
+from refsam_export.refsam.model.config import PRESETS
 
 EXACT = 1e-12  # float64 sums in another order
 

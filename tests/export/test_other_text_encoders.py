@@ -13,11 +13,11 @@ from reference_models import relative
 from text_folders import CLIP, change_config, realistic_text, save_clip, save_roberta
 from torch import Tensor
 
-from refsam_export.checkpoint import canonical_tensors, load_model, save_source
+from refsam_export.refsam.checkpoint import canonical_tensors, load_model, save_source
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
-from refsam_export.realistic_init import realistic_init
-from refsam_export.text_encoders import read_text_folder
-from refsam_export.text_graph import text_graph
+from refsam_export.refsam.init.realistic_init import realistic_init
+from refsam_export.text.text_encoders import read_text_folder
+from refsam_export.text.text_graph import text_graph
 from refsam_trt.errors import CheckpointError, UsageError
 
 TOLERANCE = 1e-5

@@ -33,11 +33,11 @@ from refsam_export.parity.compare import (
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
 from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
-from refsam_trt.bundle import open_bundle
-from refsam_trt.bundle_writer import write_bundle
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.write import write_bundle
 from refsam_trt.errors import UsageError
-from refsam_trt.families.refsam import contract
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.contract.refsam import contract
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 
 NUM_FRAMES = 4
 # The chain decodes one expression at a time, the graph test all of them at once.

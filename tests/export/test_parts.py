@@ -13,10 +13,10 @@ from part_files import PAPER, RELEASED, part_tensors, save_part, with_lora
 from reference_models import image_of, loaded, variant
 from torch import Tensor
 
-from refsam_export.checkpoint import LoadedModel, canonical_tensors, load_model
-from refsam_export.configuration import asked_for
-from refsam_export.model.refsam import RefSam
-from refsam_export.parts import read_part
+from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load_model
+from refsam_export.refsam.configuration import asked_for
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.parts import read_part
 from refsam_trt.errors import CheckpointError, UsageError
 
 Tensors = dict[str, Tensor]

@@ -15,27 +15,27 @@ from reference_models import image_of, model, relative, tokens
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from refsam_export.attention import FORMS
-from refsam_export.graphs import build_graphs
-from refsam_export.model.image_encoder import L2Norm
-from refsam_export.model.sam import LayerNorm2d
-from refsam_export.onnx_export import export_graph
+from refsam_export.refsam.attention import FORMS
+from refsam_export.refsam.graphs import build_graphs
+from refsam_export.refsam.model.image_encoder import L2Norm
+from refsam_export.refsam.model.sam import LayerNorm2d
+from refsam_export.onnx.onnx_export import export_graph
 from refsam_export.parity.bounds import BOUNDS
-from refsam_export.precision import (
+from refsam_export.precision.policy import (
     POLICIES,
     graph_precision,
     half_nodes,
     operator_name,
     parse_precisions,
 )
-from refsam_export.range_audit import MAX_ABSOLUTE, RangeAudit
-from refsam_export.rounded_graphs import rounded_chain, specs_of, trace_graphs
-from refsam_export.typed_program import rounded, rounded_module, trace, typed_module
+from refsam_export.precision.range_audit import MAX_ABSOLUTE, RangeAudit
+from refsam_export.refsam.programs import rounded_chain, specs_of, trace_graphs
+from refsam_export.precision.typed_program import rounded, rounded_module, trace, typed_module
 from refsam_trt.errors import UsageError
-from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.families.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
-from refsam_trt.graph_precision import precision_problem
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.contract.precision import precision_problem
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 FP16, BF16 = POLICIES["fp16"], POLICIES["bf16"]
 FP16_MAX = 65504

@@ -12,13 +12,13 @@ from PIL import Image
 from reference_models import loaded
 from torch import Tensor
 
-from refsam_export.model.config import preset
-from refsam_export.model.refsam import RefSam
+from refsam_export.refsam.model.config import preset
+from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.realism import Realism, measure_realism, rounding_error
-from refsam_export.realistic_init import realistic_init
+from refsam_export.refsam.init.realism import Realism, measure_realism, rounding_error
+from refsam_export.refsam.init.realistic_init import realistic_init
 from refsam_trt.errors import UsageError
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 
 CASES = list(itertools.product(("tiny", "nano"), (0, 1)))
 

@@ -16,11 +16,11 @@ from numpy_reference import vit as twin_vit
 from reference_models import loaded, model, relative
 from torch import nn
 
-from refsam_export.model.config import PRESETS, preset
-from refsam_export.model.hda import key_bias, token_attention
-from refsam_export.model.mask_decoder import decode, position_encoding
-from refsam_export.model.refsam import RefSam
-from refsam_export.model.sam import ImageEncoderViT, PromptEncoder
+from refsam_export.refsam.model.config import PRESETS, preset
+from refsam_export.refsam.model.hda import key_bias, token_attention
+from refsam_export.refsam.model.mask_decoder import decode, position_encoding
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.model.sam import ImageEncoderViT, PromptEncoder
 from refsam_trt.errors import UsageError
 
 SAM_TOLERANCE = 1e-5
@@ -140,7 +140,7 @@ def test_sam_is_imported_without_its_package_file(torchvision: str, tmp_path) ->
         (operators / "boxes.py").write_text("batched_nms = box_area = None\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from refsam_export.model.sam import ImageEncoderViT\n"
+        "from refsam_export.refsam.model.sam import ImageEncoderViT\n"
         "assert 'segment_anything' not in sys.modules\n"
         "try:\n"
         "    import segment_anything\n"

@@ -7,9 +7,9 @@ import torch
 from reference_models import image_of, model, relative, variant
 from torch import Tensor
 
-from refsam_export.attention import FORMS, with_attention
-from refsam_export.model.image_encoder import AdapterBlock, ImageEncoder
-from refsam_export.rewrites import (
+from refsam_export.refsam.attention import FORMS, with_attention
+from refsam_export.refsam.model.image_encoder import AdapterBlock, ImageEncoder
+from refsam_export.refsam.rewrites import (
     DEFAULT_REWRITES,
     REWRITES,
     adapter_after_merge,

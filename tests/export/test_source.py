@@ -11,11 +11,11 @@ from checkpoint_files import save_refsam, save_sam, save_t5, t5_tensors, whole_b
 from exported import exported
 from reference_models import loaded
 
-from refsam_export.checkpoint import LoadedModel, canonical_tensors, load_model
+from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load_model
 from refsam_export.source import load_source
-from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.errors import CheckpointError
-from refsam_trt.manifest import Weights
+from refsam_trt.contract.manifest import Weights
 
 
 @pytest.fixture(scope="module")

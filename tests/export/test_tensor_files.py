@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from refsam_export.tensor_files import (
+from refsam_export.files.tensor_files import (
     describe,
     read_json_object,
     read_metadata,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from refsam_export.weight_storage import check_exact_fp16, store_exact_fp16
+from refsam_export.onnx.weight_storage import check_exact_fp16, store_exact_fp16
 from refsam_trt.errors import CheckpointError
 
 

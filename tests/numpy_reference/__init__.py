@@ -13,7 +13,7 @@ from numpy_reference import decoder, hda, itm, random_weights, text, vit
 from numpy_reference.layers import Array, Weights
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 __all__ = [
     "Array",

@@ -22,7 +22,7 @@ from numpy_reference.layers import (
 )
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 NUM_HEADS = 8
 NUM_LAYERS = 2

@@ -17,7 +17,7 @@ from numpy_reference.layers import (
 )
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 
 def attention(features: Array, words: Array, sentence: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy_reference.layers import Array, Weights, layer_norm, linear, relu, softmax
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 NUM_HEADS = 8
 

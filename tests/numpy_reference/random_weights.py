@@ -14,7 +14,7 @@ import numpy as np
 from numpy_reference.layers import EMBED_DIM, Array
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from numpy_reference.layers import Array, Weights, l2norm, linear, relu, softmax
 
 if TYPE_CHECKING:
-    from refsam_export.model.config import ModelConfig
+    from refsam_export.refsam.model.config import ModelConfig
 
 
 def t5(

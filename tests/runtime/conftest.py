@@ -7,7 +7,7 @@ import fake_bundle
 import pytest
 
 import refsam_trt
-from refsam_trt.families.refsam import Split
+from refsam_trt.contract.refsam import Split
 
 
 @pytest.fixture(scope="session", params=["baseline", "optimised"])

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from refsam_trt.atomic import atomic_folder, atomic_path
+from refsam_trt.files.atomic import atomic_folder, atomic_path
 from refsam_trt.errors import InternalError, OutputError
 
 INTERRUPTS = [ValueError("bad"), KeyboardInterrupt(), SystemExit(1)]

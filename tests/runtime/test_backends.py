@@ -16,10 +16,10 @@ from refsam_trt.backends import select
 from refsam_trt.backends.base import Backend, check_call
 from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
 from refsam_trt.backends.select import open_backend
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, InternalError, MissingExtraError, UsageError
-from refsam_trt.families.base import DType, GraphSpec, TensorSpec
-from refsam_trt.families.refsam import TEXT_ENCODER
+from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
+from refsam_trt.contract.refsam import TEXT_ENCODER
 
 
 @pytest.fixture(scope="module")

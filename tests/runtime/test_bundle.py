@@ -12,9 +12,9 @@ import fake_bundle
 import pytest
 
 from refsam_trt import limits
-from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.errors import BundleError, UsageError
-from refsam_trt.families import refsam
+from refsam_trt.contract import refsam
 
 GRAPHS = "graphs/fp32-plain-baseline"
 
@@ -128,7 +128,7 @@ def test_each_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         hashed.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("refsam_trt.bundle.sha256_of_file", sha256_of_file)
+    monkeypatch.setattr("refsam_trt.bundle.open.sha256_of_file", sha256_of_file)
     full = open_bundle(folder)
     assert len(hashed) == len(full.manifest.files) == 6
     full.verify_file("tokenizer.json")

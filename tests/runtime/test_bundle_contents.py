@@ -11,7 +11,7 @@ from typing import Any
 import fake_bundle
 import pytest
 
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BundleError
 
 VARIANT = "fp32-plain-baseline"

@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refsam_trt import limits, manifest
-from refsam_trt.families import refsam
-from refsam_trt.text_cache import METADATA_KEY
+from refsam_trt.contract import manifest
+from refsam_trt import limits
+from refsam_trt.contract import refsam
+from refsam_trt.text.cache import METADATA_KEY
 
 TEXT = (Path(__file__).parents[2] / "docs" / "bundle.md").read_text()
 RECORDS = [

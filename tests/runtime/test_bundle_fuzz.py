@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refsam_trt.bundle import open_bundle
-from refsam_trt.bundle_files import path_problem
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.folder import path_problem
 from refsam_trt.errors import RefsamError
 
 ODD_NAMES = ["", ".", "./a", "a//b", "a/", "a\0b", "a\n", "a b", "é", "aa:b", "a?"]

@@ -12,7 +12,7 @@ import pytest
 from half_bundle import make_half_precision
 from onnx import TensorProto, helper
 
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BundleError
 
 VARIANT = "fp32-plain-baseline"

@@ -9,12 +9,12 @@ import fake_bundle
 import msgspec
 import pytest
 
-from refsam_trt import bundle_writer
-from refsam_trt.bundle import open_bundle
-from refsam_trt.bundle_writer import write_bundle
+from refsam_trt.bundle import write as bundle_writer
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.write import write_bundle
 from refsam_trt.errors import InternalError, OutputError
-from refsam_trt.manifest import Manifest
-from refsam_trt.onnx_reader import summarise_graph
+from refsam_trt.contract.manifest import Manifest
+from refsam_trt.onnx_file.reader import summarise_graph
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refsam_trt.cache_folder import user_cache_folder
+from refsam_trt.files.cache_folder import user_cache_folder
 from refsam_trt.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import click
 import pytest
 from commands_in_process import Commands, Ended
 
-from refsam_trt.commands import Terminated, run_command
+from refsam_trt.command.ending import Terminated, run_command
 from refsam_trt.errors import BundleError, InternalError, ParityError, RefsamError
 
 NAME = "refsam-test"

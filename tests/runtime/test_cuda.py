@@ -10,10 +10,10 @@ import fake_cuda
 import numpy as np
 import pytest
 
-from refsam_trt import probe
+from refsam_trt.doctor import probe
 from refsam_trt.backends.base import TransferCounts
-from refsam_trt.backends.cuda import CudaDevice
-from refsam_trt.backends.cuda_memory import CudaMemory
+from refsam_trt.backends.cuda.device import CudaDevice
+from refsam_trt.backends.cuda.memory import CudaMemory
 from refsam_trt.errors import (
     BackendError,
     DeviceMemoryError,

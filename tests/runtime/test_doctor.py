@@ -14,7 +14,8 @@ import pytest
 from commands_in_process import Commands
 from fake_tensorrt import fake_tensorrt
 
-from refsam_trt import doctor, probe
+from refsam_trt.doctor import cli as doctor
+from refsam_trt.doctor import probe
 
 
 @pytest.fixture

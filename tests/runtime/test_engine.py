@@ -22,10 +22,10 @@ import refsam_trt
 from refsam_trt import BackendError, BundleError, Engine, ExpressionError, UsageError, VideoError
 from refsam_trt.backends import select
 from refsam_trt.backends.select import open_backend
-from refsam_trt.families.refsam import DECODER_STEP, TEXT_ENCODER, Split
-from refsam_trt.families.refsam_adapter import RefsamFamily
-from refsam_trt.manifest import Weights
-from refsam_trt.text import TextCache, write_text_cache
+from refsam_trt.contract.refsam import DECODER_STEP, TEXT_ENCODER, Split
+from refsam_trt.families.refsam.family import RefsamFamily
+from refsam_trt.contract.manifest import Weights
+from refsam_trt.text.encoder import TextCache, write_text_cache
 
 
 def family(engine: Engine) -> RefsamFamily:
@@ -155,7 +155,7 @@ def test_bf16_is_refused_by_name_where_it_cannot_run(
     for variant in manifest["variants"].values():
         variant["precision"] = "bf16"
     fake_bundle.rewrite_manifest(folder, manifest)
-    monkeypatch.setattr("refsam_trt.bundle.check_contract", lambda manifest: None)
+    monkeypatch.setattr("refsam_trt.bundle.open.check_contract", lambda manifest: None)
     name = "ort-cpu" if backend == "auto" else backend
     expected = (
         f"backend {name} cannot run bf16 graphs: ONNX Runtime has no bf16 matrix product or "
@@ -328,7 +328,7 @@ def test_an_error_inside_the_block_is_not_hidden_by_open_sessions(folder: Path) 
 def test_a_failed_load_closes_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     backend = open_backend("ort-cpu")
-    monkeypatch.setattr("refsam_trt.engine.open_backend", lambda *_: backend)
+    monkeypatch.setattr("refsam_trt.session.engine.open_backend", lambda *_: backend)
     monkeypatch.setattr(type(backend), "close", lambda self: closed.append(self))
     with pytest.raises(UsageError, match="text='eager'"):
         refsam_trt.load(folder, text="eager")  # type: ignore[arg-type]

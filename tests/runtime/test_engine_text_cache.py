@@ -9,10 +9,10 @@ from runtime_twin import assert_same_results, random_frames
 import refsam_trt
 from refsam_trt import BundleError, Engine, ExpressionError, UsageError
 from refsam_trt.backends.ort import OrtCpuBackend, OrtGraph
-from refsam_trt.families.base import GraphSpec
-from refsam_trt.families.refsam import TEXT_ENCODER
-from refsam_trt.families.refsam_adapter import RefsamFamily
-from refsam_trt.text import TextStatistics
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.contract.refsam import TEXT_ENCODER
+from refsam_trt.families.refsam.family import RefsamFamily
+from refsam_trt.text.encoder import TextStatistics
 
 
 def family(engine: Engine) -> RefsamFamily:

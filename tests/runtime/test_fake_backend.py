@@ -18,8 +18,8 @@ from refsam_trt.backends.base import TransferCounts
 from refsam_trt.backends.fake import FakeBackend, FakeContext
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.errors import InternalError
-from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.families.refsam import Split
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.contract.refsam import Split
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from refsam_trt.families import refsam
+from refsam_trt.contract import refsam
 
 Arrays = dict[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from runtime_twin import Twin, random_frames
 
 import refsam_trt
 from refsam_trt import StateError, UsageError
-from refsam_trt.contract_check import CONTRACT_CHECKS
-from refsam_trt.engine import FAMILIES
+from refsam_trt.contract.check import CONTRACT_CHECKS
+from refsam_trt.session.engine import FAMILIES
 
 TEXTS = ["dog", "the cat", "a white horse"]
 

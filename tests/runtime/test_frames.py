@@ -14,8 +14,8 @@ import small_videos
 from PIL import Image
 
 from refsam_trt.errors import MissingExtraError, VideoError
-from refsam_trt.frames import open_frames
-from refsam_trt.writers import OverlayVideoWriter
+from refsam_trt.media.frames import open_frames
+from refsam_trt.result.writers import OverlayVideoWriter
 
 OPEN_FILES = Path("/proc/self/fd")
 
@@ -344,7 +344,7 @@ def test_a_pyav_that_gets_colours_wrong_is_refused(tmp_path, monkeypatch):
 
 
 def test_importing_needs_no_pyav():
-    code = "import sys; sys.modules['av'] = None; import refsam_trt.frames, refsam_trt.writers"
+    code = "import sys; sys.modules['av'] = None; import refsam_trt.media.frames, refsam_trt.result.writers"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -52,6 +52,6 @@ def test_an_error_that_is_not_ours_is_a_finding(tmp_path: Path, monkeypatch: pyt
     def damaged(rle: object) -> None:
         raise KeyError("size")
 
-    monkeypatch.setattr("refsam_trt.rle.mask_from_rle", damaged)
+    monkeypatch.setattr("refsam_trt.result.rle.mask_from_rle", damaged)
     with pytest.raises(KeyError):
         TARGETS["rle"](tmp_path)(b"{}")

@@ -10,8 +10,8 @@ import small_videos
 from PIL import Image
 
 from refsam_trt.errors import VideoError
-from refsam_trt.frames import open_frames
-from refsam_trt.sources import open_source
+from refsam_trt.media.frames import open_frames
+from refsam_trt.media.sources import open_source
 
 
 def video_of(path: Path, hw: tuple[int, int], num_frames: int) -> bytes:
@@ -43,9 +43,9 @@ def test_pictures_larger_than_announced_are_bounded(growing: Path, max_pixels: i
 
 
 def test_a_stream_is_bounded_like_a_file(growing: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("refsam_trt.sources.MAX_FRAME_PIXELS", 127 * 128)
-    monkeypatch.setattr("refsam_trt.sources._NETWORK_OPTIONS", {})
-    monkeypatch.setattr("refsam_trt.sources._PROTOCOLS", ("file",))
+    monkeypatch.setattr("refsam_trt.media.sources.MAX_FRAME_PIXELS", 127 * 128)
+    monkeypatch.setattr("refsam_trt.media.sources._NETWORK_OPTIONS", {})
+    monkeypatch.setattr("refsam_trt.media.sources._PROTOCOLS", ("file",))
     with (
         open_source(f"file://{growing}") as stream,
         pytest.raises(VideoError, match=r"lost after 1[12] frames \(Invalid data"),

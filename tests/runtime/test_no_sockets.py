@@ -12,9 +12,9 @@ import no_sockets
 import pytest
 import small_videos
 
-from refsam_trt import sources
+from refsam_trt.media import sources
 from refsam_trt.errors import VideoError
-from refsam_trt.sources import open_source
+from refsam_trt.media.sources import open_source
 
 TESTS = Path(no_sockets.__file__).parent
 START = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import no_sockets\n"
@@ -86,7 +86,7 @@ def test_the_commands_open_none(folder: Path, clip: Path, images: Path, tmp_path
 def test_files_that_name_addresses_open_none(tmp_path: Path, content: str, suffix: str):
     path = tmp_path / f"clip{suffix}"
     path.write_text(content)
-    code = "from refsam_trt.frames import open_frames; open_frames(sys.argv[1])"
+    code = "from refsam_trt.media.frames import open_frames; open_frames(sys.argv[1])"
     done = run(code, path)
     assert done.returncode == 1
     assert "refsam_trt.errors.VideoError" in done.stderr

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser, shape_inference
 
-from refsam_trt import onnx_flops
+from refsam_trt.bundle import flops as onnx_flops
 from refsam_trt.errors import BundleError
-from refsam_trt.families.base import GraphSpec, TensorSpec
-from refsam_trt.onnx_flops import count_flops
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.bundle.flops import count_flops
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 TEXT = """<ir_version: 10, opset_import: ["" : 20]>
 g (float[M, 2, 8, 8] image) => (float[M, 6, 4] out)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from refsam_trt.errors import BundleError
-from refsam_trt.graph_precision import count_dtypes
-from refsam_trt.onnx_reader import OnnxSummary, summarise_graph, summarise_onnx
-from refsam_trt.onnx_tensors import ExternalData, OnnxTensor
+from refsam_trt.contract.precision import count_dtypes
+from refsam_trt.onnx_file.reader import OnnxSummary, summarise_graph, summarise_onnx
+from refsam_trt.onnx_file.tensors import ExternalData, OnnxTensor
 
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 

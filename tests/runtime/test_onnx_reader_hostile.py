@@ -7,7 +7,7 @@ import pytest
 
 from refsam_trt import limits
 from refsam_trt.errors import BundleError
-from refsam_trt.onnx_reader import summarise_onnx
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 
 def write(tmp_path: Path, content: bytes) -> Path:

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
 
 from refsam_trt import limits
 from refsam_trt.errors import BundleError
-from refsam_trt.graph_precision import count_dtypes, precision_problem
-from refsam_trt.onnx_reader import summarise_onnx
-from refsam_trt.onnx_types import UNKNOWN
+from refsam_trt.contract.precision import count_dtypes, precision_problem
+from refsam_trt.onnx_file.reader import summarise_onnx
+from refsam_trt.onnx_file.types import UNKNOWN
 
 # Every rule of `onnx_types`: types declared, fixed, of another input than the first, of the first.
 MIXED = """<ir_version: 10, opset_import: ["" : 20]>

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 from fake_ort_cuda import CUDA, Session
 
-from refsam_trt.backends.ort_cuda import OrtCudaBackend
-from refsam_trt.bundle import open_bundle
+from refsam_trt.backends.cuda.ort import OrtCudaBackend
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 
 

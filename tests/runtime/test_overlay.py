@@ -6,7 +6,7 @@ import shared_data
 from PIL import Image
 
 from refsam_trt.errors import UsageError
-from refsam_trt.overlay import PALETTE, colors_for, draw
+from refsam_trt.result.overlay import PALETTE, colors_for, draw
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 

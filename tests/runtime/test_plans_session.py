@@ -14,8 +14,8 @@ from fake_tensorrt import fake_tensorrt
 
 import refsam_trt
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_trt import probe
-from refsam_trt.backends.trt import TrtContext
+from refsam_trt.doctor import probe
+from refsam_trt.backends.tensorrt.backend import TrtContext
 from refsam_trt.errors import (
     BackendError,
     ExpressionError,

@@ -8,13 +8,13 @@ import shared_data
 from PIL import Image
 
 from refsam_trt.errors import BackendError, UsageError
-from refsam_trt.postprocess import (
+from refsam_trt.image.postprocess import (
     Postprocessor,
     box_xyxy_from_mask,
     label_map_from_logits,
     mask_from_logits,
 )
-from refsam_trt.preprocess import PreprocessConfig, geometry
+from refsam_trt.image.preprocess import PreprocessConfig, geometry
 
 
 def naive_bilinear(image, hw):

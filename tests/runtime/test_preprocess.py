@@ -7,8 +7,8 @@ import shared_data
 from PIL import Image
 
 from refsam_trt.errors import UsageError, VideoError
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor, geometry
-from refsam_trt.resize import axis_table, resize_columns, resize_rows
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor, geometry
+from refsam_trt.image.resize import axis_table, resize_columns, resize_rows
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)

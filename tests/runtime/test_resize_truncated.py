@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from refsam_trt.errors import UsageError
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
-from refsam_trt.resize import axis_table, resize_truncated
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.image.resize import axis_table, resize_truncated
 
 SHAPES = [((48, 86), (36, 64)), ((24, 43), (36, 64)), ((30, 70), (30, 41)), ((97, 5), (3, 9))]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from refsam_trt.errors import UsageError
-from refsam_trt.families.adapter import RawFrame
-from refsam_trt.polygons import polygons_from_mask
-from refsam_trt.postprocess import Postprocessor, label_map_from_logits
-from refsam_trt.preprocess import PreprocessConfig, geometry
-from refsam_trt.result import FrameResults, frame_results
-from refsam_trt.rle import mask_from_rle
+from refsam_trt.families.base import RawFrame
+from refsam_trt.result.polygons import polygons_from_mask
+from refsam_trt.image.postprocess import Postprocessor, label_map_from_logits
+from refsam_trt.image.preprocess import PreprocessConfig, geometry
+from refsam_trt.result.result import FrameResults, frame_results
+from refsam_trt.result.rle import mask_from_rle
 
 HW = (30, 45)
 POSTPROCESSOR = Postprocessor(geometry(HW, PreprocessConfig(32, None)), (8, 8))

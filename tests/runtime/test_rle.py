@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from PIL import Image
 
 from refsam_trt.errors import UsageError
-from refsam_trt.rle import mask_from_rle, rle_from_mask, uncompressed_rle_from_mask
+from refsam_trt.result.rle import mask_from_rle, rle_from_mask, uncompressed_rle_from_mask
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (13, 9), (64, 48), (200, 301)]
 

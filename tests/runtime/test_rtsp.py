@@ -11,11 +11,11 @@ from commands_in_process import Commands
 from rtsp_server import Stream, serving
 from small_videos import HW, moving_frames, write_video
 
-from refsam_trt import sources
-from refsam_trt.cli import main
+from refsam_trt.media import sources
+from refsam_trt.run.cli import main
 from refsam_trt.errors import VideoError
-from refsam_trt.frames import open_frames
-from refsam_trt.sources import open_source
+from refsam_trt.media.frames import open_frames
+from refsam_trt.media.sources import open_source
 
 NUM_FRAMES = 20
 FORMS = {"mpeg-ts": (33, "MP2T/90000", "mpeg_ts"), "h264": (96, "H264/90000", "h264")}

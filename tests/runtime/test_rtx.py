@@ -12,9 +12,9 @@ from fake_tensorrt import fake_tensorrt
 
 import refsam_trt
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_trt import probe
-from refsam_trt.backends import rtx
-from refsam_trt.backends.trt_log import TrtLog
+from refsam_trt.doctor import probe
+from refsam_trt.backends.tensorrt import rtx
+from refsam_trt.backends.tensorrt.log import TrtLog
 from refsam_trt.errors import (
     PlanDamagedError,
     PlanDeviceError,
@@ -22,7 +22,7 @@ from refsam_trt.errors import (
     PlanMemoryError,
     PlanVersionError,
 )
-from refsam_trt.plan import Plans, open_plans
+from refsam_trt.bundle.plans import Plans, open_plans
 
 REBUILD = "refsam-build BUNDLE --backend tensorrt-rtx --precision fp32 --output PLANS"
 

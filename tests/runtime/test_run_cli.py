@@ -12,15 +12,15 @@ from PIL import Image
 from small_videos import HW, moving_frames, write_images, write_video
 
 import refsam_trt
-from refsam_trt.cli import main
-from refsam_trt.contract_check import CONTRACT_CHECKS
-from refsam_trt.engine import FAMILIES
-from refsam_trt.frames import open_frames
-from refsam_trt.manifest import Weights
-from refsam_trt.overlay import colors_for, draw
-from refsam_trt.rle import mask_from_rle
-from refsam_trt.run_outputs import RANDOM_CAPTION
-from refsam_trt.writers import OverlayVideoWriter
+from refsam_trt.run.cli import main
+from refsam_trt.contract.check import CONTRACT_CHECKS
+from refsam_trt.session.engine import FAMILIES
+from refsam_trt.media.frames import open_frames
+from refsam_trt.contract.manifest import Weights
+from refsam_trt.result.overlay import colors_for, draw
+from refsam_trt.result.rle import mask_from_rle
+from refsam_trt.run.outputs import RANDOM_CAPTION
+from refsam_trt.result.writers import OverlayVideoWriter
 
 TEXTS = ("the dog on the left", "A red frisbee")
 NUM_FRAMES = 7

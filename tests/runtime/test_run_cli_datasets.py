@@ -17,12 +17,13 @@ from small_videos import HW, moving_frames
 
 import refsam_trt
 from refsam_bench.accuracy import load_ref_davis, write_ref_youtube_vos_zip
-from refsam_trt import datasets, run_jobs
-from refsam_trt.cli import main
-from refsam_trt.datasets import _read
-from refsam_trt.manifest import Limits
-from refsam_trt.postprocess import label_map_from_logits
-from refsam_trt.session import Session
+from refsam_trt.run import datasets
+from refsam_trt.run import jobs as run_jobs
+from refsam_trt.run.cli import main
+from refsam_trt.run.datasets import _read
+from refsam_trt.contract.manifest import Limits
+from refsam_trt.image.postprocess import label_map_from_logits
+from refsam_trt.session.session import Session
 
 FRAMES = ["00000", "00005", "00010"]
 NUM_ANNOTATORS = 4

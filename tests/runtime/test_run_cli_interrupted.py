@@ -18,15 +18,15 @@ from commands_in_process import Commands, Ended
 from PIL import Image
 from small_videos import HW, moving_frames, write_images, write_video
 
-from refsam_trt import sources
-from refsam_trt.cli import main
-from refsam_trt.commands import Terminated
-from refsam_trt.frames import open_frames
-from refsam_trt.interruption import Interruption
-from refsam_trt.rle import mask_from_rle
-from refsam_trt.session import Session
+from refsam_trt.media import sources
+from refsam_trt.run.cli import main
+from refsam_trt.command.ending import Terminated
+from refsam_trt.media.frames import open_frames
+from refsam_trt.run.interruption import Interruption
+from refsam_trt.result.rle import mask_from_rle
+from refsam_trt.session.session import Session
 
-MAIN = "from refsam_trt.cli import main; main()"
+MAIN = "from refsam_trt.run.cli import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ import pytest
 from commands_in_process import Commands, Ended
 from small_videos import moving_frames, write_images, write_video
 
-from refsam_trt import run_outputs, runner, shipped
-from refsam_trt.cli import main
+from refsam_trt.run import outputs as run_outputs
+from refsam_trt.run import runner
+from refsam_trt.bundle import shipped
+from refsam_trt.run.cli import main
 from refsam_trt.errors import UsageError
 
 

@@ -10,9 +10,9 @@ from runtime_twin import Twin, assert_close, assert_same_results, logits_by_id, 
 
 from refsam_trt import BackendError, ExpressionError, UsageError, VideoError
 from refsam_trt.backends.ort import OrtContext, OrtCpuBackend
-from refsam_trt.engine import Engine
+from refsam_trt.session.engine import Engine
 from refsam_trt.errors import DeviceMemoryError
-from refsam_trt.session import Session
+from refsam_trt.session.session import Session
 
 TEXTS = ["dog", "the small red frisbee in the air", "a b", "x" * 63]
 

@@ -12,9 +12,9 @@ import pytest
 from runtime_twin import assert_close, random_frames
 
 import refsam_trt
-from refsam_trt.engine import Engine
-from refsam_trt.families.refsam import Split
-from refsam_trt.manifest import Limits
+from refsam_trt.session.engine import Engine
+from refsam_trt.contract.refsam import Split
+from refsam_trt.contract.manifest import Limits
 
 TEXTS = ["dog", "the small red frisbee in the air", "a b", "x" * 63]
 
@@ -76,7 +76,7 @@ def test_threads_get_the_same_masks_as_one_after_another(engine: Engine) -> None
 def test_memory_stays_flat_while_expressions_come_and_go(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refsam_trt.text.MEMORY_CACHE_SIZE", 16)
+    monkeypatch.setattr("refsam_trt.text.encoder.MEMORY_CACHE_SIZE", 16)
     frame = random_frames(1)[0]
     with (
         refsam_trt.load(folder, text="resident", num_threads=1) as engine,

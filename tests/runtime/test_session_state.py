@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import refsam_trt
 from refsam_trt import ExpressionError, OutputError, StateError, UsageError
-from refsam_trt.engine import Engine
-from refsam_trt.result import FrameResults
-from refsam_trt.session import Session
+from refsam_trt.session.engine import Engine
+from refsam_trt.result.result import FrameResults
+from refsam_trt.session.session import Session
 
 TEXTS = ["dog", "the small red frisbee in the air", "a b", "x" * 63]
 
@@ -191,7 +191,7 @@ def test_damaged_state_files_are_refused(
     assert f"{state}: not a session state (SafetensorError" in refusal(video, state)
     save_file({}, state)
     assert "not a session state (KeyError" in refusal(video, state)
-    monkeypatch.setattr("refsam_trt.state_file.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("refsam_trt.session.state_file.MAX_FILE_BYTES", 10)
     assert "not a session state (over 10 bytes); save it again" in refusal(video, state)
 
 

@@ -10,10 +10,11 @@ from small_videos import moving_frames, write_images
 
 import refsam_bench.cli
 import refsam_trt
-from refsam_trt import cli, shipped
-from refsam_trt.bundle_files import HASH_FILE
+from refsam_trt.run import cli
+from refsam_trt.bundle import shipped
+from refsam_trt.bundle.folder import HASH_FILE
 from refsam_trt.errors import BundleError, UsageError
-from refsam_trt.manifest import Weights
+from refsam_trt.contract.manifest import Weights
 
 
 @pytest.fixture(scope="module")

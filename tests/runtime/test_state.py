@@ -5,8 +5,8 @@ import pytest
 
 from refsam_trt.backends.fake import FakeBackend
 from refsam_trt.errors import DeviceMemoryError, InternalError
-from refsam_trt.families.base import DType, TensorSpec
-from refsam_trt.state import TrackState
+from refsam_trt.contract.specs import DType, TensorSpec
+from refsam_trt.families.refsam.tracks import TrackState
 
 WIDTH = 3
 

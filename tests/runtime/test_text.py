@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from runtime_twin import Twin, assert_same_embedding, random_embedding
 
-from refsam_trt import text as text_module
+from refsam_trt.text import encoder as text_module
 from refsam_trt.backends.base import Graph
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError
-from refsam_trt.families.refsam import DECODER_STEP, TEXT_ENCODER, Split
-from refsam_trt.text import (
+from refsam_trt.contract.refsam import DECODER_STEP, TEXT_ENCODER, Split
+from refsam_trt.text.encoder import (
     TextCache,
     TextEmbedding,
     TextEncoder,
@@ -24,7 +24,7 @@ from refsam_trt.text import (
     Tokenizer,
     write_text_cache,
 )
-from refsam_trt.text_disk import TextDiskCache, TextKey
+from refsam_trt.text.disk import TextDiskCache, TextKey
 
 SPLITS: tuple[Split, ...] = ("baseline", "optimised")
 

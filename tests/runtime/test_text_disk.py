@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from shared_text_cache import KEY, TENSORS, TEXTS, put_and_get, work_in_a_process
 
 from refsam_trt.errors import UsageError
-from refsam_trt.families.refsam import TEXT_ENCODER, contract
-from refsam_trt.text_disk import METADATA_KEY, TextDiskCache, TextKey, text_cache_folder
+from refsam_trt.contract.refsam import TEXT_ENCODER, contract
+from refsam_trt.text.disk import METADATA_KEY, TextDiskCache, TextKey, text_cache_folder
 
 FILE_BYTES = 67_000  # about, for 4 tokens
 

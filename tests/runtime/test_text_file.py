@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refsam_trt.errors import UsageError
-from refsam_trt.text_file import read_expressions
+from refsam_trt.run.expressions_file import read_expressions
 
 BOM = b"\xef\xbb\xbf"
 

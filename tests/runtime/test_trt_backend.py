@@ -18,9 +18,10 @@ import pytest
 from fake_tensorrt import fake_tensorrt
 
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_trt import plan_check, probe
-from refsam_trt.backends.trt import TrtBackend, TrtGraph
-from refsam_trt.bundle import open_bundle
+from refsam_trt.backends.tensorrt import machine_check as plan_check
+from refsam_trt.doctor import probe
+from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import (
     BackendError,
     PlanDamagedError,
@@ -29,9 +30,9 @@ from refsam_trt.errors import (
     PlanMismatchError,
     PlanVersionError,
 )
-from refsam_trt.golden import GoldenRun, read_golden, write_golden
-from refsam_trt.plan import Plans, open_plans
-from refsam_trt.plan_manifest import PlanManifest, plan_id
+from refsam_trt.bundle.golden import GoldenRun, read_golden, write_golden
+from refsam_trt.bundle.plans import Plans, open_plans
+from refsam_trt.contract.plan_manifest import PlanManifest, plan_id
 
 REBUILD = "refsam-build BUNDLE --backend tensorrt --precision fp32 --output PLANS"
 

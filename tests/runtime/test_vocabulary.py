@@ -10,9 +10,9 @@ from commands_in_process import Commands
 from small_videos import moving_frames, write_images
 
 import refsam_trt
-from refsam_trt.cli import main
-from refsam_trt.manifest import Training, TrainingRun, Weights
-from refsam_trt.vocabulary import unseen_words, words_of
+from refsam_trt.run.cli import main
+from refsam_trt.contract.manifest import Training, TrainingRun, Weights
+from refsam_trt.contract.vocabulary import unseen_words, words_of
 
 WORDS = ("circle", "of", "on", "red", "the")
 RUN = TrainingRun("some", "0" * 64, "synthetic", 3)

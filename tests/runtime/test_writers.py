@@ -14,12 +14,12 @@ import pytest
 import shared_data
 from PIL import Image
 
-from refsam_trt import writers
+from refsam_trt.result import writers
 from refsam_trt.errors import MissingExtraError, OutputError, UsageError
-from refsam_trt.frames import open_frames
-from refsam_trt.overlay import PALETTE
-from refsam_trt.rle import mask_from_rle
-from refsam_trt.writers import OverlayVideoWriter, PalettePngWriter, RleWriter
+from refsam_trt.media.frames import open_frames
+from refsam_trt.result.overlay import PALETTE
+from refsam_trt.result.rle import mask_from_rle
+from refsam_trt.result.writers import OverlayVideoWriter, PalettePngWriter, RleWriter
 
 
 def enter(context):

@@ -7,9 +7,9 @@ import colorsys
 import numpy as np
 import pytest
 
-from refsam_train.augment import augment, mirrored, resized, swap_sides
-from refsam_train.clips import Clip
-from refsam_train.colour import contrast, jitter, shift_hue
+from refsam_train.data.augment import augment, mirrored, resized, swap_sides
+from refsam_train.data.clips import Clip
+from refsam_train.data.colour import contrast, jitter, shift_hue
 
 
 def _clip(num_frames: int = 2, size_hw: tuple[int, int] = (120, 160)) -> Clip:

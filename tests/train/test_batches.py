@@ -15,11 +15,11 @@ from tiny_training import batch_of, fresh_model, read_tiny, source_of
 
 from refsam_bench.synthetic import TUNE_SEED, SyntheticVideo, generate
 from refsam_bench.synthetic.meaning import fits
-from refsam_export.model.config import preset
-from refsam_train import synthetic_clips
-from refsam_train.batches import Place, StepBatches, batches_from
-from refsam_train.cells import cell_labels
-from refsam_train.clips import Batch, Clip, Collator
+from refsam_export.refsam.model.config import preset
+from refsam_train.data import synthetic_clips
+from refsam_train.data.batches import Place, StepBatches, batches_from
+from refsam_train.learn.cells import cell_labels
+from refsam_train.data.clips import Batch, Clip, Collator
 from refsam_trt.errors import DatasetError, UsageError
 
 

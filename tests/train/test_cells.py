@@ -14,7 +14,7 @@ from refsam_bench.synthetic import SyntheticVideo, generate
 from refsam_bench.synthetic.palette import COLOURS
 from refsam_bench.synthetic.shapes import OUTLINES
 from refsam_bench.synthetic.texture import PATTERNS
-from refsam_train.cells import (
+from refsam_train.learn.cells import (
     UNNAMED,
     CellHeads,
     CellLabels,
@@ -22,8 +22,8 @@ from refsam_train.cells import (
     cell_labels,
     shown_objects,
 )
-from refsam_train.forward import ClipTraining
-from refsam_train.groups import trained_parameters
+from refsam_train.learn.forward import ClipTraining
+from refsam_train.learn.groups import trained_parameters
 from refsam_train.recipe import Loss
 
 TABLES = (tuple(OUTLINES), tuple(COLOURS), tuple(PATTERNS))

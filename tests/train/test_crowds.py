@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from refsam_bench.synthetic import vocabulary
-from refsam_train.cells import UNNAMED
-from refsam_train.crowds import crowd_clip
-from refsam_train.synthetic_clips import SyntheticClips
+from refsam_train.learn.cells import UNNAMED
+from refsam_train.data.crowds import crowd_clip
+from refsam_train.data.synthetic_clips import SyntheticClips
 
 
 @pytest.mark.parametrize("index", range(12))

@@ -12,8 +12,8 @@ import shared_data
 from PIL import Image
 
 from refsam_bench.synthetic import generate, write_ref_davis
-from refsam_train.ref_coco import ImageClips, outline_mask, read_image_samples
-from refsam_train.video_sets import VideoClips, read_video_samples
+from refsam_train.data.ref_coco import ImageClips, outline_mask, read_image_samples
+from refsam_train.data.video_sets import VideoClips, read_video_samples
 from refsam_trt.errors import DatasetError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from refsam_bench.synthetic import SyntheticVideo, split_of
-from refsam_train import evaluate
-from refsam_train.clips import Clip
-from refsam_train.evaluate import TuningSet
+from refsam_train.learn import evaluate
+from refsam_train.data.clips import Clip
+from refsam_train.learn.evaluate import TuningSet
 from refsam_train.recipe import Data
 
 

@@ -13,13 +13,13 @@ import torch
 from tiny_training import batch_of, fresh_model, read_tiny
 from torch import Tensor
 
-from refsam_export.model.config import ModelConfig
-from refsam_export.model.refsam import RefSam
-from refsam_train import forward
-from refsam_train.activation_checkpoints import ForgetfulEncoder
-from refsam_train.cells import CellLabels
-from refsam_train.clips import Batch, Clip, Collator, MaskGroup
-from refsam_train.forward import (
+from refsam_export.refsam.model.config import ModelConfig
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_train.learn import forward
+from refsam_train.learn.activation_checkpoints import ForgetfulEncoder
+from refsam_train.learn.cells import CellLabels
+from refsam_train.data.clips import Batch, Clip, Collator, MaskGroup
+from refsam_train.learn.forward import (
     ClipTraining,
     clip_logits,
     encode_frames,
@@ -27,11 +27,11 @@ from refsam_train.forward import (
     image_logits,
     low_res_masks,
 )
-from refsam_train.groups import trained_parameters
-from refsam_train.losses import dice_loss
-from refsam_train.match import Match
+from refsam_train.learn.groups import trained_parameters
+from refsam_train.learn.losses import dice_loss
+from refsam_train.learn.match import Match
 from refsam_train.recipe import Loss
-from refsam_train.shared_step import FrameSide, TextSide
+from refsam_train.learn.shared_step import FrameSide, TextSide
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_training import fresh_model, read_tiny
 
-from refsam_export.model.config import preset
-from refsam_export.model.refsam import RefSam
-from refsam_train.forward import ClipTraining
-from refsam_train.groups import count_parameters, group_of, trained_parameters
+from refsam_export.refsam.model.config import preset
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_train.learn.forward import ClipTraining
+from refsam_train.learn.groups import count_parameters, group_of, trained_parameters
 from refsam_train.recipe import Loss, read_recipe
 from refsam_trt.errors import UsageError
 

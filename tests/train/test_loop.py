@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_training import fresh_model, read_tiny, source_of
 
-from refsam_train.batches import Place
-from refsam_train.forward import ClipResult
-from refsam_train.loop import RunOptions, Trainer
+from refsam_train.data.batches import Place
+from refsam_train.learn.forward import ClipResult
+from refsam_train.run.loop import RunOptions, Trainer
 
 NAME = "dense_conv.bias"  # 256 elements: gradients that are all g have the norm 16 g
 

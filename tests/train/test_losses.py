@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refsam_train.losses import dice_loss, focal_loss, mask_iou
+from refsam_train.learn.losses import dice_loss, focal_loss, mask_iou
 
 
 def test_dice_of_two_pixels_by_hand() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from refsam_train.match import Match
+from refsam_train.learn.match import Match
 
 
 def test_matching_is_the_cross_entropy_of_cosines_with_covered_cells() -> None:

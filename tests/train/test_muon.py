@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_train.muon import MuonAdamW, orthogonal
-from refsam_train.optimiser import is_matrix, optimiser_of
+from refsam_train.learn.muon import MuonAdamW, orthogonal
+from refsam_train.learn.optimiser import is_matrix, optimiser_of
 from refsam_train.recipe import Optimiser
 
 

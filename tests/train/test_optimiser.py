@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_train.optimiser import MovingAverage, optimiser_of, rate_factor, set_rates
+from refsam_train.learn.optimiser import MovingAverage, optimiser_of, rate_factor, set_rates
 from refsam_train.recipe import Optimiser
 
 

@@ -11,13 +11,13 @@ from safetensors import safe_open
 from tiny_training import fresh_model, read_tiny, write_recipe
 
 from refsam_bench.synthetic import vocabulary
-from refsam_export.checkpoint import canonical_tensors, load_model, save_source
-from refsam_train.publish import publish, round_to_fp16
+from refsam_export.refsam.checkpoint import canonical_tensors, load_model, save_source
+from refsam_train.run.publish import publish, round_to_fp16
 from refsam_train.recipe import read_recipe
-from refsam_train.session import RunRequest, train
-from refsam_train.start import Sources
+from refsam_train.run.session import RunRequest, train
+from refsam_train.run.start import Sources
 from refsam_trt.errors import CheckpointError
-from refsam_trt.manifest import Training, TrainingRun
+from refsam_trt.contract.manifest import Training, TrainingRun
 
 
 def test_published_weights_are_the_rounded_average(tmp_path: Path) -> None:

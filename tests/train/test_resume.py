@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from tiny_training import write_recipe
 
-from refsam_train import checkpoints
-from refsam_train.checkpoints import read_weights
-from refsam_train.session import RunRequest, train
-from refsam_trt.commands import Terminated
+from refsam_train.run import checkpoints
+from refsam_train.run.checkpoints import read_weights
+from refsam_train.run.session import RunRequest, train
+from refsam_trt.command.ending import Terminated
 from refsam_trt.errors import CheckpointError, UsageError
 
 

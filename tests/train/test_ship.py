@@ -17,15 +17,15 @@ from onnx import TensorProto, numpy_helper
 from shipped_checks import check_record, check_runs_without_torch, check_weights
 from tiny_training import write_recipe
 
-from refsam_bench import demo
-from refsam_train import ship as ship_module
+from refsam_prove import demo
+from refsam_prove import ship as ship_module
 from refsam_train.cli import cli
-from refsam_train.publish import publish
+from refsam_train.run.publish import publish
 from refsam_train.recipe import read_recipe
-from refsam_train.session import RunRequest, train
-from refsam_train.ship import ShipRequest, command, commands, ship
-from refsam_train.start import Sources
-from refsam_trt import shipped
+from refsam_train.run.session import RunRequest, train
+from refsam_prove.ship import ShipRequest, command, commands, ship
+from refsam_train.run.start import Sources
+from refsam_trt.bundle import shipped
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
 
 TINY_BYTES = 28_000_000  # its decoder is wider than that of nano
@@ -99,7 +99,7 @@ def test_recorded_commands_are_understood(made: Made) -> None:
         "--output train/runs/1-one.safetensors",
         "refsam-train train/nano/2-two.toml --output train/runs/2-two --max-steps 2 "
         "--weights train/runs/1-one.safetensors",
-        "python -m refsam_train.ship train/runs/1-one train/runs/2-two",
+        "python -m refsam_prove.ship train/runs/1-one train/runs/2-two",
     ]
     for line in lines[:-1]:
         arguments = shlex.split(line)[1:]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_training import fresh_model, read_tiny
 
-from refsam_export.checkpoint import canonical_tensors, save_source
-from refsam_train.local_attention import tell_places
-from refsam_train.start import Sources, start_model
+from refsam_export.refsam.checkpoint import canonical_tensors, save_source
+from refsam_train.learn.local_attention import tell_places
+from refsam_train.run.start import Sources, start_model
 from refsam_trt.errors import CheckpointError, UsageError
 
 

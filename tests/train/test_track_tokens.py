@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_training import batch_of, fresh_model, read_tiny
 
-from refsam_train import forward
-from refsam_train.forward import (
+from refsam_train.learn import forward
+from refsam_train.learn.forward import (
     ClipTraining,
     clip_logits,
     encode_frames,
@@ -20,10 +20,10 @@ from refsam_train.forward import (
     misled_text,
     muted_text,
 )
-from refsam_train.groups import trained_parameters
-from refsam_train.match import Match
+from refsam_train.learn.groups import trained_parameters
+from refsam_train.learn.match import Match
 from refsam_train.recipe import Loss
-from refsam_train.shared_step import FrameSide, TextSide, shared_step
+from refsam_train.learn.shared_step import FrameSide, TextSide, shared_step
 
 
 def test_every_frame_gives_a_token_and_the_next_frame_sees_it(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
-from refsam_trt.commands import run_command
-from refsam_trt.progress import Progress
+from refsam_trt.command.ending import run_command
+from refsam_trt.command.progress import Progress
 
 _FILE = click.Path(path_type=Path)
 _weights = click.option("--weights", type=_FILE, help="Start from a weights file of ours.")
@@ -74,8 +74,8 @@ def run(
     with 130 (143 for SIGTERM), and --resume continues as if nothing had happened. For several GPUs:
     torchrun --nproc-per-node 8 -m refsam_train.cli RECIPE ...
     """
-    from refsam_train.session import RunRequest, train
-    from refsam_train.start import Sources
+    from refsam_train.run.session import RunRequest, train
+    from refsam_train.run.start import Sources
 
     sources = Sources(sam_checkpoint, weights, text_encoder)
     request = RunRequest(
@@ -114,9 +114,9 @@ def publish(
     What the run did not train comes from the files it was started from: give them again. A bundle
     is made of the result with: refsam-export --backbone PRESET --checkpoint OUTPUT
     """
-    from refsam_train.publish import publish as write
+    from refsam_train.run.publish import publish as write
     from refsam_train.recipe import read_recipe
-    from refsam_train.start import Sources
+    from refsam_train.run.start import Sources
 
     sources = Sources(sam_checkpoint, weights, text_encoder)
     done = write(read_recipe(recipe), checkpoint, sources, output)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from refsam_export.model.config import preset
+from refsam_export.refsam.model.config import preset
 from refsam_trt.errors import UsageError
 
 SCHEMA = 1

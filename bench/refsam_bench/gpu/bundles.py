@@ -11,7 +11,7 @@ from refsam_bench.report.provenance import bundle_entry
 from refsam_export.exporter import ExportRequest, export_unproven
 from refsam_export.parity.reference import write_reference
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 
 
 def make_bundle(job: Job, steps: Steps) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 
 from refsam_bench.gpu.opened import OpenedCase
 from refsam_bench.gpu.plan_checks import opened_plans
-from refsam_trt.backends.cuda_memory import CudaBuffer
-from refsam_trt.backends.trt import TrtBackend, TrtGraph
-from refsam_trt.backends.trt_flavour import Flavour
+from refsam_trt.backends.cuda.memory import CudaBuffer
+from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
+from refsam_trt.backends.tensorrt.flavour import Flavour
 from refsam_trt.errors import BackendError
-from refsam_trt.golden import GoldenRun, read_golden
+from refsam_trt.bundle.golden import GoldenRun, read_golden
 
 NUM_RUNS = 10
 NUM_SHOWN = 25

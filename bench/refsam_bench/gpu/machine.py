@@ -7,8 +7,8 @@ from importlib import metadata
 from typing import Any
 
 from refsam_bench.report.provenance import commit
-from refsam_bench.speed import environment
-from refsam_trt import probe
+from refsam_bench.speed.measure import environment
+from refsam_trt.doctor import probe
 from refsam_trt.errors import BackendError
 
 _PACKAGES = re.compile(

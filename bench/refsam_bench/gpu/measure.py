@@ -12,7 +12,7 @@ from refsam_bench.gpu.isolation import run_isolated
 from refsam_bench.gpu.machine import backends, machine, require_gpu
 from refsam_bench.gpu.request import Case, GpuRequest, Job, Subject
 from refsam_bench.gpu.steps import Event
-from refsam_trt.atomic import atomic_path
+from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import OutputError
 
 Runner = Callable[[Job, Callable[[Event], None], Path, float | None], None]

@@ -9,7 +9,7 @@ import refsam_trt
 from refsam_bench.gpu.bundles import reference_folder
 from refsam_bench.gpu.request import Case, Job, Subject
 from refsam_engines.variants import variant_for
-from refsam_trt.bundle import Bundle, open_bundle
+from refsam_trt.bundle.open import Bundle, open_bundle
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from refsam_bench.gpu.opened import OpenedCase
-from refsam_trt.backends import rtx
-from refsam_trt.backends.trt import TrtBackend
-from refsam_trt.backends.trt_flavour import open_flavour
-from refsam_trt.backends.trt_log import TrtLog, make_logger
-from refsam_trt.golden import read_golden, tolerance
-from refsam_trt.plan import Plans, open_plans
-from refsam_trt.self_test import run_golden
+from refsam_trt.backends.tensorrt import rtx
+from refsam_trt.backends.tensorrt.backend import TrtBackend
+from refsam_trt.backends.tensorrt.flavour import open_flavour
+from refsam_trt.backends.tensorrt.log import TrtLog, make_logger
+from refsam_trt.bundle.golden import read_golden, tolerance
+from refsam_trt.bundle.plans import Plans, open_plans
+from refsam_trt.backends.tensorrt.self_test import run_golden
 
 
 def opened_plans(opened: OpenedCase) -> Plans:

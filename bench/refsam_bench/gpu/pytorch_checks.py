@@ -25,7 +25,7 @@ from refsam_export.parity.bounds import BOUNDS
 from refsam_export.parity.compare import TENSORS, mask_iou, relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.source import load_source
-from refsam_trt.bundle import open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import ParityError
 
 MAKERS: dict[str, tuple[str, Callable[..., TorchGraphs]]] = {

@@ -15,11 +15,11 @@ from refsam_bench.gpu.pytorch import EAGER, TorchSession
 from refsam_bench.gpu.pytorch_checks import MAKERS, made
 from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.steps import Steps
-from refsam_bench.speed import FRAME_SEED, expressions
-from refsam_bench.timing import Stopwatch, Summary
+from refsam_bench.speed.measure import FRAME_SEED, expressions
+from refsam_bench.speed.timing import Stopwatch, Summary
 from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
-from refsam_trt.session import Session
+from refsam_trt.session.session import Session
 
 Masks = list[NDArray[np.bool_]]
 _FRAME = "frame"

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from refsam_bench.report.data_sets import open_data_set
-from refsam_bench.report.outcome import Dataset, Outcome
+from refsam_bench.datasets.synthetic_and_ref_davis import open_data_set
+from refsam_bench.datasets.outcome import Dataset, Outcome
 from refsam_bench.report.pictures import Panel, draw_row
 from refsam_bench.report.record import (
     candidate_entry,
@@ -29,7 +29,7 @@ from refsam_bench.report.sides import (
     open_engine,
     open_reference,
 )
-from refsam_bench.speed import SpeedRequest, measure_speed
+from refsam_bench.speed.measure import SpeedRequest, measure_speed
 from refsam_trt.backends.select import open_backend
 from refsam_trt.errors import BackendError, InternalError
 

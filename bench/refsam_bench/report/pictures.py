@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refsam_bench.report.outcome import Case, Frame, Mask, Outcome, View
-from refsam_trt.overlay import draw
-from refsam_trt.run_outputs import RANDOM_CAPTION, with_banner
+from refsam_bench.datasets.outcome import Case, Frame, Mask, Outcome, View
+from refsam_trt.result.overlay import draw
+from refsam_trt.run.outputs import RANDOM_CAPTION, with_banner
 
 ANNOTATION = "annotation"
 RIGHT, TOO_MUCH, MISSING = (0, 200, 120), (255, 140, 0), (60, 110, 255)

@@ -10,8 +10,8 @@ import msgspec
 
 import refsam_bench
 from refsam_bench.report.quantisation import quantisation_entry
-from refsam_bench.speed import environment
-from refsam_trt.bundle import Bundle
+from refsam_bench.speed.measure import environment
+from refsam_trt.bundle.open import Bundle
 
 
 def bundle_entry(bundle: Bundle) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.bundle import Bundle
+from refsam_trt.bundle.open import Bundle
 from refsam_trt.errors import UsageError
 
 BAR_WIDTH = 200
@@ -56,7 +56,7 @@ def _forms_entry(path: Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"{path}: no result of `python -m refsam_bench.prove calibration-forms-vitb` "
+            f"{path}: no result of `python -m refsam_prove.steps calibration-forms-vitb` "
             f"({type(error).__name__}: {error}); give the file that it writes to bench/results"
         ) from error
     return {**kept, "forms": forms}

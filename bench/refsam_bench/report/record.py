@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import refsam_trt
-from refsam_bench.report.outcome import Answer, Case, Outcome
+from refsam_bench.datasets.outcome import Answer, Case, Outcome
 from refsam_bench.report.provenance import bundle_entry, commit, machine
 from refsam_bench.report.quantisation import forms_entries
 from refsam_bench.report.request import ReportRequest

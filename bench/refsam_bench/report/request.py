@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from refsam_bench.synthetic import EVALUATE_SEED, Slice
-from refsam_bench.synthetic_accuracy import RANKED_SLICES
+from refsam_bench.datasets.synthetic import RANKED_SLICES
 from refsam_trt.errors import OutputError, UsageError
 
 DatasetName = Literal["synthetic", "ref-davis", "ref-youtube-vos"]

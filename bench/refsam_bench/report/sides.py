@@ -15,10 +15,10 @@ import msgspec
 import refsam_trt
 from refsam_bench.report.quantisation import quantisation_entry
 from refsam_bench.report.request import ReportRequest
-from refsam_bench.trackers import EngineTracker, ReferenceTracker
-from refsam_trt.bundle import Bundle, open_bundle
-from refsam_trt.graph_precision import split_precision
-from refsam_trt.variants import choose_variant, suited_variants
+from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.contract.precision import split_precision
+from refsam_trt.session.variants import choose_variant, suited_variants
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from refsam_bench.report.measure import Report
 from refsam_bench.report.page import render_page
 from refsam_bench.report.request import ReportRequest
-from refsam_trt.atomic import atomic_path
+from refsam_trt.files.atomic import atomic_path
 
 
 def write_report(report: Report, request: ReportRequest) -> None:

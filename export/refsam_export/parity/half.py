@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from refsam_export.parity.compare import RECORD, TENSORS, Parity, mask_iou, relative_error
-from refsam_export.precision import PrecisionPolicy
-from refsam_export.range_audit import RangeAudit
-from refsam_export.rounded_graphs import GraphChain, Programs, rounded_chain
-from refsam_trt.families.base import GraphSpec
-from refsam_trt.postprocess import Postprocessor
-from refsam_trt.preprocess import PreprocessConfig, Preprocessor
+from refsam_export.precision.policy import PrecisionPolicy
+from refsam_export.precision.range_audit import RangeAudit
+from refsam_export.refsam.programs import GraphChain, Programs, rounded_chain
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.image.postprocess import Postprocessor
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 
 BACKEND = "pytorch-rounded"
 

@@ -1,0 +1,184 @@
+"""`refsam-bench accuracy`: score a folder of results, or run a bundle and score it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refsam_trt.errors import UsageError
+from refsam_trt.command.progress import Progress
+from refsam_trt.bundle.shipped import bundle_folder
+
+_FOLDER = click.Path(path_type=Path)
+RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
+
+
+@click.command()
+@click.option("--results", type=_FOLDER, help="Folder of label maps to score.")
+@click.option("--annotations", type=_FOLDER, help="Folder of the true label maps.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["davis-semi", "davis-unsup", "per-expression"]),
+    default="davis-semi",
+    help="For --results: which masks are compared and which frames count.",
+)
+@click.option("--bundle", help="Bundle to run and score: a folder, or nano.")
+@click.option("--dataset", type=click.Choice(["synthetic", "ref-davis"]), help="What to run it on.")
+@click.option("--root", type=_FOLDER, help="Folder of ref-davis.")
+@click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
+@click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
+@click.option(
+    "--slices",
+    default="attribute,size,position",
+    metavar="NAMES",
+    help="Of synthetic, commas between, in rotation: also relation, motion, track.",
+)
+@click.option(
+    "--probe",
+    type=click.Choice(["none", "sibling", "forget"]),
+    default="none",
+    help="sibling: say another object's expression; forget: no track token in any frame.",
+)
+@click.option(
+    "--blind",
+    type=click.Choice(["largest", "centre", "all"]),
+    help="Of synthetic: instead of a bundle, score an object chosen whatever is said, with its "
+    "true masks.",
+)
+@click.option(
+    "--track-state-scope",
+    type=click.Choice(["expression", "object"]),
+    default="expression",
+    help="Of ref-davis; object: annotators share the tokens of an object, as in the released "
+    "scripts.",
+)
+@click.option(
+    "--reference", "is_reference", is_flag=True, help="Score the PyTorch reference instead."
+)
+@click.option("--source", type=_FOLDER, help="For --reference: folder of the PyTorch weights.")
+@click.option("--backend", default="auto", help="Backend, or auto.")
+@click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def accuracy(as_json: bool, **options: Any) -> None:
+    """Score masks by J (region) and F (boundary) as the official DAVIS-2017 code does.
+
+    Either --results and --annotations, or --bundle and --dataset. Figures are 0 to 1.
+    Ref-YouTube-VOS has no public annotations: write results with refsam-run --dataset and upload
+    them.
+    """
+    if options["blind"]:
+        figures = _score_blind(options)
+    else:
+        figures = _score_folder(options) if options["results"] else _score_bundle(options)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    if figures.get("random_weights"):
+        click.echo(RANDOM_NOTE)
+    rows = {**figures.get("slices", {}), **figures["sequences"], "all": figures}
+    click.echo(f"{'':24} {'J&F':>7} {'J':>7} {'F':>7}")
+    for name, row in rows.items():
+        click.echo(f"{name:24} {row['j_and_f']:7.4f} {row['j']:7.4f} {row['f']:7.4f}")
+    if left_out := figures["unscored_sequences"]:
+        click.echo(f"annotated, but without results: {', '.join(left_out)}")
+
+
+def _score_folder(options: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.accuracy import score_results
+
+    if options["annotations"] is None or options["bundle"] is not None:
+        raise UsageError("--results needs --annotations, and goes without --bundle")
+    return score_results(options["results"], options["annotations"], options["protocol"]).to_json()
+
+
+def _score_blind(options: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.datasets.synthetic import SyntheticRequest, score_blind, to_json
+
+    if options["dataset"] != "synthetic" or options["bundle"] or options["results"]:
+        raise UsageError("--blind needs --dataset synthetic, and goes without a bundle or results")
+    slices: Any = tuple(options["slices"].split(","))
+    request = SyntheticRequest(options["seed"], options["num_videos"], slices)
+    with Progress("refsam-bench accuracy", request.num_videos) as progress:
+        scores = score_blind(options["blind"], request, progress.update)
+    return {"blind": options["blind"], **to_json(scores, request)}
+
+
+def _score_bundle(options: dict[str, Any]) -> dict[str, Any]:
+    if options["bundle"] is None or options["dataset"] is None:
+        raise UsageError("give --results and --annotations, or --bundle and --dataset")
+    if (options["root"] is not None) != (options["dataset"] == "ref-davis"):
+        raise UsageError("--root is needed for --dataset ref-davis, and for no other")
+    options["bundle"] = bundle_folder(options["bundle"])
+    if options["dataset"] == "ref-davis":
+        if options["is_reference"] or options["probe"] != "none":
+            raise UsageError("--reference and --probe work on --dataset synthetic only")
+        return _score_ref_davis(options)
+    if options["track_state_scope"] != "expression":
+        raise UsageError("--track-state-scope object works on --dataset ref-davis only")
+    return _score_synthetic(options)
+
+
+def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.accuracy import load_ref_davis, score_ref_davis
+    from refsam_trt.run.jobs import RunRequest
+    from refsam_trt.run.runner import run
+
+    root = options["root"]
+    load_ref_davis(root)
+    with tempfile.TemporaryDirectory(prefix="refsam-accuracy-") as scratch:
+        results = Path(scratch) / "results"
+        report = run(
+            RunRequest(
+                options["bundle"],
+                str(root),
+                (),
+                results,
+                dataset="ref-davis",
+                backend=options["backend"],
+                variant=options["variant"],
+                track_state_scope=options["track_state_scope"],
+            )
+        )
+        if report.interruption is not None:
+            raise report.interruption
+        scores = score_ref_davis(results, root / "valid" / "Annotations")
+    return {
+        "dataset": "ref-davis",
+        "track_state_scope": options["track_state_scope"],
+        "bundle_id": report.bundle_id,
+        "variant": report.variant,
+        "backend": report.backend,
+        "random_weights": report.is_random_init,
+        **scores.to_json(),
+    }
+
+
+def _score_synthetic(options: dict[str, Any]) -> dict[str, Any]:
+    import refsam_trt
+    from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
+    from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker, Tracker
+    from refsam_export.source import load_source
+    from refsam_trt.bundle.open import open_bundle
+
+    slices: Any = tuple(options["slices"].split(","))
+    request = SyntheticRequest(options["seed"], options["num_videos"], slices, options["probe"])
+    bundle = options["bundle"]
+    with refsam_trt.load(
+        bundle, backend=options["backend"], variant=options["variant"], text="resident"
+    ) as engine:
+        tracker: Tracker = EngineTracker(engine)
+        if options["is_reference"]:
+            tracker = ReferenceTracker(load_source(open_bundle(bundle), options["source"]))
+        with Progress("refsam-bench accuracy", request.num_videos) as progress:
+            scores = score_synthetic(tracker, request, progress.update)
+        return {
+            "bundle_id": engine.bundle_id,
+            "variant": None if options["is_reference"] else engine.variant,
+            "backend": "pytorch" if options["is_reference"] else engine.backend,
+            "random_weights": engine.is_random_init,
+            **to_json(scores, request),
+        }

@@ -1,0 +1,113 @@
+"""`refsam-bench report`: accuracy, speed and pictures of bundles on one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refsam_trt.command.progress import Progress
+from refsam_trt.bundle.shipped import bundle_folder
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--output", required=True, type=_PATH, help="The page, .html; JSON goes beside it.")
+@click.option(
+    "--dataset",
+    type=click.Choice(["synthetic", "ref-davis", "ref-youtube-vos"]),
+    default="synthetic",
+    help="What accuracy is measured on.",
+)
+@click.option("--root", type=_PATH, help="Folder of ref-davis or ref-youtube-vos.")
+@click.option("--split", default="valid", help="Of ref-youtube-vos; it must have annotations.")
+@click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
+@click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
+@click.option(
+    "--slices",
+    default="attribute,size,position",
+    metavar="NAMES",
+    help="Of synthetic, commas between, in rotation: also relation, motion, track.",
+)
+@click.option(
+    "--source",
+    type=_PATH,
+    help="Folder of the PyTorch weights, for bundles that do not hold them; checked by hash.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    help="Which graphs of every bundle; may be repeated.  [default: all]",
+)
+@click.option("--backend", default="auto", help="Backend, or auto.")
+@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="Of every side.")
+@click.option(
+    "--speed-frames",
+    "num_speed_frames",
+    type=click.IntRange(min=0),
+    default=20,
+    help="Frames to time, 0 for none.",
+)
+@click.option("--worst", "num_worst", type=click.IntRange(0, 100), default=8, help="Frames shown.")
+@click.option(
+    "--examples", "num_examples", type=click.IntRange(0, 100), default=6, help="Frames shown."
+)
+@click.option(
+    "--forms",
+    type=_PATH,
+    multiple=True,
+    help="Result of make prove's step calibration-forms-..., to be shown too; may be repeated.",
+)
+@click.option("--title", default="RefSAM report", help="Of the page.")
+@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace an earlier report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON on standard output too.")
+def report(bundles: tuple[str, ...], as_json: bool, slices: str, **options: Any) -> None:
+    """Put accuracy, speed and pictures of bundles side by side on one page.
+
+    Every variant of every bundle is scored and timed, and so is the PyTorch reference, where its
+    weights are in the bundle, in --source, or random. BUNDLE is a folder, or nano, the model that
+    ships with refsam-trt. The page needs no network; the same as JSON is written beside it. Nothing
+    is written before everything is measured.
+
+    Exit codes: 0 done, 2 unusable input, 130 and 143 interrupted.
+    """
+    from refsam_bench.report.measure import measure_report
+    from refsam_bench.report.page import page_environment
+    from refsam_bench.report.request import ReportRequest
+    from refsam_bench.report.write import write_report
+
+    names: Any = tuple(slices.split(","))
+    folders = tuple(bundle_folder(bundle) for bundle in bundles)
+    request = ReportRequest(folders, slices=names, **options)
+    page_environment()
+    made = measure_report(
+        request, lambda label, total: Progress(f"refsam-bench report: {label}", total)
+    )
+    write_report(made, request)
+    if as_json:
+        click.echo(json.dumps(made.record))
+        return
+    _print(made.record)
+    click.echo(f"{request.output}\n{request.json_output}")
+
+
+def _print(record: dict[str, Any]) -> None:
+    if record["warning"]:
+        click.echo(record["warning"])
+    sides = [*record["references"], *record["candidates"]]
+    width = max(len(side["label"]) for side in sides)
+    click.echo(f"{'':{width}} {'J&F':>7} {'J':>7} {'F':>7} {'points':>7} {'frames/s':>9}")
+    for side in sides:
+        figures = " ".join(f"{side['accuracy'][name]:7.4f}" for name in ("j_and_f", "j", "f"))
+        difference = side.get("difference")
+        points = f"{100 * difference['j_and_f']:+7.2f}" if difference else f"{'-':>7}"
+        speed = side.get("speed")
+        fps = f"{speed['engine']['fps']:9.1f}" if speed else f"{'-':>9}"
+        click.echo(f"{side['label']:{width}} {figures} {points} {fps}")
+    for side in record["not_run"]:
+        click.echo(f"not run: {side['label']}: {side['reason']}")

@@ -1,0 +1,173 @@
+"""Ref-YouTube-VOS in a report: every expression is judged by the masks of its object.
+
+Only parts with annotations can be scored. Those of the official `valid` are not public; those of
+`train` are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refsam_bench.accuracy import (
+    ObjectScores,
+    read_label_map,
+    score_clip,
+    sequence_scores,
+    total_scores,
+)
+from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
+from refsam_bench.accuracy.metrics import VOID_LABEL
+from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, View
+from refsam_bench.trackers.reference import LogitTracker
+from refsam_trt.run.datasets import YOUTUBE_THRESHOLD
+from refsam_trt.errors import DatasetError
+from refsam_trt.image.postprocess import mask_from_logits
+
+_PROTOCOL: Any = "per-expression"
+
+
+@dataclass(frozen=True)
+class _Video:
+    name: str
+    images: Path
+    annotations: Path
+    cases: tuple[tuple[Case, int], ...]
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        return self.cases[0][0].frames
+
+    def frame(self, name: str) -> NDArray[np.uint8]:
+        return _read_image(self.images / f"{name}.jpg")
+
+    def label_map(self, name: str) -> NDArray[np.uint8]:
+        return read_label_map(self.annotations / f"{name}.png")
+
+
+class RefYoutubeVos:
+    """One part of Ref-YouTube-VOS, its frames those that the expression file lists.
+
+    Args:
+        root: holds `<split>/JPEGImages`, `<split>/Annotations` and
+            `meta_expressions/<split>/meta_expressions.json`.
+        split: `train`, or another that has annotations.
+
+    Raises:
+        DatasetError: the first fault found, by file name.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        path = root / "meta_expressions" / split / "meta_expressions.json"
+        entries = load_meta_expressions(path)
+        if not (root / split / "Annotations").is_dir():
+            raise DatasetError(
+                f"{root / split / 'Annotations'}: no such folder, so nothing can be scored; the "
+                "annotations of valid are not public: give --split train, or write results with "
+                "refsam-run --dataset ref-youtube-vos and upload them"
+            )
+        self._split = split
+        self._videos = {
+            name: _checked(root / split, name, entry, path) for name, entry in entries.items()
+        }
+        self.num_steps = sum(len(video.frames) for video in self._videos.values())
+
+    def description(self) -> dict[str, Any]:
+        """Return which part it is and how large."""
+        num_videos = len(self._videos)
+        return {"name": "ref-youtube-vos", "split": self._split, "num_videos": num_videos}
+
+    def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
+        """Score a side on every expression."""
+        given = Given()
+        answers: dict[Case, Answer] = {}
+        sequences = []
+        for video in self._videos.values():
+            tracks = _track(tracker, video, given, progress)
+            objects = []
+            for (case, object_id), track in zip(video.cases, tracks, strict=True):
+                scored = _score(video, case, object_id, track)
+                answers[case] = Answer(track, scored.j_frames)
+                objects.append(scored)
+            sequences.append(sequence_scores(video.name, objects))
+        figures = total_scores(_PROTOCOL, sequences).to_json()
+        accuracy = {"dataset": "ref-youtube-vos", **figures, "slices": {}}
+        return Outcome(accuracy, answers, given.sha256)
+
+    def view(self, case: Case, index: int) -> View:
+        """Read a frame again."""
+        video = self._videos[case.sequence]
+        object_id = dict(video.cases)[case]
+        true = video.label_map(case.frames[index])
+        mask = true == object_id
+        return View(video.frame(case.frames[index]), mask, np.zeros_like(mask))
+
+
+def _track(
+    tracker: LogitTracker, video: _Video, given: Given, progress: Callable[[], None]
+) -> list[MaskTrack]:
+    texts = [case.text for case, _ in video.cases]
+    given.texts(texts)
+    frames = given.frames(video.frame(name) for name in video.frames)
+    tracks = [MaskTrack() for _ in texts]
+    for logits in tracker.logits(frames, texts):
+        for track, plane in zip(tracks, logits, strict=True):
+            track.append(mask_from_logits(plane, YOUTUBE_THRESHOLD))
+        progress()
+    return tracks
+
+
+def _score(video: _Video, case: Case, object_id: int, track: MaskTrack) -> ObjectScores:
+    def clip() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+        for index, name in enumerate(video.frames):
+            true = (video.label_map(name) == object_id).astype(np.uint8)
+            yield name, track[index].astype(np.uint8), true
+
+    (scored,) = score_clip(video.name, clip(), _PROTOCOL, num_objects=1, num_predictions=1)
+    key = case.expression_id
+    return replace(scored, name=f"{video.name}_{key}", object_id=key, prediction_id=key)
+
+
+def _checked(split: Path, name: str, entry: VideoExpressions, path: Path) -> _Video:
+    images, annotations = split / "JPEGImages" / name, split / "Annotations" / name
+    present: set[int] = set()
+    size_hw: tuple[int, ...] | None = None
+    for frame in entry.frames:
+        shape = _read_image(images / f"{frame}.jpg").shape[:2]
+        label_map = read_label_map(annotations / f"{frame}.png")
+        size_hw = size_hw or shape
+        for file, found in (
+            (images / f"{frame}.jpg", shape),
+            (annotations / f"{frame}.png", label_map.shape),
+        ):
+            if found != size_hw:
+                raise DatasetError(
+                    f"{file}: found {found[1]}x{found[0]}, expected {size_hw[1]}x{size_hw[0]} as "
+                    "in the first image; restore the original file"
+                )
+        present.update(np.unique(label_map).tolist())
+    cases = []
+    for key, expression in entry.expressions.items():
+        ids = expression.object_ids
+        if len(ids) != 1 or not ids[0].isdecimal() or int(ids[0]) not in present - {0, VOID_LABEL}:
+            raise DatasetError(
+                f"{path}: video {name}, expression {key} names object {', '.join(ids) or 'none'}, "
+                f"expected one of {sorted(present - {0, VOID_LABEL})}, which the masks in "
+                f"{annotations} have; correct the expressions or restore the masks"
+            )
+        cases.append((Case(name, key, expression.text, None, entry.frames), int(ids[0])))
+    return _Video(name, images, annotations, tuple(cases))
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise DatasetError(f"{path}: no readable JPEG ({error}); restore the file") from error

@@ -1,0 +1,134 @@
+"""J&F of a tracker on synthetic videos, per slice (`refsam-bench accuracy --dataset synthetic`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from refsam_bench.accuracy import (
+    ObjectScores,
+    Protocol,
+    Scores,
+    SequenceScores,
+    score_clip,
+    sequence_scores,
+    total_scores,
+)
+from refsam_bench.trackers.blind import Blind, blind_masks
+from refsam_bench.synthetic import SLICES, Slice, SyntheticVideo, generate
+from refsam_bench.trackers.reference import Tracker
+from refsam_trt.errors import UsageError
+
+PROTOCOL: Protocol = "per-expression"
+RANKED_SLICES: tuple[Slice, ...] = ("attribute", "size", "position")
+"""The slices that the project's J&F is stated on, in rotation."""
+
+Probe = Literal["none", "sibling", "forget"]
+"""`sibling`: the model hears another object's expression and is scored on the named one: a high
+score would mean that it does not listen. `forget`: no frame sees a track token."""
+
+
+@dataclass(frozen=True)
+class SyntheticRequest:
+    """Which videos: indices 0 to `num_videos - 1` of `seed`, the slices in rotation."""
+
+    seed: int
+    num_videos: int
+    slices: tuple[Slice, ...] = RANKED_SLICES
+    probe: Probe = "none"
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.slices if name not in SLICES]:
+            raise UsageError(f"no slice {unknown}; slices: {', '.join(SLICES)}")
+        if self.num_videos < 1 or not self.slices:
+            raise UsageError("at least one video and one slice are needed")
+        if self.probe not in get_args(Probe):
+            raise UsageError(f"no probe {self.probe!r}; probes: {', '.join(get_args(Probe))}")
+
+    def slice_of(self, index: int) -> Slice:
+        """Return the slice of video `index`."""
+        return self.slices[index % len(self.slices)]
+
+
+def score_synthetic(
+    tracker: Tracker, request: SyntheticRequest, progress: Callable[[], None]
+) -> Scores:
+    """Score a tracker on the named object of each video; all frames count.
+
+    Args:
+        tracker: bundle or reference.
+        request: which videos.
+        progress: called after each video.
+    """
+    sequences: list[SequenceScores] = []
+    for index in range(request.num_videos):
+        video = generate(request.seed, index, slice=request.slice_of(index))
+        sequences.append(_score_video(tracker, request, video))
+        progress()
+    return total_scores(PROTOCOL, sequences)
+
+
+def score_blind(blind: Blind, request: SyntheticRequest, progress: Callable[[], None]) -> Scores:
+    """Score an answer that does not depend on the expression (see `blind`)."""
+    sequences: list[SequenceScores] = []
+    for index in range(request.num_videos):
+        video = generate(request.seed, index, slice=request.slice_of(index))
+        answered = ([mask] for mask in blind_masks(video, blind))
+        sequences.append(_sequence(video, answered))
+        progress()
+    return total_scores(PROTOCOL, sequences)
+
+
+def slice_scores(scores: Scores, request: SyntheticRequest) -> dict[str, Scores]:
+    """Return the scores of each slice apart."""
+    return {
+        name: total_scores(PROTOCOL, chosen)
+        for name in request.slices
+        if (chosen := [s for s in scores.sequences if s.name.startswith(f"{name}-")])
+    }
+
+
+def to_json(scores: Scores, request: SyntheticRequest) -> dict[str, Any]:
+    """Return totals, slices and sequences."""
+    by_slice = slice_scores(scores, request)
+    return {
+        "dataset": "synthetic",
+        "seed": request.seed,
+        "num_videos": request.num_videos,
+        "probe": request.probe,
+        **scores.to_json(),
+        "slices": {name: part.figures_json() for name, part in by_slice.items()},
+    }
+
+
+def _score_video(
+    tracker: Tracker, request: SyntheticRequest, video: SyntheticVideo
+) -> SequenceScores:
+    target = video.expressions[0]
+    said = target
+    if request.probe == "sibling":
+        said = next(e for e in video.expressions if e.object_id != target.object_id)
+    memory: Any = "forgotten" if request.probe == "forget" else "kept"
+    tracked = tracker.track(iter(video.frames), [said.text], memory)
+    return _sequence(video, tracked)
+
+
+def _sequence(
+    video: SyntheticVideo, tracked: Iterator[list[np.ndarray[Any, Any]]]
+) -> SequenceScores:
+    name = f"{video.slice}-{video.index:05d}"
+    true = video.mask(video.expressions[0].object_id)
+    return sequence_scores(name, _score(name, tracked, true))
+
+
+def _score(
+    name: str, tracked: Iterator[list[np.ndarray[Any, Any]]], true: np.ndarray[Any, Any]
+) -> list[ObjectScores]:
+    clip = (
+        (f"{frame:05d}", masks[0].astype(np.uint8), truth.astype(np.uint8))
+        for frame, (masks, truth) in enumerate(zip(tracked, true, strict=True))
+    )
+    return score_clip(name, clip, PROTOCOL, num_objects=1, num_predictions=1)

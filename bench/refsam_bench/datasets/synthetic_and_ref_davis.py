@@ -1,0 +1,157 @@
+"""The data sets of a report; each scores as `refsam-bench accuracy` does."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refsam_bench.accuracy import RefDavisVideo, load_ref_davis, read_label_map, score_ref_davis
+from refsam_bench.accuracy.mask_png import write_label_map
+from refsam_bench.accuracy.metrics import VOID_LABEL, region_similarity
+from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, Recorder, View
+from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.report.request import ReportRequest
+from refsam_bench.synthetic import generate
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
+from refsam_bench.trackers.reference import LogitTracker
+from refsam_trt.run.datasets import DatasetVideo, load_dataset
+from refsam_trt.image.postprocess import label_map_from_logits
+
+_ANNOTATORS = 4
+
+
+def open_data_set(request: ReportRequest) -> Synthetic | RefDavis | RefYoutubeVos:
+    """Return the data set that a request names, every file of it checked.
+
+    Raises:
+        UsageError, DatasetError: it cannot be used.
+    """
+    if request.root is None:
+        return Synthetic(SyntheticRequest(request.seed, request.num_videos, request.slices))
+    if request.dataset == "ref-davis":
+        return RefDavis(request.root)
+    return RefYoutubeVos(request.root, request.split)
+
+
+class Synthetic:
+    """Synthetic videos: the named object of each."""
+
+    def __init__(self, request: SyntheticRequest) -> None:
+        self._request = request
+        self.num_steps = request.num_videos
+
+    def description(self) -> dict[str, Any]:
+        """Return what the videos follow from."""
+        request = self._request
+        return {
+            "name": "synthetic",
+            "seed": request.seed,
+            "num_videos": request.num_videos,
+            "slices": list(request.slices),
+        }
+
+    def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
+        """Score a side on all videos."""
+        recorder = Recorder(tracker)
+        scores = score_synthetic(recorder, self._request, progress)
+        answers = {}
+        given = zip(recorder.texts, recorder.tracks, scores.sequences, strict=True)
+        for index, (text, track, sequence) in enumerate(given):
+            judged = sequence.objects[0]
+            case = Case(sequence.name, "0", text, self._request.slice_of(index), judged.frames)
+            answers[case] = Answer(track, judged.j_frames)
+        return Outcome(to_json(scores, self._request), answers, recorder.given.sha256)
+
+    def view(self, case: Case, index: int) -> View:
+        """Paint a frame again."""
+        number = int(case.sequence.rpartition("-")[2])
+        name = self._request.slice_of(number)
+        video = generate(self._request.seed, number, slice=name, frame_indices=[index])
+        (mask,) = video.mask(video.expressions[0].object_id)
+        return View(video.frames[0], mask, np.zeros_like(mask))
+
+
+class RefDavis:
+    """Ref-DAVIS17: four annotators, the objects of each merged into label maps.
+
+    J and F are those of `davis-unsup`, which matches predictions with objects; the IoU of a case is
+    that of its own expression with its own object.
+    """
+
+    def __init__(self, root: Path) -> None:
+        annotated = load_ref_davis(root)
+        frames = {video.name: video for video in load_dataset("ref-davis", root)}
+        self._videos = {video.name: (video, frames[video.name]) for video in annotated}
+        self._annotations = root / "valid" / "Annotations"
+        self.num_steps = sum(len(video.frames) for video in annotated)
+
+    def description(self) -> dict[str, Any]:
+        """Return the names of the videos."""
+        return {"name": "ref-davis", "num_videos": len(self._videos), "videos": list(self._videos)}
+
+    def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
+        """Score a side as each annotator; the label maps are on disk until they are scored."""
+        answers: dict[Case, Answer] = {}
+        given = Given()
+        with tempfile.TemporaryDirectory(prefix="refsam-report-") as scratch:
+            results = Path(scratch)
+            for video, frames in self._videos.values():
+                answers.update(_answer(tracker, video, frames, results, given, progress))
+            scores = score_ref_davis(results, self._annotations, sequences=list(self._videos))
+        figures = scores.to_json()
+        slices = {
+            f"annotator {number}": annotator.figures_json()
+            for number, annotator in enumerate(scores.annotators)
+        }
+        return Outcome({"dataset": "ref-davis", **figures, "slices": slices}, answers, given.sha256)
+
+    def view(self, case: Case, index: int) -> View:
+        """Read a frame again."""
+        video, frames = self._videos[case.sequence]
+        with frames.open() as source:
+            frame = next(itertools.islice(iter(source), index, None))
+        true = read_label_map(video.annotation_folder / f"{case.frames[index]}.png")
+        return View(frame, true == _object_of(case), true == VOID_LABEL)
+
+
+def _answer(
+    tracker: LogitTracker,
+    video: RefDavisVideo,
+    frames: DatasetVideo,
+    results: Path,
+    given: Given,
+    progress: Callable[[], None],
+) -> dict[Case, Answer]:
+    """Run one video, write its label maps per annotator, keep the masks."""
+    cases = [
+        Case(video.name, key, text, f"annotator {int(key) % _ANNOTATORS}", video.frames)
+        for key, text in frames.expressions.items()
+    ]
+    tracks, ious = [MaskTrack() for _ in cases], [list[float]() for _ in cases]
+    texts = [case.text for case in cases]
+    given.texts(texts)
+    with frames.open() as source:
+        tracked = tracker.logits(given.frames(source), texts)
+        for name, logits in zip(video.frames, tracked, strict=True):
+            true = read_label_map(video.annotation_folder / f"{name}.png")
+            for annotator in range(_ANNOTATORS):
+                merged = label_map_from_logits(logits[annotator::_ANNOTATORS])
+                write_label_map(results / str(annotator) / video.name / f"{name}.png", merged)
+                for number in range(annotator, len(cases), _ANNOTATORS):
+                    object_id = _object_of(cases[number])
+                    mask = merged == object_id
+                    tracks[number].append(mask)
+                    iou = region_similarity(mask, true == object_id, true == VOID_LABEL)
+                    ious[number].append(iou)
+            progress()
+    found = zip(cases, tracks, ious, strict=True)
+    return {case: Answer(track, tuple(values)) for case, track, values in found}
+
+
+def _object_of(case: Case) -> int:
+    return int(case.expression_id) // _ANNOTATORS + 1

@@ -1,0 +1,132 @@
+"""Every precision of a bundle that a backend runs, timed in turn on the same frames."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refsam_bench.speed.measure import FRAME_SEED, SpeedRequest, environment, expressions
+from refsam_bench.speed.gate import judge, summaries, time_in_turn
+from refsam_export.parity.inputs import moving_frames
+from refsam_trt.backends.select import AUTO, AUTO_ORDER, REFUSED_PRECISIONS
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.session.engine import load
+from refsam_trt.errors import UsageError
+from refsam_trt.contract.precision import QUANTISED
+from refsam_trt.bundle.plans import open_plans
+from refsam_trt.session.variants import choose_variant
+
+
+def measure_precisions(
+    request: SpeedRequest, progress: Callable[[], None], plans: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Time sessions of every precision in turn, frame by frame, and return one JSON object.
+
+    Args:
+        request: what to measure; its variant and its reference have no say.
+        progress: called after every frame.
+        plans: folders of `refsam-build`, of one backend and a precision each, to time instead of
+            the bundle's graphs.
+
+    Raises:
+        UsageError: there are not two precisions that the backend runs.
+        PlanError: plans that this machine cannot run.
+    """
+    bundle = open_bundle(request.bundle)
+    if plans:
+        backend, variants, options = _of_plans(request, plans)
+    else:
+        backend, variants, options = _of_graphs(request, bundle)
+    texts = expressions(request.num_expressions)
+    num_frames = request.num_warmup + request.num_frames
+    frames = moving_frames(num_frames, FRAME_SEED, request.frame_hw)
+    with contextlib.ExitStack() as stack:
+        forms = {}
+        for name in variants:
+            engine = stack.enter_context(
+                load(
+                    request.bundle,
+                    num_threads=request.num_threads,
+                    verify="deferred",
+                    **options[name],
+                )
+            )
+            video = stack.enter_context(engine.open_video(original_hw=request.frame_hw))
+            for text in texts:
+                video.add_expression(text)
+            forms[name] = _Masks(video, frames)
+        seconds = time_in_turn(forms, request.num_frames, request.num_warmup, progress)
+    gates = [asdict(gate) | {"verdict": gate.verdict} for gate in _gates(seconds)]
+    return {
+        "bundle_id": bundle.bundle_id,
+        "backend": backend,
+        "random_weights": bundle.manifest.weights.random_init_seed is not None,
+        "scope": "frame in host memory to masks in host memory, at the frame's size",
+        "num_warmup": request.num_warmup,
+        "num_expressions": request.num_expressions,
+        "frame_hw": list(request.frame_hw),
+        "variants": variants,
+        "precisions": {name: asdict(row) for name, row in summaries(seconds).items()},
+        "gates": gates,
+        "environment": environment(request.num_threads),
+    }
+
+
+_Forms = tuple[str, dict[str, str], dict[str, dict[str, Any]]]
+"""Backend; per precision the variant, and what `load` is given."""
+
+
+def _of_graphs(request: SpeedRequest, bundle: Bundle) -> _Forms:
+    backend = AUTO_ORDER[0] if request.backend == AUTO else request.backend
+    refused = REFUSED_PRECISIONS.get(backend, {})
+    found = sorted({variant.precision for variant in bundle.manifest.variants.values()})
+    precisions = [name for name in found if name not in refused]
+    if len(precisions) < 2:
+        raise UsageError(
+            f"{request.bundle}: nothing to compare on backend {backend}: the bundle has "
+            f"{', '.join(found)}; export or quantise it in another precision"
+        )
+    variants = {name: choose_variant(bundle.manifest, None, name, backend) for name in precisions}
+    options = {name: {"backend": backend, "variant": each} for name, each in variants.items()}
+    return backend, variants, options
+
+
+def _of_plans(request: SpeedRequest, folders: Sequence[Path]) -> _Forms:
+    opened = [(folder, open_plans(folder).manifest) for folder in folders]
+    found = {manifest.precision: (folder, manifest) for folder, manifest in opened}
+    backends = {manifest.builder.backend for _, manifest in opened}
+    if len(found) != len(opened) or len(found) < 2 or len(backends) != 1:
+        told = ", ".join(f"{f} ({m.builder.backend}, {m.precision})" for f, m in opened)
+        raise UsageError(
+            f"--plans: expected folders of one backend, at least two of a precision each, found "
+            f"{told}; build them with refsam-build"
+        )
+    (backend,) = backends
+    if request.backend not in (AUTO, backend):
+        raise UsageError(f"--backend {request.backend}: the plans are for {backend}; leave it out")
+    variants = {name: manifest.variant for name, (_, manifest) in sorted(found.items())}
+    return backend, variants, {name: {"plans": found[name][0]} for name in variants}
+
+
+class _Masks:
+    """Steps one session to the masks of its next frame."""
+
+    def __init__(self, video: Any, frames: Any) -> None:
+        self._video, self._frames = video, iter(frames)
+
+    def __call__(self) -> None:
+        for result in self._video.step(next(self._frames)):
+            _ = result.mask
+
+
+def _gates(seconds: dict[str, list[float]]) -> list[Any]:
+    floats = {name: runs for name, runs in seconds.items() if name not in QUANTISED}
+    return [
+        judge({**floats, name: runs}, name) for name, runs in seconds.items() if name in QUANTISED
+    ]
+
+
+__all__ = ["measure_precisions"]

@@ -1,0 +1,141 @@
+"""Measures ranges while the reference model follows clips; no activation is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from refsam_bench.trackers.reference import ReferenceTracker
+from refsam_calibration.ranges.clipping import clipped_amax
+from refsam_calibration.ranges.heap import trim_heap
+from refsam_calibration.ranges.ranges import (
+    SCHEMA,
+    LayerRange,
+    RangeOptions,
+    Ranges,
+    encoder_sha256,
+    options_digest,
+)
+from refsam_calibration.ranges.smoothing import (
+    ALPHAS,
+    Smoothing,
+    choose_smoothing,
+    fold_smoothing,
+    norm_readers,
+)
+from refsam_calibration.ranges.videos import CalibrationVideo
+from refsam_calibration.ranges.watching import ChannelWatcher, RangeWatcher, Watcher, watching
+from refsam_export.refsam.checkpoint import LoadedModel
+from refsam_export.refsam.model.refsam import RefSam
+
+
+def measure_ranges(
+    loaded: LoadedModel,
+    videos: Sequence[CalibrationVideo],
+    options: RangeOptions,
+    *,
+    digest: tuple[str, int],
+    progress: Callable[[], None],
+    seed: int = 0,
+) -> Ranges:
+    """Run the clips through the reference, once to smooth and once to measure.
+
+    The model's norms and weights are smoothed in place; it computes what it did. Each frame is
+    encoded once, and decoded for every expression with the track token of the frame before.
+
+    Args:
+        loaded: the reference; not smoothed yet.
+        videos: the clips.
+        options: how.
+        digest: of the clips, from `digest_of`.
+        progress: called after each frame of each pass: `num_passes` times the frames.
+        seed: of the sample of rows on which alpha is searched.
+
+    Raises:
+        CalibrationError: NaN or infinity in an input, a layer that is never called, no frame.
+    """
+    model = loaded.model
+    model_sha256 = encoder_sha256(model)
+    smoothing = _smooth(loaded, videos, options, progress, seed)
+    fold_smoothing(model, {name: found.exponents for name, found in smoothing.items()})
+    watchers = {name: RangeWatcher() for name in options.layers}
+    _run(loaded, videos, watchers, progress)
+    return Ranges(
+        schema=SCHEMA,
+        model_sha256=model_sha256,
+        data_sha256=digest[0],
+        options_sha256=options_digest(options),
+        options=options,
+        num_frames=digest[1],
+        smoothing=smoothing,
+        layers={name: _range(watcher, options) for name, watcher in watchers.items()},
+    )
+
+
+def num_passes(options: RangeOptions) -> int:
+    """Return how often `measure_ranges` runs all clips."""
+    return 1 if options.alpha == "none" else 2
+
+
+def _smooth(
+    loaded: LoadedModel,
+    videos: Sequence[CalibrationVideo],
+    options: RangeOptions,
+    progress: Callable[[], None],
+    seed: int,
+) -> dict[str, Smoothing]:
+    if options.alpha == "none":
+        return {}
+    model = loaded.model
+    readers = _quantised_readers(model, options)
+    weights: dict[str, list[Any]] = {
+        norm: [model.get_submodule(name).weight for name in found]
+        for norm, found in readers.items()
+    }
+    # All readers of a norm see the same input: one of them is watched.
+    halves = []
+    for clips in (videos[0::2], videos[1::2]):
+        watchers = {norm: ChannelWatcher(w[0].shape[1], seed) for norm, w in weights.items()}
+        if clips:
+            _run(loaded, clips, {readers[norm][0]: watchers[norm] for norm in readers}, progress)
+            halves.append(watchers)
+    alphas = ALPHAS if options.alpha == "auto" else (float(options.alpha),)
+    return {
+        norm: choose_smoothing(
+            [halves[0][norm], halves[-1][norm]],
+            weights[norm],
+            alphas,
+            method=options.method,
+            scheme=options.scheme,
+            percentile=options.percentile,
+        )
+        for norm in readers
+    }
+
+
+def _quantised_readers(model: RefSam, options: RangeOptions) -> dict[str, list[str]]:
+    """Return the norms of which a reader is to be quantised, with those readers."""
+    wanted = set(options.layers)
+    readers = {
+        norm: [reader for reader in found if reader in wanted]
+        for norm, found in norm_readers(model).items()
+    }
+    return {norm: found for norm, found in readers.items() if found}
+
+
+def _run(
+    loaded: LoadedModel,
+    videos: Sequence[CalibrationVideo],
+    watchers: Mapping[str, Watcher],
+    progress: Callable[[], None],
+) -> None:
+    with watching(loaded.model, watchers):
+        for video in videos:
+            for _ in ReferenceTracker(loaded).logits(video.frames(), video.texts):
+                trim_heap()
+                progress()
+
+
+def _range(watcher: RangeWatcher, options: RangeOptions) -> LayerRange:
+    amax = clipped_amax(watcher.histogram, options.method, options.scheme, options.percentile)
+    return LayerRange(amax=amax, largest=watcher.amax)

@@ -1,0 +1,148 @@
+"""Random weights that behave like trained ones, so that a parity test can see every term.
+
+Plain random weights hide errors: attention is uniform, relative positions and the track token move
+nothing, the mask covers everything or nothing. These do not (`realism` measures it). Every tensor
+follows from (seed, key) alone: filling some keys gives what filling all would have given them, on
+any machine and with any number of threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from refsam_export.refsam.model.config import EMBED_DIM
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.init.realistic_draw import Draw, Rule, after_activation, centre, linear, noise, seeded
+from refsam_export.refsam.init.realistic_encoder import ENCODER_RULES
+from refsam_export.refsam.init.realistic_text import TEXT_RULES
+from refsam_trt.errors import UsageError
+
+NORMED = EMBED_DIM**0.5
+"""Length of a token after LayerNorm. Words have length 1: what is added to them must not drown
+them."""
+
+HYPERNETWORK = 2.0
+"""Size of the elements of a hypernetwork's output; it sets the scale of the logits."""
+
+COVERAGE = 0.2
+"""How far the hypernetworks' bias pulls every logit down, over their size: 0.2 leaves about 28 % of
+the pixels in the mask. It works because the up-scaled features end in a GELU, so their mean is
+positive in every channel, while the centred hypernetworks ignore that mean."""
+
+
+def _dense_weight(draw: Draw) -> Tensor:
+    """Return the image half strong enough for the position encoding, the language half weaker.
+
+    The features have length 1, so these are the sizes of the outputs; the language is nearly the
+    same in all pixels.
+    """
+    weight = draw.noise()
+    weight[:, :EMBED_DIM] *= 0.4
+    weight[:, EMBED_DIM:] *= 0.2
+    return weight
+
+
+def _self_attention_weight(draw: Draw) -> Tensor:
+    """Return q, k or v of the decoder: layer 0 reads words of length 1, layer 1 normed tokens."""
+    return draw.noise() * (1.1 if draw.index == 0 else 1.65 / NORMED)
+
+
+def _transposed_weight(gain: float) -> Rule:
+    return lambda draw: draw.noise() * (gain / draw.shape[0] ** 0.5)
+
+
+def _transposed_after_activation(gain: float) -> Rule:
+    return lambda draw: centre(_transposed_weight(gain)(draw), dim=0)
+
+
+def _hypernetwork_weight(draw: Draw) -> Tensor:
+    return centre(draw.linear(HYPERNETWORK), dim=0)
+
+
+_DECODER = r"mask_decoder\."
+_LAYER = _DECODER + r"transformer\.layers\.(?P<index>\d)\."
+_ITM_NORM = r"(track_token_mlp\.norm|temporal_aggregation_network\.norm_feat)"
+_HYPER = _DECODER + r"output_hypernetworks_mlps\.\d\.layers\."
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    *ENCODER_RULES,
+    (r"pe\.gaussian", noise(1.0)),
+    (r"dense_conv(2\.\d)?\.weight", _dense_weight),
+    (_DECODER + r"(iou_token|mask_tokens)\.weight", noise(0.1)),
+    (_LAYER + r"self_attn\.[qkv]_proj\.weight", _self_attention_weight),
+    (_LAYER + r"self_attn\.out_proj\.weight", linear(0.8)),
+    (_LAYER + r"cross_attn_image_to_token\.[qk]_proj\.weight", linear(1.7)),
+    (_LAYER + r"cross_attn_image_to_token\.out_proj\.weight", linear(0.4)),
+    (_DECODER + r".*attn_token_to_image\.[qk]_proj\.weight", linear(1.4)),
+    (_DECODER + r".*attn_token_to_image\.out_proj\.weight", linear(0.8)),
+    (_LAYER + r"mlp\.lin2\.weight", linear(0.7)),
+    (_DECODER + r"output_upscaling\.0\.weight", _transposed_weight(1.0)),
+    (_DECODER + r"output_upscaling\.3\.weight", _transposed_after_activation(1.7)),
+    (_HYPER + r"[01]\.weight", linear(1.4)),
+    (_HYPER + r"2\.weight", _hypernetwork_weight),
+    (_HYPER + r"2\.bias", noise(0.1 * HYPERNETWORK, mean=-COVERAGE * HYPERNETWORK)),
+    (_DECODER + r"iou_prediction_head\.layers\.2\.weight", linear(0.3)),
+    (_DECODER + r"iou_prediction_head\.layers\.2\.bias", noise(0.1, mean=0.7)),
+    (_ITM_NORM + r"\.weight", noise(0.024, mean=0.12)),
+    (_ITM_NORM + r"\.bias", noise(0.012)),
+    (r"temporal_aggregation_network\.self_attn\.in_proj_weight", linear(1.0)),
+    (r"temporal_aggregation_network\.self_attn\.in_proj_bias", noise(0.1)),
+    (r"resizer\.0\.weight", linear(1.4)),
+    (r"resizer\.\d\.weight", after_activation(1.4)),
+    *TEXT_RULES,
+    (r"(?!text_encoder\.).*\.norm(\d|_final_attn)?\.weight", noise(0.2, mean=1.0)),
+    (_DECODER + r"output_upscaling\.1\.weight", noise(0.2, mean=1.0)),
+    (r"(?!text_encoder\.).*\.weight", linear(1.0)),
+    (r"(?!text_encoder\.).*\.bias", noise(0.1)),
+)
+"""Patterns of whole keys; the first that fits counts."""
+
+
+def realistic_init(model: RefSam, seed: int, *, only: Collection[str] | None = None) -> None:
+    """Fill the parameters and the buffer `pe.gaussian` of `model` in place.
+
+    Args:
+        model: any preset; its text encoder, if there is one, must be T5 with a ReLU feed-forward,
+            RoBERTa or CLIP.
+        seed: seeds differ in all values; the behaviour is the same.
+        only: keys of `model.state_dict()` to fill, the rest stays untouched; None fills all.
+
+    Raises:
+        UsageError: `only` names a key that the model lacks, or the text encoder has a tensor that
+            none of these has.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    keys = state.keys() if only is None else only
+    if unknown := sorted(set(keys) - state.keys()):
+        raise UsageError(
+            f"realistic_init: the model has no tensors {unknown}; `only` takes keys of its "
+            "state_dict()"
+        )
+    rules = {key: _rule_of(key) for key in keys}
+    text = model.text_encoder
+    for key, (name, rule, index) in rules.items():
+        target = state[key]
+        text_head_dim = getattr(text.config, "d_kv", 0) if text is not None else 0
+        generator = seeded(seed, name)
+        draw = Draw(model.config, seed, tuple(target.shape), index, text_head_dim, generator)
+        with torch.no_grad():
+            target.copy_(rule(draw))
+
+
+def _rule_of(key: str) -> tuple[str, Rule, int]:
+    """Return the name that seeds a tensor, its rule and the index in its key.
+
+    T5's token table is tied and has two keys: both are one name.
+    """
+    name = key.replace("text_encoder.encoder.embed_tokens.", "text_encoder.shared.")
+    for pattern, rule in RULES:
+        if match := re.fullmatch(pattern, name):
+            return name, rule, int(match.groupdict().get("index") or 0)
+    raise UsageError(
+        f"realistic_init: no rule for {key}; the text encoder must be a T5 encoder with a ReLU "
+        "feed-forward (t5-small to t5-11b), RoBERTa or CLIP"
+    )

@@ -1,0 +1,1 @@
+"""refsam_prove."""

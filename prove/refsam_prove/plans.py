@@ -1,0 +1,145 @@
+"""Steps of `make prove`: plans of the large models, built by TensorRT-RTX without a GPU.
+
+Graphs are written with random weights and not proven here; only what a builder makes of them
+counts: precision warnings, fused attention, activation memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from refsam_engines.build import BuildOptions, GraphSource, build_plan
+from refsam_engines.profiles import Sizes, profiles_for
+from refsam_export.refsam.checkpoint import load_model
+from refsam_export.exporter import ExportRequest
+from refsam_export.refsam.programs import trace_graphs
+from refsam_export.variants import Written, write_variants
+from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
+from refsam_trt.errors import InternalError
+from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.contract.manifest import GraphEntry
+from refsam_trt.contract.plan_manifest import GraphReport
+
+SEED = 0
+SIZES = Sizes(max_expressions=8)
+_PRECISION = "fp16"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What must hold of a preset's fp16 image encoder at one frame of 1024x1024."""
+
+    num_fused_attention: int
+    activation_bytes: int
+
+
+BOUNDS = {"vitb": Bound(12, 150_000_000), "vith": Bound(32, 195_000_000)}
+OFFICIAL_FORM = ("vitb",)
+"""Presets whose image encoder is built with SAM's own attention too, for comparison."""
+
+
+def plans(preset: str) -> Callable[[], dict[str, Any]]:
+    """Return the step of a preset (`failures`: what does not hold)."""
+
+    def step() -> dict[str, Any]:
+        flavour = open_flavour("tensorrt-rtx")
+        reports = _reports(flavour, preset, "augmented", None)
+        found: dict[str, Any] = {
+            "preset": preset,
+            "precision": _PRECISION,
+            "seed": SEED,
+            "tensorrt_rtx": flavour.version,
+            "graphs": msgspec.to_builtins(reports),
+            "failures": failures(reports, BOUNDS[preset]),
+        }
+        if preset in OFFICIAL_FORM:
+            official = _reports(flavour, preset, "reference", IMAGE_ENCODER)
+            found["official_attention"] = msgspec.to_builtins(official)
+            found["failures"] += official_failures(official)
+        return found
+
+    return step
+
+
+def failures(reports: dict[str, GraphReport], bound: Bound) -> list[str]:
+    """Return what does not hold, one line each."""
+    lines = [
+        f"{name}: {warning}"
+        for name, report in reports.items()
+        for warning in report.precision_warnings
+    ]
+    encoder = reports[IMAGE_ENCODER]
+    fused = (encoder.num_fused_attention, encoder.num_attention)
+    if fused != (bound.num_fused_attention, bound.num_fused_attention):
+        lines.append(
+            f"{IMAGE_ENCODER}: fused attention in {fused[0]} of {fused[1]} blocks, all of "
+            f"{bound.num_fused_attention} expected"
+        )
+    if encoder.activation_bytes is None or encoder.activation_bytes > bound.activation_bytes:
+        lines.append(
+            f"{IMAGE_ENCODER}: {encoder.activation_bytes} bytes of activations, at most "
+            f"{bound.activation_bytes} expected"
+        )
+    return lines
+
+
+def official_failures(reports: dict[str, GraphReport]) -> list[str]:
+    """Return what does not hold of SAM's own attention, which no TensorRT is known to fuse."""
+    fused = reports[IMAGE_ENCODER].num_fused_attention
+    if fused == 0:
+        return []
+    return [f"{IMAGE_ENCODER}: SAM's own attention fused in {fused} blocks, 0 expected"]
+
+
+def _reports(
+    flavour: Flavour, preset: str, attention: str, only: str | None
+) -> dict[str, GraphReport]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        written = _write(preset, attention, folder)
+        gc.collect()  # the model
+        (variant,) = written.variants.values()
+        return {
+            name: _report(flavour, name, entry, written.files[entry.file], folder)
+            for name, entry in variant.graphs.items()
+            if only in (None, name)
+        }
+
+
+def _write(preset: str, attention: str, folder: Path) -> Written:
+    model = load_model(preset, random_init=SEED).model
+    request = ExportRequest(preset, folder, attention=attention, precisions=(_PRECISION,))
+    form = request.form
+    programs = trace_graphs(model, form.split, form.attention, form.rewrites)
+    return write_variants(
+        model, programs, form, (_PRECISION,), folder, lambda line: click.echo(f"  {line}")
+    )
+
+
+def _report(
+    flavour: Flavour, name: str, entry: GraphEntry, path: Path, folder: Path
+) -> GraphReport:
+    click.echo(f"  building {name}")
+    profiles = profiles_for(entry.spec, SIZES)
+    source = GraphSource(path, entry.spec, entry.precision, profiles)
+    found = build_plan(flavour, source, BuildOptions(), folder / f"{name}.plan")
+    if found is None:
+        raise InternalError(f"nobody stopped the build of {name}, but it has no plan")
+    click.echo(
+        f"  {name}: fused attention in {found.num_fused_attention} of {found.num_attention}, "
+        f"{found.activation_bytes} bytes of activations, {len(found.precision_warnings)} warnings"
+    )
+    return found
+
+
+STEPS = {f"plans-{preset}": plans(preset) for preset in BOUNDS}
+
+__all__ = ["BOUNDS", "STEPS", "Bound", "failures", "plans"]

@@ -1,0 +1,110 @@
+"""What each part of our quantisation is worth: plain min-max, chosen ranges, smoothing as well.
+
+A program: `python -m refsam_prove.quantised.forms PRESET NUM_FRAMES`, random weights, all layers of the
+default kinds in int8. Ranges from training seeds; errors on frames of the tuning seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refsam_bench.accuracy.metrics import region_similarity
+from refsam_bench.synthetic import TUNE_SEED, generate
+from refsam_bench.datasets.synthetic import RANKED_SLICES
+from refsam_bench.trackers.reference import ReferenceTracker
+from refsam_calibration.clips import Clips, SyntheticClips
+from refsam_calibration.quantise.fake_quantisation import fake_quantised
+from refsam_calibration.ranges.measure import measure_ranges
+from refsam_calibration.ranges.ranges import RangeOptions
+from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
+from refsam_calibration.ranges.videos import digest_of, open_videos
+from refsam_export.refsam.checkpoint import LoadedModel, load_model
+
+# The smoothed form last: the model keeps the smoothing, of which the others must see nothing.
+FORMS: dict[str, dict[str, Any]] = {
+    "minmax": {"method": "minmax", "alpha": "none"},
+    "mse": {"method": "mse", "alpha": "none"},
+    "mse, smoothed": {"method": "mse", "alpha": "auto"},
+}
+_SEED = 0
+_FRAME_INDICES = (0, 8)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Outputs of the image encoder, float32 [1, 256, h, w] per frame, and the masks."""
+
+    embeddings: list[Tensor]
+    masks: list[NDArray[np.bool_]]
+
+
+def compare_forms(preset: str, num_frames: int) -> dict[str, dict[str, float]]:
+    """Return per form the relative error of the image encoder's output and the masks' mean IoU.
+
+    Args:
+        preset: of the model, whose weights are random.
+        num_frames: to calibrate with, and to measure on: a multiple of 2.
+    """
+    loaded = load_model(preset, random_init=_SEED)
+    units = choose_units(loaded.model.config, DEFAULT_KINDS)
+    layers = tuple(name for unit in units for name in unit.layers)
+    source = SyntheticClips(num_videos=num_frames // 2, frames_per_video=2)
+    videos = open_videos(Clips(schema=1, calibrate=(source,)), Path())
+    digest = digest_of(videos)
+    expected = _run(loaded, num_frames // 2)
+    figures = {}
+    for name, changes in FORMS.items():
+        options = RangeOptions(scheme="int8", layers=layers, **changes)
+        ranges = measure_ranges(loaded, videos, options, digest=digest, progress=lambda: None)
+        with fake_quantised(loaded.model, ranges.amax, "int8"):
+            figures[name] = _figures(_run(loaded, num_frames // 2), expected)
+    return figures
+
+
+def _run(loaded: LoadedModel, num_videos: int) -> _Run:
+    run = _Run([], [])
+    with _embeddings(loaded, run.embeddings):
+        for index in range(num_videos):
+            name = RANKED_SLICES[index % len(RANKED_SLICES)]
+            video = generate(TUNE_SEED, index, slice=name, frame_indices=_FRAME_INDICES)
+            text = video.expressions[0].text
+            for (mask,) in ReferenceTracker(loaded).track(video.frames, [text]):
+                run.masks.append(mask)
+    return run
+
+
+@contextmanager
+def _embeddings(loaded: LoadedModel, kept: list[Tensor]) -> Iterator[None]:
+    handle = loaded.model.image_encoder.register_forward_hook(
+        lambda module, arguments, output: kept.append(output[0])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _figures(found: _Run, expected: _Run) -> dict[str, float]:
+    true = torch.cat(expected.embeddings)
+    difference = torch.cat(found.embeddings) - true
+    ious = [region_similarity(*pair) for pair in zip(found.masks, expected.masks, strict=True)]
+    return {
+        "relative_error": float(difference.norm() / true.norm()),
+        "mean_mask_iou": float(np.mean(ious)),
+        "min_mask_iou": float(np.min(ious)),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare_forms(sys.argv[1], int(sys.argv[2]))))

@@ -1,0 +1,113 @@
+"""Steps of `make prove` about quantised graphs: speed on this CPU, plans of TensorRT-RTX.
+
+Random weights. In processes of their own, because this package stands below `refsam_calibration`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+NUM_THREADS = 2
+VITB_SPEEDUP = 1.5
+"""Of the int8 image encoder over the best fp32 form, on a CPU with VNNI."""
+PLANS = ("int8-fp16", "fp8-fp16")
+
+Step = Callable[[], dict[str, Any]]
+
+
+def speed(preset: str, num_rounds: int, min_speedup: float | None = None) -> Step:
+    """Image encoder in int8 against fp32, in turn; the verdict of the speed gate is reported.
+
+    `failures`: less than `min_speedup`. Skipped, with the reason, where the CPU has no VNNI.
+    """
+
+    def step() -> dict[str, Any]:
+        if not has_vnni():
+            reason = "this CPU has no VNNI, so integer products are not what they are made for"
+            click.echo(f"  skipped: {reason}")
+            return {"preset": preset, "skipped": reason}
+        found = _trial("speed", preset, str(num_rounds), str(NUM_THREADS))
+        click.echo(f"  {found['gate']['verdict']}")
+        return {**found, "failures": speed_failures(found, min_speedup)}
+
+    return step
+
+
+def speed_failures(found: dict[str, Any], min_speedup: float | None) -> list[str]:
+    """Return what is out of bounds."""
+    gate = found["gate"]
+    if min_speedup is None or gate["speedup"]["p50"] >= min_speedup:
+        return []
+    return [
+        f"{found['preset']}: {gate['quantised']} is {gate['speedup']['p50']:.2f} times as fast as "
+        f"{gate['next_best']}, at least {min_speedup} expected"
+    ]
+
+
+def adapters(preset: str, num_rounds: int) -> Step:
+    """Image encoder in int8 with and without its adapters, in turn: whether they pay."""
+
+    def step() -> dict[str, Any]:
+        if not has_vnni():
+            return {"preset": preset, "skipped": "this CPU has no VNNI"}
+        found = _trial("adapters", preset, str(num_rounds), str(NUM_THREADS))
+        click.echo(f"  with adapters in int8 {found['speedup']['p50']:.2f} times as fast")
+        return {**found, "failures": []}
+
+    return step
+
+
+def plans(preset: str) -> Step:
+    """Build the quantised image encoder for TensorRT-RTX (`failures`: what was not quantised)."""
+
+    def step() -> dict[str, Any]:
+        found = {stated: _trial("plans", preset, stated) for stated in PLANS}
+        failures = [line for plan in found.values() for line in plan_failures(plan)]
+        return {"preset": preset, "random_weights": True, "plans": found, "failures": failures}
+
+    return step
+
+
+def plan_failures(plan: dict[str, Any]) -> list[str]:
+    """Return what does not hold of a plan: layers quantised, attention fused, no warnings."""
+    graph, where = plan["graph"], f"{plan['preset']}, {plan['precision']}"
+    lines = [f"{where}: {warning}" for warning in graph["precision_warnings"]]
+    quantised = sum(graph["layers"].get("QUANTIZE", {}).values())
+    if quantised != plan["num_layers"]:
+        lines.append(f"{where}: {quantised} layers quantised, {plan['num_layers']} expected")
+    if graph["num_fused_attention"] != graph["num_attention"]:
+        lines.append(
+            f"{where}: fused attention in {graph['num_fused_attention']} of "
+            f"{graph['num_attention']} blocks"
+        )
+    return lines
+
+
+def has_vnni() -> bool:
+    """Say whether the CPU multiplies 8-bit integers four at a time, as far as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+
+
+def _trial(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "refsam_prove.quantised.trial", *arguments]
+    return json.loads(subprocess.check_output(command, text=True))
+
+
+STEPS: dict[str, Step] = {
+    "int8-speed-nano": speed("nano", 60),
+    "int8-speed-vitb": speed("vitb", 8, VITB_SPEEDUP),
+    "int8-adapters-vitb": adapters("vitb", 8),
+    "int8-plans-nano": plans("nano"),
+    "int8-plans-vitb": plans("vitb"),
+}

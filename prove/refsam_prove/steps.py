@@ -1,0 +1,201 @@
+"""`make prove`: measures every figure that README states and writes it to `bench/results/`.
+
+Each step writes one JSON file with the commit it was measured at. A step whose file is of the
+present commit is skipped, so an interrupted run goes on where it stopped; fuzzing goes on within
+its hour, as long as the code that it fuzzes is the same. As a program:
+`python -m refsam_prove.steps [STEP ...]` (all of them without an argument).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from refsam_prove.quantised import calibration as prove_calibration
+from refsam_prove import nano as prove_nano
+from refsam_prove import plans as prove_plans
+from refsam_prove import precision as prove_precision
+from refsam_prove.quantised import steps as prove_quantised
+from refsam_prove.footprint.measure import NEWEST, OLDEST, FootprintRequest, measure_footprint
+from refsam_prove.fuzz.record import fuzz_all
+from refsam_bench.speed.measure import SpeedRequest, environment, measure_speed
+from refsam_export.refsam.checkpoint import load_model
+from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_export.refsam.init.realism import measure_realism
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.errors import UsageError
+from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+SEED = 0
+IMPORT_RUNS = 5
+
+Step = Callable[[], dict[str, Any]]
+
+
+def main(names: list[str]) -> None:
+    """Run the named steps, or all; exit code 1 if one lists `failures`."""
+    steps = [*STEPS, FUZZ]
+    if unknown := sorted(set(names) - set(steps)):
+        raise UsageError(f"no step named {unknown}; steps: {', '.join(steps)}")
+    commit = _git("rev-parse", "HEAD")
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        click.echo("note: uncommitted changes; results are marked as such", err=True)
+        commit += "-dirty"
+    failures = []
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in names or steps:
+        path = RESULTS / f"{name}.json"
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        if name == FUZZ:
+            about = {"step": name, "commit": commit, "environment": environment(None)}
+            record = fuzz_all(path, about, click.echo)
+        elif record.get("commit") == commit:
+            click.echo(f"{name}: measured at this commit already")
+        else:
+            record = _measure(name, commit, path)
+        failures += [f"{name}: {failure}" for failure in record.get("failures", [])]
+    for failure in failures:
+        click.echo(f"does not hold: {failure}", err=True)
+    sys.exit(bool(failures))
+
+
+def _measure(name: str, commit: str, path: Path) -> dict[str, Any]:
+    start = time.monotonic()
+    figures = STEPS[name]()
+    record = {"step": name, "commit": commit, "environment": environment(None), **figures}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{name}: {time.monotonic() - start:.0f} s -> {path.relative_to(ROOT)}")
+    return record
+
+
+def import_time() -> dict[str, Any]:
+    """Seconds that `import refsam_trt` and the use of `load` take, median of fresh processes."""
+    code = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+    figures = {}
+    for name, statement in (
+        ("import_s", "import refsam_trt"),
+        ("import_and_load_name_s", "import refsam_trt; refsam_trt.load"),
+    ):
+        runs = [
+            float(subprocess.check_output([sys.executable, "-c", code.format(statement)]))
+            for _ in range(IMPORT_RUNS)
+        ]
+        figures[name] = statistics.median(runs)
+    return {"num_runs": IMPORT_RUNS, **figures}
+
+
+def parity(preset: str, num_frames: int) -> Step:
+    """Export with random weights in both splits; the figures of the manifest."""
+
+    def step() -> dict[str, Any]:
+        found = {}
+        for split in ("optimised", "baseline"):
+            with tempfile.TemporaryDirectory() as scratch:
+                request = ExportRequest(
+                    preset,
+                    Path(scratch) / "bundle",
+                    random_init=SEED,
+                    split=split,
+                    parity_frames=num_frames,
+                )
+                done = export_bundle(request, lambda line: click.echo(f"  {line}"))
+                (found[split],) = done.parity.values()
+        return {"preset": preset, "splits": found}
+
+    return step
+
+
+def realism(preset: str, num_frames: int) -> Step:
+    """How trained the random weights look (architecture section 9)."""
+
+    def step() -> dict[str, Any]:
+        loaded = load_model(preset, random_init=SEED)
+        config = loaded.model.config
+        frames = moving_frames(num_frames, SEED)
+        preprocessor = Preprocessor(
+            frames.shape[1:3], PreprocessConfig(config.image_size, config.downscale_short_side)
+        )
+        images = torch.from_numpy(np.concatenate([preprocessor(frame) for frame in frames]))
+        ids = [loaded.tokenizer.encode(text).ids for text in EXPRESSIONS]
+        found = measure_realism(loaded.model, images, ids)
+        return {
+            "preset": preset,
+            "seed": SEED,
+            "sharp_heads": found.sharp_heads,
+            "realism": dataclasses.asdict(found),
+        }
+
+    return step
+
+
+def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
+    """Engine against the reference loop, interleaved."""
+
+    def step() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle = Path(scratch) / "bundle"
+            request = ExportRequest(preset, bundle, random_init=SEED, parity_frames=3)
+            export_bundle(request, lambda line: click.echo(f"  {line}"))
+            return {
+                "preset": preset,
+                "speed": measure_speed(
+                    SpeedRequest(
+                        bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
+                    ),
+                    lambda: None,
+                ),
+            }
+
+    return step
+
+
+def footprint(request: FootprintRequest) -> Step:
+    """Size of an installation, time and memory to the first mask (`failures` over the limits)."""
+
+    def export(bundle: Path) -> None:
+        request = ExportRequest("nano", bundle, random_init=SEED, parity_frames=3)
+        export_bundle(request, lambda line: click.echo(f"  {line}"))
+
+    return lambda: measure_footprint(request, export)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
+
+
+STEPS: dict[str, Step] = {
+    "import": import_time,
+    "realism-nano": realism("nano", 4),
+    "realism-vitb": realism("vitb", 3),
+    "parity-nano": parity("nano", 5),
+    "parity-vitb": parity("vitb", 5),
+    "speed-nano": speed("nano", 20, 2),
+    "speed-vitb": speed("vitb", 4, 2),
+    "footprint-oldest": footprint(OLDEST),
+    "footprint-newest": footprint(NEWEST),
+    **prove_precision.STEPS,
+    **prove_plans.STEPS,
+    **prove_calibration.STEPS,
+    **prove_quantised.STEPS,
+    **prove_nano.STEPS,
+}
+FUZZ = "fuzz"
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,315 @@
+"""CUDA through cuda-core: one GPU, streams, memory, transfers, captured graphs.
+
+The only module that knows cuda-core. Nothing here has run on a GPU yet (README, hardware table).
+
+Ordering: every transfer waits for its end, so whatever lies on the GPU may be used by any thread.
+Only work that is enqueued runs on, in the order of its stream; `download` waits for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refsam_trt.doctor import probe
+from refsam_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    InternalError,
+    MissingExtraError,
+    RefsamError,
+    VideoError,
+)
+
+_NO_MEMORY = ("OUT_OF_MEMORY", "OutOfMemory", "out of memory")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the driver says of a GPU; `driver_version` is the newest CUDA that it runs."""
+
+    name: str
+    compute_capability: str
+    driver_version: str
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """Memory on the GPU that somebody else owns; `owner` keeps it alive."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: Any
+
+
+class CudaDevice:
+    """One GPU. May be shared by threads; each has a stream of its own beside those it enters.
+
+    Args:
+        index: of the GPU, as the driver counts them.
+
+    Raises:
+        BackendError: no driver, or no such GPU.
+        MissingExtraError: cuda-core is not installed.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        # First of all: TensorRT 11 without a driver ends the process instead of raising an error.
+        found = probe.cuda()
+        if "error" in found:
+            raise BackendError(
+                f"no GPU can be used: CUDA driver {found['error']}; install NVIDIA's driver, or "
+                "use backend ort-cpu"
+            )
+        if index >= len(found["devices"]):
+            raise BackendError(
+                f"GPU {index}: the CUDA driver has {len(found['devices'])} of them; check "
+                "CUDA_VISIBLE_DEVICES, or use backend ort-cpu"
+            )
+        facts = found["devices"][index]
+        self.facts = DeviceFacts(
+            facts["name"], facts["compute_capability"], found["driver_version"]
+        )
+        self.name = f"cuda:{index}"
+        core = _imported("cuda.core")
+        with device_errors("opening the GPU"):
+            self._core = core
+            self._device = core.Device(index)
+            self._pinned = core.LegacyPinnedMemoryResource()
+        self._local = threading.local()
+        self._own_streams: weakref.WeakSet[OwnStream] = weakref.WeakSet()
+
+    @property
+    def stream(self) -> Any:
+        """The stream that was entered last, else that of this thread; the GPU becomes current."""
+        local = self._thread()
+        if local.entered:
+            return local.entered[-1]
+        if local.own is None:
+            local.own = self._new_stream()
+        return local.own
+
+    def new_stream(self) -> OwnStream:
+        """Return a stream that belongs to no thread."""
+        self._thread()
+        made = OwnStream(self, self._new_stream())
+        self._own_streams.add(made)
+        return made
+
+    def enter(self, stream: Any) -> None:
+        """Let this thread work on a stream until it leaves it."""
+        self._thread().entered.append(stream)
+
+    def leave(self) -> None:
+        """Go back to the stream before."""
+        self._thread().entered.pop()
+
+    @property
+    def stream_handle(self) -> int:
+        """Address of the stream."""
+        return int(self.stream.handle)
+
+    def free_bytes(self) -> int:
+        """Return how much memory of the GPU is free now."""
+        driver = _imported("cuda.bindings.driver")
+        self.stream  # noqa: B018 - makes the GPU current
+        status, free_bytes, _ = driver.cuMemGetInfo()
+        if int(status):
+            raise BackendError(f"{self.name}: free memory cannot be asked for ({status})")
+        return int(free_bytes)
+
+    def allocate(self, num_bytes: int) -> Any:
+        """Return memory of the GPU with undefined content; it is given back when unreferenced.
+
+        Raises:
+            DeviceMemoryError: there is no room.
+        """
+        with device_errors(f"allocating {num_bytes} bytes"):
+            memory = self._device.allocate(max(num_bytes, 1), stream=self.stream)
+            self.stream.sync()
+        return memory
+
+    def upload(self, array: np.ndarray, address: int) -> None:
+        """Copy a host array, any strides, to the GPU; returns when it is there."""
+        if array.nbytes == 0:
+            return
+        with device_errors("uploading"):
+            staging, host = self._staging(array.nbytes)
+            np.copyto(host.view(array.dtype).reshape(array.shape), array)
+            staging.copy_to(self._region(address, array.nbytes, self), stream=self.stream)
+            self.stream.sync()
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return a host copy, after waiting for the work of this stream."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        if num_bytes == 0:
+            return np.empty(shape, dtype)
+        with device_errors("downloading"):
+            staging, host = self._staging(num_bytes)
+            staging.copy_from(self._region(address, num_bytes, self), stream=self.stream)
+            self.stream.sync()
+            return host.view(dtype).reshape(shape).copy()
+
+    def copy(self, source: int, target: int, num_bytes: int) -> None:
+        """Copy from address to address of the GPU; returns when it is done."""
+        if num_bytes == 0:
+            return
+        with device_errors("copying"):
+            region = self._region(target, num_bytes, self)
+            self._region(source, num_bytes, self).copy_to(region, stream=self.stream)
+            self.stream.sync()
+
+    def sync(self) -> None:
+        """Wait for everything that was put on this stream."""
+        with device_errors("waiting"):
+            self.stream.sync()
+
+    def sync_all(self) -> None:
+        """Wait for everything on this thread's stream and on all of `new_stream`."""
+        for stream in list(self._own_streams):
+            with stream:
+                self.sync()
+        self.sync()
+
+    def capture(self, enqueue: Callable[[int], None]) -> Any:
+        """Return a graph of the work that `enqueue` puts on the stream it is given, not run yet.
+
+        That work must have run once before, so that nothing is allocated while it is captured.
+        """
+        with device_errors("capturing a CUDA graph"):
+            builder = self.stream.create_graph_builder()
+            builder.begin_building()
+            try:
+                enqueue(int(builder.stream.handle))
+            except BaseException:
+                builder.close()  # the stream would stay in capture mode for ever
+                raise
+            graph = builder.end_building().complete()
+            graph.upload(self.stream)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        """Enqueue a captured graph."""
+        with device_errors("launching a CUDA graph"):
+            graph.launch(self.stream)
+
+    def view(self, array: Any) -> DeviceView:
+        """Look at another library's array on this GPU: nothing is copied, its stream is waited for.
+
+        Args:
+            array: with `__dlpack__` or `__cuda_array_interface__`; C-contiguous.
+
+        Raises:
+            VideoError: not on this GPU, or not contiguous.
+        """
+        utils = _imported("cuda.core.utils")
+        with device_errors("reading an array on the GPU"):
+            view = utils.StridedMemoryView.from_any_interface(array, stream_ptr=self.stream_handle)
+            self.stream.sync()  # the array may be read on another stream than this one
+        shape, dtype = tuple(view.shape), np.dtype(view.dtype)
+        where = f"cuda:{view.device_id}" if view.is_device_accessible else "the host"
+        if where != self.name:
+            raise VideoError(f"frame: an array on {where}, expected one on {self.name}")
+        if view.strides is not None and not _is_dense(shape, tuple(view.strides)):
+            raise VideoError(
+                f"frame: strides {tuple(view.strides)} of shape {shape}, expected a C-contiguous "
+                "array; make a contiguous copy first"
+            )
+        return DeviceView(int(view.ptr), shape, dtype, (view, array))
+
+    def _staging(self, num_bytes: int) -> tuple[Any, np.ndarray]:
+        """Return this thread's pinned memory, exactly `num_bytes` of it, and as uint8 [num_bytes].
+
+        Free again as soon as the transfer is waited for.
+        """
+        local = self._thread()
+        kept = local.staging
+        if kept is None or kept.size < num_bytes:
+            kept = self._pinned.allocate(num_bytes, stream=self.stream)
+            local.staging = kept
+        address = int(kept.handle)
+        raw = (ctypes.c_uint8 * num_bytes).from_address(address)
+        return self._region(address, num_bytes, kept), np.ctypeslib.as_array(raw)
+
+    def _thread(self) -> Any:
+        """Return what this thread has for itself; the GPU becomes current there."""
+        local = self._local
+        if not hasattr(local, "entered"):
+            with device_errors("making the GPU current"):
+                self._device.set_current()
+            local.entered, local.own, local.staging = [], None, None
+        return local
+
+    def _new_stream(self) -> Any:
+        with device_errors("making a stream"):
+            return self._device.create_stream()
+
+    def _region(self, address: int, num_bytes: int, owner: Any) -> Any:
+        return self._core.Buffer.from_handle(address, num_bytes, owner=owner)
+
+
+class OwnStream:
+    """A stream of whoever made it; a context manager that one thread at a time enters."""
+
+    def __init__(self, device: CudaDevice, stream: Any) -> None:
+        self._device, self._stream = device, stream
+
+    def __enter__(self) -> None:
+        self._device.enter(self._stream)
+
+    def __exit__(self, *_: object) -> None:
+        self._device.leave()
+
+
+@contextmanager
+def device_errors(action: str) -> Iterator[None]:
+    """Turn whatever cuda-core raises into ours.
+
+    Raises:
+        DeviceMemoryError: out of memory.
+        BackendError: everything else.
+    """
+    try:
+        yield
+    except (RefsamError, InternalError):
+        raise
+    except Exception as error:
+        if any(text in f"{type(error).__name__} {error}" for text in _NO_MEMORY):
+            raise DeviceMemoryError(
+                f"CUDA: {action} failed, the GPU is out of memory ({error}); close other programs "
+                "on it, or use fewer expressions"
+            ) from error
+        raise BackendError(
+            f"CUDA: {action} failed ({error}); run refsam-doctor, and try backend ort-cpu"
+        ) from error
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError("cuda", f"module {name}", str(error)) from error
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Say whether strides, counted in elements, are those of a C-contiguous array.
+
+    Those of axes of size 1 mean nothing, and DLPack's writers fill them in differently.
+    """
+    dense = (int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    return all(
+        size == 1 or found == expected
+        for size, found, expected in zip(shape, strides, dense, strict=True)
+    )
+
+
+__all__ = ["CudaDevice", "DeviceFacts", "DeviceView", "device_errors"]

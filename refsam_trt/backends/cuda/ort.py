@@ -1,0 +1,126 @@
+"""ONNX Runtime's CUDA provider on the bundle's own graphs; no plans, no build.
+
+Nothing here has run on a GPU yet (README, hardware table). The provider waits for its work at the
+end of a run, so graphs of a session follow each other without a stream in common.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refsam_trt.backends.base import Buffer, check_call, numpy_dtype
+from refsam_trt.backends.cuda.device import CudaDevice
+from refsam_trt.backends.cuda.memory import CudaMemory, cuda_buffer
+from refsam_trt.backends.ort import check_tensors
+from refsam_trt.errors import BackendError, MissingExtraError
+from refsam_trt.contract.specs import GraphSpec
+
+NAME = "ort-cuda"
+_PROVIDER = "CUDAExecutionProvider"
+
+
+class OrtCudaBackend(CudaMemory):
+    """ONNX Runtime on a GPU.
+
+    Args:
+        device: index of the GPU.
+
+    Raises:
+        BackendError: no driver, no such GPU, or an ONNX Runtime without CUDA.
+        MissingExtraError: onnxruntime-gpu or cuda-core is not installed.
+    """
+
+    name = NAME
+    precision_notes = "every type as written in the graph; fp32 products are not rounded to TF32"
+
+    def __init__(self, device: int = 0) -> None:
+        super().__init__(CudaDevice(device))
+        try:
+            self._ort: Any = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise MissingExtraError("cuda", f"backend {NAME}", str(error)) from error
+        if _PROVIDER not in self._ort.get_available_providers():
+            raise BackendError(
+                f"backend {NAME}: the ONNX Runtime that is installed has no CUDA; pip uninstall "
+                'onnxruntime, then pip install "refsam-trt[cuda]"'
+            )
+        if hasattr(self._ort, "preload_dlls"):  # 1.21: finds CUDA in the wheels of NVIDIA
+            self._ort.preload_dlls()
+        self._index = device
+        self._lock = threading.Lock()
+
+    def load(self, path: Path, spec: GraphSpec) -> OrtCudaGraph:
+        """Load an ONNX file and compare its tensors with `spec`."""
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        # Products in TF32 would make fp32 graphs something else without a word.
+        provider = (_PROVIDER, {"device_id": self._index, "use_tf32": 0})
+        try:
+            with self._lock:
+                session = self._ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:
+            raise BackendError(f"{NAME}: cannot load {path}: {error}") from error
+        # It falls back to the CPU without an error when a library of CUDA is missing.
+        if session.get_providers()[0] != _PROVIDER:
+            raise BackendError(
+                f"{NAME}: ONNX Runtime took {session.get_providers()[0]} for {path}: a library of "
+                'CUDA is missing or does not fit; pip install "refsam-trt[cuda]", or use ort-cpu'
+            )
+        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
+        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
+        return OrtCudaGraph(path, session, spec, self._index)
+
+
+class OrtCudaGraph:
+    """An ONNX Runtime session; `context()` gives each user a binding of its own."""
+
+    def __init__(self, path: Path, session: Any, spec: GraphSpec, index: int) -> None:
+        self.spec = spec
+        self._path = path
+        self._session = session
+        self._index = index
+
+    def context(self) -> OrtCudaContext:
+        """Return a new execution context."""
+        return OrtCudaContext(self._path, self._session, self.spec, self._index)
+
+
+class OrtCudaContext:
+    """Binds a session's buffers by address; nothing is copied."""
+
+    def __init__(self, path: Path, session: Any, spec: GraphSpec, index: int) -> None:
+        self._path = path
+        self._session = session
+        self._spec = spec
+        self._index = index
+        self._binding = session.io_binding()
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Run the graph on the given memory; returns when done (see `backends.base.Context`)."""
+        check_call(self._spec, inputs, outputs)
+        binding = self._binding
+        try:
+            self._bind(binding.bind_input, inputs)
+            self._bind(binding.bind_output, outputs)
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise BackendError(
+                f"{NAME}: {self._path.name} failed on the GPU: {error}; run refsam-doctor"
+            ) from error
+        finally:
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+
+    def _bind(self, bind: Any, buffers: Mapping[str, Buffer]) -> None:
+        for name, buffer in buffers.items():
+            given = cuda_buffer(buffer)
+            dtype = numpy_dtype(given.dtype, NAME)
+            bind(name, "cuda", self._index, dtype, given.shape, given.address)
+
+
+__all__ = ["OrtCudaBackend", "OrtCudaContext", "OrtCudaGraph"]

@@ -1,0 +1,126 @@
+"""Writes a bundle: whole or not at all, never changed afterwards, the same for the same inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, path_problem, sha256_of_file
+from refsam_trt.errors import BundleError, InternalError, OutputError
+from refsam_trt.contract.manifest import FileEntry, Manifest, bundle_id
+
+
+def write_bundle(
+    target: Path, *, manifest: Manifest, files: Mapping[str, Path], overwrite: bool = False
+) -> Bundle:
+    """Write a bundle and open it.
+
+    Nothing but the arguments enters the bundle (no time, no path, no user), so equal inputs give an
+    equal bundle id. An interrupted or failed call leaves `target` as it was.
+
+    Args:
+        target: folder of the bundle; its parent must exist.
+        manifest: everything but `files`, which is filled in here.
+        files: path in the bundle -> file to take. The files are moved, or copied and removed where
+            they lie on another file system: they are gone afterwards, after a failure too. Give
+            copies of whatever must stay.
+        overwrite: replace a bundle, or an empty folder, at `target`.
+
+    Raises:
+        OutputError: `target` exists or cannot be written, or a file cannot be moved.
+        InternalError: the request breaks the rules of docs/bundle.md, so that `open_bundle` would
+            refuse the result.
+    """
+    check_target(target, overwrite=overwrite)
+    _check_request(target, manifest, files)
+    with atomic_folder(target, overwrite) as folder:
+        for name, source in files.items():
+            _move(source, folder / name)
+        entries = {name: _entry(folder / name) for name in files}
+        raw = msgspec.structs.replace(manifest, files=entries).to_bytes()
+        (folder / MANIFEST_FILE).write_bytes(raw)
+        (folder / HASH_FILE).write_bytes(f"{bundle_id(raw)}\n".encode())
+        bundle = _checked(folder, target)
+    return dataclasses.replace(bundle, folder=target)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a place for a bundle; for callers who have long work to do before they write.
+
+    Raises:
+        OutputError: as `write_bundle`.
+    """
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if target.is_symlink() or target.is_file():
+        raise OutputError(f"{target}: found a file or a link, expected a folder or nothing")
+    if not target.is_dir():
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{target}: exists already, and a bundle is never changed; choose another folder or "
+            "ask to replace it (--overwrite)"
+        )
+    if not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
+        raise OutputError(
+            f"{target}: is no bundle, so it is not overwritten; choose another folder or remove it"
+        )
+
+
+def _check_request(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
+    for name, source in files.items():
+        problem = path_problem(name)
+        if name in (MANIFEST_FILE, HASH_FILE):
+            problem = "is the manifest's own"
+        if problem:
+            raise InternalError(f"{target}: no file can be called {name!r}, a path that {problem}")
+        if source.is_symlink() or not source.is_file():
+            raise InternalError(f"{target}: {name!r} should come from {source}, which is no file")
+    # JSON has no such numbers: they would silently become null.
+    if not all(math.isfinite(number) for number in _floats(msgspec.to_builtins(manifest))):
+        raise InternalError(f"{target}: the manifest holds a number that is not finite")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _floats(item)
+
+
+def _move(source: Path, destination: Path) -> None:
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, destination)
+    except OSError as error:
+        raise OutputError(
+            f"{source}: cannot be moved into the bundle ({error.strerror}); check permissions and "
+            "free space"
+        ) from error
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+
+
+def _checked(folder: Path, target: Path) -> Bundle:
+    try:
+        # The contents were hashed a moment ago.
+        return open_bundle(folder, verify="deferred")
+    except BundleError as error:
+        problem = str(error).replace(str(folder), str(target))
+        raise InternalError(
+            f"the bundle just made does not pass its own check: {problem}"
+        ) from error
+
+
+__all__ = ["check_target", "write_bundle"]

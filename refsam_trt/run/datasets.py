@@ -1,0 +1,244 @@
+"""Ref-DAVIS17 and Ref-YouTube-VOS as `refsam-run` runs them: what to do, and where results go.
+
+Only what inference needs: frames, expressions and the folders that the evaluations expect
+(refsam-model 10.1, 10.2). Annotations are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refsam_trt.errors import DatasetError
+from refsam_trt.media.frames import FrameSource, open_frames
+from refsam_trt.result.result import FrameResults
+from refsam_trt.run.outputs import FinishedFrame, FrameWriter
+from refsam_trt.result.writers import PalettePngWriter
+
+DatasetKind = Literal["ref-davis", "ref-youtube-vos"]
+
+YOUTUBE_THRESHOLD = 0.01
+"""Logit above which the Ref-YouTube-VOS scripts count a pixel (refsam-model 2.3)."""
+
+NUM_ANNOTATORS = 4
+"""Of Ref-DAVIS17: each has an expression for every object."""
+_MAX_BYTES = 256 * 2**20
+_MAX_NAME_BYTES = 200
+"""File systems take 255; results add a suffix."""
+
+
+class _Expression(msgspec.Struct):
+    exp: str
+    obj_id: Any = None
+
+
+class _Video(msgspec.Struct):
+    expressions: dict[str, _Expression]
+    frames: list[str]
+
+
+class _MetaExpressions(msgspec.Struct):
+    videos: dict[str, _Video]
+
+
+@dataclass(frozen=True)
+class DatasetVideo:
+    """One video: its frames by name, in order, and its expressions by their ids, in order.
+
+    In Ref-DAVIS17 the expression of object o and annotator k is entry 4 o + k.
+    """
+
+    name: str
+    folder: Path
+    frames: tuple[str, ...]
+    expressions: dict[str, str]
+
+    def open(self) -> FrameSource:
+        """Open the listed frames; images of the folder that are not listed are passed over.
+
+        Raises:
+            DatasetError: a listed frame is missing, or they are not listed in order.
+            VideoError: an image cannot be used.
+        """
+        source = open_frames(self.folder)
+        indices = {source.frame_name(i): i for i in range(source.num_frames or 0)}
+        for frame in self.frames:
+            if frame not in indices:
+                raise DatasetError(
+                    f"{self.folder / frame}: no such image, though the expression file lists it; "
+                    "restore the frame"
+                )
+        listed = [indices[frame] for frame in self.frames]
+        if listed != sorted(listed):
+            raise DatasetError(
+                f"{self.folder}: the expression file lists its frames out of order; sort them"
+            )
+        return source if len(listed) == len(indices) else _Listed(source, listed)
+
+
+class _Listed:
+    """Some frames of a source as a source of their own."""
+
+    fps: float | None = None
+
+    def __init__(self, source: FrameSource, indices: list[int]) -> None:
+        self.name = source.name
+        self.original_hw = source.original_hw
+        self.num_frames: int | None = len(indices)
+        self._source = source
+        self._indices = indices
+
+    def __enter__(self) -> _Listed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        wanted = set(self._indices)
+        return (frame for index, frame in enumerate(self._source) if index in wanted)
+
+    def frame_name(self, index: int) -> str:
+        return self._source.frame_name(self._indices[index])
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def load_dataset(kind: DatasetKind, root: Path) -> list[DatasetVideo]:
+    """Read the validation videos of a data set, in the order of its expression file.
+
+    Ref-YouTube-VOS leaves out the videos that `meta_expressions/test` names, if that file is there:
+    202 remain, which the evaluation server expects.
+
+    Args:
+        kind: which layout.
+        root: holds `valid/JPEGImages/<video>/<frame>.jpg` and
+            `meta_expressions/valid/meta_expressions.json`.
+
+    Raises:
+        DatasetError: a file or folder is missing, or the expression file cannot be used.
+    """
+    path = _meta_path(root, "valid")
+    videos = _read(path)
+    if kind == "ref-youtube-vos" and _meta_path(root, "test").exists():
+        held_out = _read(_meta_path(root, "test"))
+        videos = {name: video for name, video in videos.items() if name not in held_out}
+    if not videos:
+        raise DatasetError(f"{path}: names no video to run; expected at least one under 'videos'")
+    return [_video(kind, root, name, video, path) for name, video in videos.items()]
+
+
+@contextmanager
+def open_dataset_outputs(
+    kind: DatasetKind, folder: Path, video: DatasetVideo
+) -> Iterator[FrameWriter]:
+    """Open the results of one video below `folder`; the function writes one frame.
+
+    `ref-davis`: label maps `<annotator>/<video>/<frame>.png`. `ref-youtube-vos`: masks, grey 0 and
+    255, `<video>/<expression id>/<frame>.png`.
+    """
+    if kind == "ref-davis":
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(PalettePngWriter(_folder(folder / str(k)) / video.name))
+                for k in range(NUM_ANNOTATORS)
+            ]
+            yield lambda done: _write_label_maps(writers, done)
+    else:
+        folders = [folder / video.name / key for key in video.expressions]
+        yield lambda done: _write_masks(folders, done)
+
+
+def _write_label_maps(writers: Sequence[PalettePngWriter], done: FinishedFrame) -> None:
+    results = done.results
+    for annotator, writer in enumerate(writers):
+        said = results[annotator::NUM_ANNOTATORS]
+        merged = FrameResults(results.frame_index, results.frame_hw, said)
+        writer.write(done.name, merged.label_map())
+
+
+def _write_masks(folders: Sequence[Path], done: FinishedFrame) -> None:
+    for folder, result in zip(folders, done.results, strict=True):
+        grey = np.where(result.mask, np.uint8(255), np.uint8(0))
+        Image.fromarray(grey).save(_folder(folder) / f"{done.name}.png", format="PNG")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _meta_path(root: Path, split: str) -> Path:
+    return root / "meta_expressions" / split / "meta_expressions.json"
+
+
+def _read(path: Path) -> dict[str, _Video]:
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > _MAX_BYTES:
+            raise DatasetError(
+                f"{path}: found {size_bytes} bytes, expected at most {_MAX_BYTES}; it is no "
+                "expression file"
+            )
+        return msgspec.json.decode(path.read_bytes(), type=_MetaExpressions).videos
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be read ({error.strerror}); give the root of a data set, which holds "
+            "meta_expressions/valid/meta_expressions.json and valid/JPEGImages"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(
+            f"{path}: not an expression file ({error}); download it again"
+        ) from error
+
+
+def _video(kind: DatasetKind, root: Path, name: str, video: _Video, path: Path) -> DatasetVideo:
+    where = f"{path}: video {name}"
+    if bad := [n for n in (name, *video.frames, *video.expressions) if not _is_name(n)]:
+        raise DatasetError(f"{where}: {bad[0][:80]!r} cannot be the name of a file; correct it")
+    if not video.frames or len(set(video.frames)) < len(video.frames) or not video.expressions:
+        raise DatasetError(
+            f"{where}: found {len(video.frames)} frames and {len(video.expressions)} expressions, "
+            "expected at least one of each, and every frame once"
+        )
+    folder = root / "valid" / "JPEGImages" / name
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder, though {path} names the video; restore it")
+    keys = list(video.expressions)
+    if kind == "ref-davis":
+        keys = _checked_keys(video, where)
+    texts = {key: video.expressions[key].exp for key in keys}
+    return DatasetVideo(name, folder, tuple(video.frames), texts)
+
+
+def _checked_keys(video: _Video, where: str) -> list[str]:
+    """Return the ids 0, 1, ... of Ref-DAVIS17's expressions: object by object, four each."""
+    keys = [str(index) for index in range(len(video.expressions))]
+    if len(keys) % NUM_ANNOTATORS or set(keys) != video.expressions.keys():
+        raise DatasetError(
+            f"{where}: found the expressions {', '.join(video.expressions)}, expected 0, 1, ... "
+            f"with {NUM_ANNOTATORS} per object; is this Ref-DAVIS17?"
+        )
+    for index, key in enumerate(keys):
+        object_id = index // NUM_ANNOTATORS + 1
+        if video.expressions[key].obj_id not in (None, object_id, str(object_id)):
+            raise DatasetError(
+                f"{where}: expression {key} is of object {video.expressions[key].obj_id}, expected "
+                f"{object_id}: expressions stand object by object, {NUM_ANNOTATORS} each"
+            )
+    return keys
+
+
+def _is_name(name: str) -> bool:
+    """Tell whether a name from the file stays in the folder that it is joined to."""
+    is_short = len(name.encode()) <= _MAX_NAME_BYTES
+    return is_short and name not in ("", ".", "..") and not set(name) & set("/\\\0")

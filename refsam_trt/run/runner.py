@@ -1,0 +1,305 @@
+"""The work of `refsam-run`: source -> session -> files, one folder that is whole or absent.
+
+A signal or a lost stream ends the work between two frames and keeps the finished ones; any other
+error leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import refsam_trt
+from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.run.datasets import NUM_ANNOTATORS
+from refsam_trt.session.engine import Engine, load
+from refsam_trt.errors import (
+    BundleError,
+    ExpressionError,
+    OutputError,
+    RefsamError,
+    VideoError,
+)
+from refsam_trt.contract import refsam
+from refsam_trt.run.interruption import Interruption
+from refsam_trt.command.progress import Progress
+from refsam_trt.result.result import FrameResults
+from refsam_trt.run.jobs import Job, RunRequest, open_jobs
+from refsam_trt.run.outputs import FinishedFrame
+from refsam_trt.session.session import Session
+from refsam_trt.run.shared_tracks import SharedTracks, Steps
+from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.media.sources import public_name
+from refsam_trt.text.encoder import Tokenizer
+from refsam_trt.contract.vocabulary import unseen_words
+
+RECORD_FILE = "run.json"
+"""What was run: part of every output, and the sign that a folder may be overwritten."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was done.
+
+    Attributes:
+        output: the folder.
+        num_frames: frames finished, over all videos.
+        num_frames_expected: as the source says, which may be wrong; None if it does not.
+        fps: frames per second, reading and writing included.
+        files: paths below `output`, sorted.
+        bundle_id, variant, backend, is_random_init: of the engine.
+        unseen_words: expression -> its words that were never seen in training, if there are any.
+        interruption: why work ended early, or None: KeyboardInterrupt, Terminated, or
+            StreamLostError.
+    """
+
+    output: Path
+    num_frames: int
+    num_frames_expected: int | None
+    fps: float
+    files: tuple[str, ...]
+    bundle_id: str
+    variant: str
+    backend: str
+    is_random_init: bool
+    unseen_words: dict[str, tuple[str, ...]]
+    interruption: BaseException | None
+
+
+def run(request: RunRequest) -> RunReport:
+    """Run a bundle on a source and write what was asked for. For the main thread.
+
+    Raises:
+        OutputError: the output exists, or cannot be written.
+        BundleError, BackendError, MissingExtraError, UsageError: as `load`.
+        VideoError, DatasetError: the source cannot be used, or is damaged half-way.
+        ExpressionError: as `Session.add_expression`, for any video, before the first frame.
+        KeyboardInterrupt, Terminated: interrupted before the first frame was finished.
+    """
+    _check_output(request.output, request.is_overwrite)
+    bundle = bundle_folder(request.bundle)
+    with ExitStack() as stack:
+        jobs = open_jobs(request, stack)
+        _check_expressions(request, jobs, bundle)
+        engine = load(
+            bundle,
+            backend=request.backend,
+            text=request.text_mode,
+            text_cache=request.text_cache,
+            variant=request.variant,
+            precision=request.precision,
+            plans=request.plans,
+            num_threads=request.num_threads,
+        )
+        stack.enter_context(engine)
+        _check_embeddings(request, jobs, engine)
+        return _run_jobs(request, jobs, engine)
+
+
+def _check_output(output: Path, is_overwrite: bool) -> None:
+    """Refuse early what `atomic_folder` would refuse late, and folders that are not ours."""
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
+    if not output.exists():
+        return
+    if not is_overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or add --overwrite")
+    if output.is_dir() and not (output / RECORD_FILE).is_file() and any(output.iterdir()):
+        raise OutputError(
+            f"{output}: holds no {RECORD_FILE}, so it was not written by refsam-run and is not "
+            "overwritten; choose another --output, or remove it yourself"
+        )
+
+
+def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> None:
+    """Refuse an unusable expression before graphs are loaded, and hours before its video comes."""
+    try:
+        bundle = open_bundle(folder, verify="deferred")
+        manifest = bundle.manifest
+        tokenizer = Tokenizer(
+            bundle.verify_file(manifest.tokenizer.file),
+            lowercase=manifest.tokenizer.lowercase,
+            max_words=manifest.limits.max_words,
+        )
+    except BundleError:
+        return  # `load` checks more, in a better order, and says what is wrong
+    _try_expressions(request, jobs, lambda text: tokenizer.encode(tokenizer.clean(text)))
+
+
+def _check_embeddings(request: RunRequest, jobs: list[Job], engine: Engine) -> None:
+    """Refuse an expression that no cache knows where none can be computed, before any video."""
+    graphs = engine.manifest.variants[engine.variant].graphs
+    if request.text_mode == "cache-only" or refsam.TEXT_ENCODER not in graphs:
+        with engine.open_video() as video:
+            _try_expressions(
+                request, jobs, lambda text: video.remove_expression(video.add_expression(text))
+            )
+
+
+def _try_expressions(
+    request: RunRequest, jobs: list[Job], attempt: Callable[[str], object]
+) -> None:
+    """Attempt something with every expression; of a data set the error names the video too."""
+    for job in jobs:
+        for text in job.expressions:
+            try:
+                attempt(text)
+            except ExpressionError as error:
+                if request.dataset is None:
+                    raise
+                raise ExpressionError(f"{job.name}: {error}") from error
+
+
+def _run_jobs(request: RunRequest, jobs: list[Job], engine: Engine) -> RunReport:
+    selection = request.selection
+    counts = [selection.count(job.num_frames) for job in jobs]
+    expected = None if None in counts else sum(count or 0 for count in counts)
+    videos: dict[str, dict[str, Any]] = {}
+    with Interruption() as stop, _output_folder(request) as folder:
+        began_s = time.monotonic()
+        # Raised past the progress bar, so that it does not say that all is done.
+        with suppress(_StoppedEarly), Progress("frames", expected) as progress:
+            for job in jobs:
+                videos[job.name] = _run_job(request, job, engine, folder, stop, progress)
+                if stop.reason is not None:
+                    raise _StoppedEarly
+        seconds = time.monotonic() - began_s
+        num_frames = sum(video["num_frames"] for video in videos.values())
+        if not num_frames and stop.reason is not None:
+            raise stop.reason
+        _write_record(request, engine, folder, videos, is_complete=stop.reason is None)
+        files = tuple(
+            sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        )
+    return RunReport(
+        output=request.output,
+        num_frames=num_frames,
+        num_frames_expected=expected,
+        fps=num_frames / seconds,
+        files=files,
+        bundle_id=engine.bundle_id,
+        variant=engine.variant,
+        backend=engine.backend,
+        is_random_init=engine.is_random_init,
+        unseen_words=_unseen_words(videos, engine),
+        interruption=stop.reason,
+    )
+
+
+def _unseen_words(videos: dict[str, dict[str, Any]], engine: Engine) -> dict[str, tuple[str, ...]]:
+    texts = {text for video in videos.values() for text in video["expressions"]}
+    found = {text: unseen_words(engine.manifest.vocabulary, text) for text in sorted(texts)}
+    return {text: words for text, words in found.items() if words}
+
+
+class _StoppedEarly(Exception):
+    """The reason is in the `Interruption`."""
+
+
+def _run_job(
+    request: RunRequest,
+    job: Job,
+    engine: Engine,
+    folder: Path,
+    stop: Interruption,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run one video and return what the record says of it."""
+    num_done = 0
+    with job.open() as source, ExitStack() as stack:
+        session = _open_session(request, engine, source.original_hw, stack)
+        for text in job.expressions:
+            session.add_expression(text)
+        with job.outputs(folder, source, engine.is_random_init) as write:
+            frames = stop.until(request.selection.of(source))
+            for index, frame, results in _finished(session, frames):
+                write(FinishedFrame(source.frame_name(index), index, frame, results))
+                num_done += 1
+                progress.update()
+            if not num_done:
+                raise _StoppedEarly if stop.reason else _nothing_selected(request, job)
+        height, width = source.original_hw
+    return {"expressions": job.expressions, "num_frames": num_done, "size": [height, width]}
+
+
+def _open_session(
+    request: RunRequest, engine: Engine, original_hw: tuple[int, int], stack: ExitStack
+) -> Steps:
+    def opened() -> Session:
+        video = engine.open_video(original_hw=original_hw, threshold=request.mask_threshold)
+        return stack.enter_context(video)
+
+    if request.track_state_scope == "expression":
+        return opened()
+    return SharedTracks([opened() for _ in range(NUM_ANNOTATORS)])
+
+
+def _nothing_selected(request: RunRequest, job: Job) -> VideoError:
+    return VideoError(
+        f"{job.name}: the video ends before frame {request.selection.start}, so nothing was done; "
+        "choose a smaller --start"
+    )
+
+
+def _finished(
+    session: Steps, frames: Iterable[tuple[int, NDArray[np.uint8]]]
+) -> Iterator[tuple[int, NDArray[np.uint8], FrameResults]]:
+    """Yield (index, frame, its results), results being late in some families of models."""
+    waiting: dict[int, tuple[int, NDArray[np.uint8]]] = {}
+    for number, indexed in enumerate(frames):
+        waiting[number] = indexed
+        results = session.step(indexed[1])
+        if results:
+            yield (*waiting.pop(results.frame_index), results)
+    for results in session.finish():
+        yield (*waiting.pop(results.frame_index), results)
+
+
+@contextmanager
+def _output_folder(request: RunRequest) -> Iterator[Path]:
+    """Yield the folder to fill; errors name the place it will have, not the hidden one it has."""
+    folder = request.output
+    try:
+        with atomic_folder(request.output, request.is_overwrite) as folder:
+            yield folder
+    except RefsamError as error:
+        error.args = (str(error).replace(str(folder), str(request.output)),)
+        raise
+
+
+def _write_record(
+    request: RunRequest,
+    engine: Engine,
+    folder: Path,
+    videos: dict[str, dict[str, Any]],
+    *,
+    is_complete: bool,
+) -> None:
+    """Write what was run, without anything that differs between two runs of the same."""
+    selection = request.selection
+    record = {
+        "tool": f"refsam-run {refsam_trt.__version__}",
+        "bundle_id": engine.bundle_id,
+        "variant": engine.variant,
+        "backend": engine.backend,
+        "random_init": engine.is_random_init,
+        "source": public_name(request.source),
+        "dataset": request.dataset,
+        "threshold": request.mask_threshold,
+        "track_state_scope": request.track_state_scope,
+        "frames": {"start": selection.start, "end": selection.end, "stride": selection.stride},
+        "is_complete": is_complete,
+        "unseen_words": _unseen_words(videos, engine),
+        "videos": videos,
+    }
+    text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    (folder / RECORD_FILE).write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,76 @@
+"""Ref-DAVIS17 as the released scripts run it: one track token per object, of all its annotators.
+
+Their loop is frame > annotator > object, their list of tokens has one place per object, so an
+annotator goes on from the token that the annotator before wrote into the same frame, and the first
+one from that of the last in the frame before (refsam-model 7.4). Only for comparison with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from refsam_trt.result.result import FrameResults
+from refsam_trt.session.session import Session
+
+TrackStateScope = Literal["expression", "object"]
+"""Whose a track token is: one expression's, or one object's, shared by its annotators."""
+
+
+class Steps(Protocol):
+    """What `refsam-run` needs of a session."""
+
+    def add_expression(self, text: str) -> int:
+        """Look for an expression (see `Session`)."""
+
+    def step(self, frame: np.ndarray) -> FrameResults:
+        """Take a frame (see `Session`)."""
+
+    def finish(self) -> list[FrameResults]:
+        """Return what is still owed (see `Session`)."""
+
+
+class SharedTracks:
+    """Steps through a video with one session per annotator, all on one engine.
+
+    Slow: every session encodes the image again.
+
+    Args:
+        sessions: new ones, annotator by annotator; they stay the caller's.
+    """
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self._sessions = sessions
+        self._num_expressions = 0
+
+    def add_expression(self, text: str) -> int:
+        """Take the next expression in the data set's order: annotators in turn, object by object.
+
+        Raises:
+            ExpressionError: as `Session.add_expression`.
+        """
+        self._sessions[self._num_expressions % len(self._sessions)].add_expression(text)
+        self._num_expressions += 1
+        return self._num_expressions - 1
+
+    def step(self, frame: np.ndarray) -> FrameResults:
+        """Return the results of one frame, in the order the expressions were added.
+
+        Args:
+            frame: as `Session.step` takes it.
+
+        Raises:
+            VideoError, BackendError: as `Session.step`.
+        """
+        said = []
+        for number, session in enumerate(self._sessions):
+            session.copy_tracks(self._sessions[number - 1])
+            said.append(session.step(frame))
+        results = [result for of_object in zip(*said, strict=True) for result in of_object]
+        return FrameResults(said[0].frame_index, said[0].frame_hw, results)
+
+    def finish(self) -> list[FrameResults]:
+        """Return nothing: families that decide late have no track tokens to share."""
+        return []

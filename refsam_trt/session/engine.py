@@ -1,0 +1,295 @@
+"""A bundle loaded on a backend: what sessions share, and the ways in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from refsam_trt.backends.base import Backend, TransferCounts
+from refsam_trt.backends.select import AUTO, open_backend
+from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.errors import UsageError
+from refsam_trt.contract import refsam
+from refsam_trt.families.base import FamilyAdapter, FamilyParts
+from refsam_trt.families.refsam.family import RefsamFamily
+from refsam_trt.media.frames import open_frames
+from refsam_trt.contract.manifest import Manifest
+from refsam_trt.bundle.plans import Plans, plans_for
+from refsam_trt.result.result import Result
+from refsam_trt.session.session import Color, Session, SessionModel
+from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.text.encoder import TextMode
+from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
+from refsam_trt.session.variants import fitting_variants, only_variant
+
+FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
+"""By the manifest's `family`; `open_bundle` refuses all others."""
+
+_LOG = logging.getLogger("refsam_trt")
+
+
+def load(
+    path: str | Path,
+    *,
+    backend: str = AUTO,
+    text: TextMode = "lazy",
+    text_cache: TextCacheChoice = "off",
+    variant: str | None = None,
+    precision: str | None = None,
+    plans: str | Path | None = None,
+    num_threads: int | None = None,
+    expect_id: str | None = None,
+    verify: Literal["full", "deferred"] = "full",
+) -> Engine:
+    """Load a bundle. Close the engine, or use it in a `with`; its files must stay until then.
+
+    Args:
+        path: the bundle's folder; the string `nano` is the model that ships with the package.
+        backend: a name, or `auto`: the first that works here. A named one never falls back.
+        text: `lazy` loads the text encoder at the first unknown expression and releases it at the
+            next step; `resident` loads it now and keeps it; `cache-only` never loads it.
+        text_cache: where text embeddings are kept for the next run, at most 256 MiB of them: `off`
+            keeps none; `user` takes the user's cache folder; a Path is such a folder itself, which
+            nobody else should be able to write to. Each holds the expression in plain text.
+        variant: name of one set of graphs; None chooses by precision, and among forms of attention
+            the one that suits the backend.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`; None takes what the bundle has if that
+            is one, or fp32.
+        plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
+        num_threads: CPU threads inside one graph run, which GPUs refuse; None is the backend's
+            default.
+        expect_id: refuse every bundle but this one.
+        verify: `full` hashes every file now; `deferred` hashes each when it is first used.
+
+    Raises:
+        BundleError: incomplete, altered, not the expected one, or of an unknown family.
+        BackendError: no such backend, or it cannot load the graphs.
+        PlanError: plans that are damaged, of another bundle, or not for this machine.
+        MissingExtraError: the backend's library is not installed.
+        UsageError: an unknown variant, precision or option, a text cache that can have no folder,
+            or a name that stands for two bundles.
+    """
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
+    kept_in = text_cache_folder(text_cache)
+    bundle = open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
+    built = None if plans is None else plans_for(bundle, Path(plans), variant)
+    wanted = built.manifest.variant if built else variant
+    fitting = fitting_variants(bundle.manifest, wanted, precision)
+    found = bundle.manifest.variants[fitting[0]].precision
+    opened = open_backend(backend, num_threads, built, found)
+    try:
+        name = only_variant(bundle.manifest, fitting, opened.name)
+        engine = Engine(bundle, name, opened, text, kept_in, built)
+    except BaseException:
+        opened.close()
+        raise
+    if engine.is_random_init:
+        seed = bundle.manifest.weights.random_init_seed
+        _LOG.warning("%s: weights are random (seed %s): masks mean nothing", path, seed)
+    return engine
+
+
+class Engine:
+    """A loaded bundle; `load` makes it. A context manager. May be shared by threads.
+
+    Args:
+        bundle: the opened bundle.
+        variant: name of the variant to run.
+        backend: an open backend, which the engine closes.
+        text: how the text encoder is kept (see `load`).
+        text_cache: folder that keeps text embeddings for the next run, None for none.
+        plans: that stand for the graphs; None for none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        backend: Backend,
+        text: TextMode,
+        text_cache: Path | None = None,
+        plans: Plans | None = None,
+    ) -> None:
+        manifest = bundle.manifest
+        self._bundle = bundle
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._is_closed = False
+        chosen = manifest.variants[variant]
+        limited = plans.within(manifest) if plans else manifest
+        files = (bundle.verify_file, bundle.content_id)
+        parts = FamilyParts(limited, chosen, backend, text, *files, text_cache, plans)
+        self._model = SessionModel(
+            family=FAMILIES[manifest.family](parts),
+            preprocess=manifest.preprocess,
+            bundle_id=bundle.bundle_id,
+            variant=variant,
+            precision=chosen.precision,
+            adopt=getattr(backend, "adopt", None),
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is not None:  # a complaint about open sessions would hide the first error
+            for session in self._open_sessions():
+                session.close()
+        self.close()
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the graphs."""
+        return self._backend.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self._bundle.manifest
+
+    @property
+    def bundle_id(self) -> str:
+        """SHA-256 of the canonical manifest, hexadecimal."""
+        return self._bundle.bundle_id
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant that runs."""
+        return self._model.variant
+
+    @property
+    def is_random_init(self) -> bool:
+        """Whether weights were made up at export, so that masks mean nothing."""
+        return self.manifest.weights.random_init_seed is not None
+
+    @property
+    def family(self) -> FamilyAdapter:
+        """The model family's adapter."""
+        return self._model.family
+
+    @property
+    def transfers(self) -> TransferCounts:
+        """What crossed between host and device since the engine was loaded."""
+        return self._backend.transfers.counts()
+
+    def open_video(
+        self,
+        *,
+        color: Color = "rgb",
+        original_hw: tuple[int, int] | None = None,
+        threshold: float = 0.0,
+    ) -> Session:
+        """Open a session for one video.
+
+        Args:
+            color: channel order of the frames.
+            original_hw: size of the frames in pixels; None takes that of the first frame.
+            threshold: logits above it belong to a mask.
+
+        Raises:
+            UsageError: unknown colour order, or the engine is closed.
+            VideoError: frames of that size cannot be used.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise UsageError("the engine is closed; load the bundle again")
+            session = Session(
+                self._model,
+                color=color,
+                original_hw=original_hw,
+                threshold=threshold,
+                on_close=self._forget,
+            )
+            self._sessions.add(session)
+        return session
+
+    def track(
+        self,
+        source: str | Path | Iterable[np.ndarray],
+        expressions: Sequence[str],
+        *,
+        color: Color = "rgb",
+        threshold: float = 0.0,
+    ) -> Iterator[Result]:
+        """Yield one result per frame and expression of a whole video, in this order.
+
+        Nothing is opened before the first result is asked for; a session of this engine is open
+        until the last one, or until the iterator is closed. Results are the caller's for ever.
+
+        Args:
+            source: a video file, a folder of images (both give RGB), or frames as `step` takes.
+            expressions: what to look for, all from the first frame on.
+            color: channel order, for frames that are given.
+            threshold: logits above it belong to a mask.
+
+        Raises:
+            UsageError: no expression, or one string instead of a sequence of them.
+            VideoError: the video cannot be read, or frames are not as `step` takes them.
+            MissingExtraError: a video file, and PyAV is not installed.
+            BackendError: the device failed.
+            ExpressionError: as `Session.add_expression`.
+        """
+        if isinstance(expressions, str) or not expressions:
+            raise UsageError(
+                f"expressions={expressions!r}: expected a sequence with at least one expression, "
+                'such as ["the dog on the left"]'
+            )
+        if isinstance(source, str | Path):
+            if color != "rgb":
+                raise UsageError(f"color={color!r}: frames read from {source} are always RGB")
+            return self._track_file(Path(source), expressions, threshold)
+        return self._track(source, expressions, color, threshold)
+
+    def close(self) -> None:
+        """Give graphs and device back; closing twice is allowed.
+
+        Raises:
+            UsageError: sessions are still open.
+        """
+        with self._lock:
+            if num_open := len(self._sessions):
+                raise UsageError(
+                    f"{num_open} session(s) of this engine are still open; close them first"
+                )
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._model.family.close()
+        self._backend.close()
+
+    def _track_file(
+        self, path: Path, expressions: Sequence[str], threshold: float
+    ) -> Iterator[Result]:
+        with open_frames(path) as frames:
+            yield from self._track(frames, expressions, "rgb", threshold)
+
+    def _track(
+        self,
+        frames: Iterable[np.ndarray],
+        expressions: Sequence[str],
+        color: Color,
+        threshold: float,
+    ) -> Iterator[Result]:
+        with self.open_video(color=color, threshold=threshold) as video:
+            for text in expressions:
+                video.add_expression(text)
+            for results in video.run(frames):
+                yield from results
+            for results in video.finish():
+                yield from results
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.discard(session)
+
+    def _open_sessions(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions)

@@ -1,0 +1,150 @@
+"""The file a session is saved in: track tokens, and JSON that says what they belong to.
+
+One safetensors file; its metadata entry `refsam_state` is the JSON form of `SavedSession`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.errors import StateError
+
+METADATA_KEY = "refsam_state"
+SCHEMA = 1
+MAX_FILE_BYTES = 64 * 2**20
+"""A token is 1 KiB: far more than any session holds."""
+
+
+class SavedExpression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An expression and its id; ids are never used twice in a session."""
+
+    id: int
+    text: str
+
+
+class SavedSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a saved session was: the model it ran on, and where it stood.
+
+    `expressions` are in the order of the token rows; `frame_hw` is None before the first frame.
+    """
+
+    schema: int
+    bundle_id: str
+    variant: str
+    precision: str
+    expressions: tuple[SavedExpression, ...]
+    next_expression_id: int
+    num_frames: int
+    frame_hw: tuple[int, int] | None
+
+
+def write_state(path: Path, saved: SavedSession, tensors: dict[str, np.ndarray]) -> None:
+    """Write a state file, whole or not at all."""
+    from safetensors.numpy import save
+
+    dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    content = save(dense, {METADATA_KEY: msgspec.json.encode(saved).decode()})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_state(path: Path) -> tuple[SavedSession, dict[str, np.ndarray]]:
+    """Read a state file and check all that can be checked without a session.
+
+    Raises:
+        StateError: absent, damaged, too large, of another schema, or contradicting itself.
+    """
+    from safetensors import safe_open
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise StateError(f"over {MAX_FILE_BYTES} bytes")
+        with safe_open(path, framework="numpy") as file:
+            raw = (file.metadata() or {})[METADATA_KEY]
+            if (found := msgspec.json.decode(raw, type=_Schema).schema) != SCHEMA:
+                raise StateError(f"schema {found}, this version reads {SCHEMA}")
+            saved = msgspec.json.decode(raw, type=SavedSession)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        reason = str(error) if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
+        raise StateError(f"{path}: not a session state ({reason}); save it again") from error
+    _check(path, saved)
+    return saved, tensors
+
+
+class Identified(Protocol):
+    """What a state belongs to."""
+
+    @property
+    def bundle_id(self) -> str:
+        """SHA-256 of the bundle's manifest."""
+
+    @property
+    def variant(self) -> str:
+        """Name of the set of graphs."""
+
+    @property
+    def precision(self) -> str:
+        """Of the variant."""
+
+
+def refuse_other(
+    path: Path, saved: SavedSession, model: Identified, declared_hw: tuple[int, int] | None
+) -> None:
+    """Refuse a state that was saved on another model or with frames of another size.
+
+    Raises:
+        StateError: another bundle, variant, precision, or size than the declared one.
+    """
+    for label, found, expected in (
+        ("bundle", saved.bundle_id, model.bundle_id),
+        ("variant", saved.variant, model.variant),
+        ("precision", saved.precision, model.precision),
+    ):
+        if found != expected:
+            raise StateError(
+                f"{path}: saved with {label} {found}, this engine has {expected}; load the {label} "
+                "it was saved with"
+            )
+    if declared_hw and saved.frame_hw and declared_hw != saved.frame_hw:
+        raise StateError(
+            f"{path}: saved from frames of {saved.frame_hw}, this video was opened for "
+            f"{declared_hw} (height, width)"
+        )
+
+
+def check_rows(path: Path, saved: SavedSession, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse tensors that do not have a row per expression, before any of these is embedded.
+
+    Raises:
+        StateError: another number of rows.
+    """
+    num = len(saved.expressions)
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != (num,):
+            raise StateError(
+                f"{path}: tensor {name!r} {list(tensor.shape)}, expected a row for each of "
+                f"{num} expressions; save it again"
+            )
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: int
+
+
+def _check(path: Path, saved: SavedSession) -> None:
+    ids = [expression.id for expression in saved.expressions]
+    is_sound = (
+        len(set(ids)) == len(ids)
+        and all(0 <= id_ < saved.next_expression_id for id_ in ids)
+        and saved.num_frames >= 0
+        and (saved.frame_hw is None or min(saved.frame_hw) > 0)
+    )
+    if not is_sound:
+        raise StateError(f"{path}: ids, frame counter or frame size make no sense; save it again")
