@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # Another Python than the pinned one resolves its own versions.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 DEMO := demo
+# What proves the figures stands outside the installation.
+PROVE := PYTHONPATH=$(CURDIR)/prove $(BIN)/python
 
 .PHONY: setup demo test check prove clean
 
@@ -18,13 +20,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m refsam_prove.demo $(DEMO)
+	$(PROVE) -m refsam_prove.demo $(DEMO)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=prove $(BIN)/lint-imports
 
 # --dist loadfile keeps the tests of one file in one process: they share models and bundles.
 test: check
@@ -32,7 +34,7 @@ test: check
 
 prove: $(STAMP)
 	$(BIN)/pytest -m "slow"
-	$(BIN)/python -m refsam_prove.steps
+	$(PROVE) -m refsam_prove.steps
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist

@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refsam_trt.session.engine import Engine, load
     from refsam_trt.errors import (
         BackendError,
         BundleError,
@@ -27,12 +26,13 @@ if TYPE_CHECKING:
     )
     from refsam_trt.result.polygons import Polygon
     from refsam_trt.result.result import FrameResults, Result
+    from refsam_trt.session.engine import Engine, load
     from refsam_trt.session.session import Session
 
     __version__: str
 
 _HOMES = {
-    "engine": ("Engine", "load"),
+    "session.engine": ("Engine", "load"),
     "errors": (
         "BackendError",
         "BundleError",
@@ -48,9 +48,9 @@ _HOMES = {
         "UsageError",
         "VideoError",
     ),
-    "polygons": ("Polygon",),
-    "result": ("FrameResults", "Result"),
-    "session": ("Session",),
+    "result.polygons": ("Polygon",),
+    "result.result": ("FrameResults", "Result"),
+    "session.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -41,6 +41,10 @@ class VideoError(RefsamError):
     """A video, an image folder or a frame that cannot be used."""
 
 
+class StreamLostError(VideoError):
+    """A camera or stream that failed after it had given frames; what was done stays valid."""
+
+
 class BackendError(RefsamError):
     """A backend that is not available here, or that failed to load or run a graph."""
 
@@ -109,3 +113,9 @@ class AccuracyGateError(CalibrationError):
 
 class InternalError(Exception):
     """An invariant of our own code does not hold: always a bug, never the user's doing."""
+
+
+def shown(expression: str) -> str:
+    """Return an expression as error texts have it: quoted, its end left out where it is long."""
+    shortened = expression if len(expression) <= 40 else f"{expression[:40]}..."
+    return repr(shortened)

@@ -36,3 +36,6 @@ MAX_EXTERNAL_TENSORS = 100_000
 
 MAX_BATCH = 4096
 """Frames, expressions and words that a graph may claim to take at once."""
+
+MAX_FRAME_PIXELS = 64_000_000
+"""Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""

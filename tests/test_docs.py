@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refsam_prove.demo import write_clip
 from refsam_export.precision.policy import PRECISIONS
+from refsam_prove.demo import write_clip
 from refsam_trt.backends.select import _BACKENDS, AUTO_ORDER, PLAN_BACKENDS
 from refsam_trt.contract.precision import QUANTISED
 

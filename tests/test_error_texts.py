@@ -13,13 +13,13 @@ import onnx
 import pytest
 from small_videos import moving_frames, write_video
 
-from refsam_trt.media import frames
-from refsam_trt.result import polygons
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.errors import BackendError, InternalError, OutputError, VideoError
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import BackendError, InternalError, OutputError, VideoError
+from refsam_trt.media import frames
 from refsam_trt.onnx_file.tensors import _only
 from refsam_trt.onnx_file.wire import WireError
+from refsam_trt.result import polygons
 from refsam_trt.result.writers import OverlayVideoWriter
 
 TESTS = Path(__file__).parent

@@ -11,8 +11,8 @@ from exported import exported
 from PIL import Image
 
 import refsam_trt
-from refsam_trt.run.cli import command
 from refsam_trt.media.frames import open_frames
+from refsam_trt.run.cli import command
 
 EXPRESSIONS = ("the dog on the left", "a person wearing a hat")
 SOURCES = {

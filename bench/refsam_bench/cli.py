@@ -12,9 +12,9 @@ from refsam_bench.commands.accuracy import accuracy
 from refsam_bench.commands.gpu import gpu
 from refsam_bench.commands.precision import precision
 from refsam_bench.commands.report import report
+from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.ending import run_command
 from refsam_trt.command.progress import Progress
-from refsam_trt.bundle.shipped import bundle_folder
 
 _FOLDER = click.Path(path_type=Path)
 _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked by hash."

@@ -21,8 +21,22 @@ from refsam_calibration.clips import Clips, read_clips
 from refsam_calibration.gate.half_range import audit_half
 from refsam_calibration.gate.journal import Journal
 from refsam_calibration.gate.judge import Judge, Judgement, files_digest, open_set
+from refsam_calibration.gate.search import (
+    SHARE_ROUNDING,
+    Found,
+    RatedUnit,
+    costliest,
+    largest_set,
+    rate,
+)
+from refsam_calibration.quantise.quantised_bundle import (
+    BASES,
+    quantised_form,
+    write_quantised_bundle,
+)
+from refsam_calibration.quantise.schemes import Scheme
+from refsam_calibration.quantise.units import Unit, choose_units
 from refsam_calibration.ranges.measure import measure_ranges, num_passes
-from refsam_calibration.quantise.quantised_bundle import BASES, quantised_form, write_quantised_bundle
 from refsam_calibration.ranges.ranges import (
     RangeOptions,
     Ranges,
@@ -32,18 +46,15 @@ from refsam_calibration.ranges.ranges import (
     read_ranges,
     write_ranges,
 )
+from refsam_calibration.ranges.videos import CalibrationVideo, digest_of, open_videos
 from refsam_calibration.report import record_json
 from refsam_calibration.request import STAGES, CalibrateRequest, Stage
-from refsam_calibration.quantise.schemes import Scheme
-from refsam_calibration.gate.search import SHARE_ROUNDING, Found, RatedUnit, costliest, largest_set, rate
-from refsam_calibration.quantise.units import Unit, choose_units
-from refsam_calibration.ranges.videos import CalibrationVideo, digest_of, open_videos
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.source import load_source
 from refsam_export.variants import GraphForm
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.errors import AccuracyGateError, OutputError, UsageError
 from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.errors import AccuracyGateError, OutputError, UsageError
 from refsam_trt.session.variants import choose_variant
 
 

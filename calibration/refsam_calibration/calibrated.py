@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refsam_calibration.gate.judge import Judgement
-from refsam_calibration.ranges.ranges import Ranges
 from refsam_calibration.gate.search import Found, RatedUnit
+from refsam_calibration.ranges.ranges import Ranges
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import click
 
+from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.ending import run_command
 from refsam_trt.command.progress import Progress
-from refsam_trt.bundle.shipped import bundle_folder
 
 _NAME = "refsam-calibrate"
 _FILE = click.Path(path_type=Path)

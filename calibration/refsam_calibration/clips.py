@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from refsam_bench.synthetic import EVALUATE_SEED, SLICES, TUNE_SEED, Slice, split_of
 from refsam_bench.datasets.synthetic import RANKED_SLICES
+from refsam_bench.synthetic import EVALUATE_SEED, SLICES, TUNE_SEED, Slice, split_of
 from refsam_trt.errors import UsageError
 
 SCHEMA = 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from refsam_calibration.ranges.clipping import Method
-from refsam_calibration.ranges.ranges import Alpha, RangeOptions
 from refsam_calibration.quantise.schemes import Scheme
 from refsam_calibration.quantise.units import DEFAULT_KINDS, Unit
+from refsam_calibration.ranges.clipping import Method
+from refsam_calibration.ranges.ranges import Alpha, RangeOptions
 from refsam_trt.errors import OutputError, UsageError
 
 Stage = Literal["ranges", "sensitivity", "search", "bundle"]

@@ -20,12 +20,12 @@ from refsam_engines.network import (
     parse_graph,
     stated_types,
 )
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.backends.tensorrt.flavour import Flavour
 from refsam_trt.backends.tensorrt.log import TrtLog, make_logger
-from refsam_trt.errors import PlanBuildError
-from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.contract.plan_manifest import GraphReport, Profile
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import PlanBuildError
+from refsam_trt.files.atomic import atomic_path
 
 _MIB = 2**20
 

@@ -89,8 +89,8 @@ def command(bundle: Path, inspect: bool, as_json: bool, **options: Any) -> None:
 def _build(bundle: Path, options: dict[str, Any]) -> Any:
     from refsam_engines.build import BuildOptions
     from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
-    from refsam_trt.run.interruption import Interruption
     from refsam_trt.command.progress import Progress
+    from refsam_trt.run.interruption import Interruption
 
     for name in ("backend", "precision", "output"):
         if options[name] is None:

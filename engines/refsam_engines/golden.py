@@ -13,14 +13,14 @@ import numpy as np
 from refsam_engines.profiles import Sizes
 from refsam_trt.backends.base import Backend, numpy_dtype
 from refsam_trt.backends.select import REFUSED_PRECISIONS, open_backend
-from refsam_trt.bundle.open import Bundle
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.bundle.golden import GoldenRun, write_golden
-from refsam_trt.contract.precision import QUANTISED
+from refsam_trt.bundle.open import Bundle
 from refsam_trt.contract.manifest import Variant
-from refsam_trt.text.tokenizer import Tokenizer
+from refsam_trt.contract.precision import QUANTISED
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import UsageError
 from refsam_trt.session.variants import only_variant
+from refsam_trt.text.tokenizer import Tokenizer
 
 _REFEREE = "ort-cpu"
 _SENTENCE = "the small dog on the left"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refsam_trt.doctor import probe
 from refsam_trt.backends.tensorrt.flavour import Flavour
-from refsam_trt.errors import PlanDeviceError
 from refsam_trt.backends.tensorrt.machine_check import platform_name
+from refsam_trt.doctor import probe
+from refsam_trt.errors import PlanDeviceError
 
 
 @dataclass(frozen=True)

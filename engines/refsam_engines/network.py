@@ -12,9 +12,9 @@ from typing import Any
 
 from refsam_trt.backends.tensorrt.flavour import Flavour
 from refsam_trt.backends.tensorrt.log import TrtLog
-from refsam_trt.errors import PlanBuildError
-from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.contract.precision import split_precision
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import PlanBuildError
 from refsam_trt.onnx_file.reader import summarise_onnx
 
 _FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}

@@ -13,13 +13,11 @@ from refsam_engines.machine import BuildMachine, examine_machine
 from refsam_engines.profiles import Sizes, profiles_for, sizes_within
 from refsam_engines.rtx_header import RtxHeader, read_rtx_header
 from refsam_engines.variants import variant_for
-from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
-from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, sha256_of_file
-from refsam_trt.errors import InternalError, OutputError, UsageError
-from refsam_trt.contract.manifest import FileEntry, GraphEntry
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import Plans, is_plans, open_plans
+from refsam_trt.contract.manifest import FileEntry, GraphEntry
 from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
     PLAN_SCHEMA_VERSION,
@@ -29,6 +27,8 @@ from refsam_trt.contract.plan_manifest import (
     PlanManifest,
     plan_id,
 )
+from refsam_trt.errors import InternalError, OutputError, UsageError
+from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.versions import version_of
 
 _TOOLS = ("refsam-trt", "onnxruntime", "numpy", "msgspec")

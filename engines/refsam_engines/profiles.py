@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refsam_trt.errors import InternalError, UsageError
-from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.contract.manifest import Limits
 from refsam_trt.contract.plan_manifest import Profile
+from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import InternalError, UsageError
 
 TUNED_EXPRESSIONS = 4
 TUNED_WORDS = 12

@@ -6,9 +6,9 @@ import shlex
 
 from refsam_trt.backends.select import DEFAULT_BASE
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.precision import FLOAT_PRECISIONS, QUANTISED
 from refsam_trt.contract.manifest import Manifest
+from refsam_trt.contract.precision import FLOAT_PRECISIONS, QUANTISED
+from refsam_trt.errors import UsageError
 from refsam_trt.session.variants import base_precision
 
 PRECISIONS = FLOAT_PRECISIONS

@@ -11,12 +11,18 @@ from typing import Any
 
 import msgspec
 
+from refsam_export.onnx.weight_storage import check_exact_fp16
+from refsam_export.parity.half import half_figures
+from refsam_export.parity.process import compare_in_process, verdict
+from refsam_export.parity.reference import write_reference
+from refsam_export.precision.policy import POLICIES
 from refsam_export.refsam.checkpoint import (
     LoadedModel,
     canonical_tensors,
     load_model,
     save_source,
 )
+from refsam_export.refsam.programs import Programs, specs_of, trace_graphs
 from refsam_export.request import ExportRequest, ExportResult
 from refsam_export.text.known_text import (
     TEXT_CACHE,
@@ -24,16 +30,9 @@ from refsam_export.text.known_text import (
     without_text_encoder,
     write_known_expressions,
 )
-from refsam_export.parity.half import half_figures
-from refsam_export.parity.process import compare_in_process, verdict
-from refsam_export.parity.reference import write_reference
-from refsam_export.precision.policy import POLICIES
-from refsam_export.refsam.programs import Programs, specs_of, trace_graphs
 from refsam_export.variants import Written, write_variants
-from refsam_export.onnx.weight_storage import check_exact_fp16
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.write import check_target, write_bundle
-from refsam_trt.errors import ParityError
 from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,
@@ -43,8 +42,9 @@ from refsam_trt.contract.manifest import (
     Tokenizer,
     Variant,
 )
-from refsam_trt.text.encoder import Tokenizer as TextTokenizer
+from refsam_trt.errors import ParityError
 from refsam_trt.run.expressions_file import read_expressions
+from refsam_trt.text.encoder import Tokenizer as TextTokenizer
 from refsam_trt.versions import OWN, version_of
 
 _TOKENIZER = "tokenizer.json"

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refsam_export.onnx.weight_storage import WeightStorage
 from refsam_export.refsam.configuration import Asked
 from refsam_export.refsam.rewrites import DEFAULT_REWRITES
 from refsam_export.variants import GraphForm
-from refsam_export.onnx.weight_storage import WeightStorage
-from refsam_trt.errors import UsageError
 from refsam_trt.contract import refsam
+from refsam_trt.errors import UsageError
 
 
 @dataclass(frozen=True)

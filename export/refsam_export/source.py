@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from refsam_export.files.tensor_files import describe
 from refsam_export.refsam.checkpoint import LoadedModel, load_model
 from refsam_export.refsam.model.config import ModelConfig
-from refsam_export.files.tensor_files import describe
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.errors import CheckpointError
 from refsam_trt.contract.manifest import Source
+from refsam_trt.errors import CheckpointError
 
 
 def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from refsam_bench.synthetic import generate
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.bundle.open import open_bundle
-from refsam_trt.media.frames import open_frames
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.media.frames import open_frames
 from refsam_trt.result.writers import OverlayVideoWriter
 
 PRESET = "nano"

@@ -16,8 +16,6 @@ from typing import Any, Final, get_args
 import click
 
 import refsam_trt
-from refsam_bench.trackers.blind import Blind
-from refsam_bench.synthetic import EVALUATE_SEED, Slice
 from refsam_bench.datasets.synthetic import (
     RANKED_SLICES,
     Probe,
@@ -28,11 +26,13 @@ from refsam_bench.datasets.synthetic import (
 )
 from refsam_bench.exchange.token_exchange import exchange_tokens
 from refsam_bench.exchange.token_exchange import to_json as exchange_json
+from refsam_bench.synthetic import EVALUATE_SEED, Slice
+from refsam_bench.trackers.blind import Blind
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle
-from refsam_trt.command.progress import Progress
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
 
 MODEL: Final = "nano"
 NUM_RANKED: Final = 200

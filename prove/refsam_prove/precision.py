@@ -12,9 +12,9 @@ import click
 from refsam_bench.precision.judge import PrecisionRequest, measure_precision
 from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_trt.bundle.open import open_bundle
-from refsam_trt.errors import ParityError
-from refsam_trt.command.progress import Progress
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
+from refsam_trt.errors import ParityError
 
 SEED = 0
 SHIPPED = "nano"

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 import click
 
-from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.shipped import MODELS, SHIPPED
 from refsam_trt.bundle.write import check_target
 from refsam_trt.command.ending import run_command
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
-from refsam_trt.bundle.shipped import MODELS, SHIPPED
+from refsam_trt.files.atomic import atomic_folder
 
 MAX_BYTES = 26_000_000
 RECORD_FILE = "record.json"
@@ -147,9 +147,9 @@ def _publish(
     folders: Sequence[Path], before: _Before | None, target: Path, report: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], Path]:
     """Publish one run after the other; return what the record says of all, and the last file."""
+    from refsam_train.recipe import RECIPE_NAME, read_recipe
     from refsam_train.run.loop import CHECKPOINT_NAME
     from refsam_train.run.publish import publish
-    from refsam_train.recipe import RECIPE_NAME, read_recipe
     from refsam_train.run.start import Sources
 
     runs = list(before.runs) if before else []

@@ -23,20 +23,20 @@ import click
 import numpy as np
 import torch
 
-from refsam_prove.quantised import calibration as prove_calibration
+from refsam_bench.speed.measure import SpeedRequest, environment, measure_speed
+from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
+from refsam_export.refsam.checkpoint import load_model
+from refsam_export.refsam.init.realism import measure_realism
 from refsam_prove import nano as prove_nano
 from refsam_prove import plans as prove_plans
 from refsam_prove import precision as prove_precision
-from refsam_prove.quantised import steps as prove_quantised
 from refsam_prove.footprint.measure import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_prove.fuzz.record import fuzz_all
-from refsam_bench.speed.measure import SpeedRequest, environment, measure_speed
-from refsam_export.refsam.checkpoint import load_model
-from refsam_export.exporter import ExportRequest, export_bundle
-from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.refsam.init.realism import measure_realism
-from refsam_trt.files.atomic import atomic_path
+from refsam_prove.quantised import calibration as prove_calibration
+from refsam_prove.quantised import steps as prove_quantised
 from refsam_trt.errors import UsageError
+from refsam_trt.files.atomic import atomic_path
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refsam_trt.errors import BackendError, InternalError
 from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
+from refsam_trt.errors import BackendError, InternalError
 
 _NUMPY_DTYPES: dict[DType, Any] = {
     "float32": np.float32,

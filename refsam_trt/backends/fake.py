@@ -16,8 +16,8 @@ import numpy as np
 
 from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
 from refsam_trt.backends.ort import OrtBuffer, OrtContext, OrtCpuBackend, OrtGraph
-from refsam_trt.errors import InternalError
 from refsam_trt.contract.specs import DType, GraphSpec
+from refsam_trt.errors import InternalError
 
 NAME = "fake"
 

@@ -19,8 +19,8 @@ from refsam_trt.backends.base import (
     dtype_of,
     numpy_dtype,
 )
-from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
+from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 
 NAME = "ort-cpu"
 

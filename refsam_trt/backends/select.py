@@ -9,9 +9,9 @@ from pathlib import Path
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.fake import FakeBackend
 from refsam_trt.backends.ort import OrtCpuBackend
-from refsam_trt.files.cache_folder import user_cache_folder
-from refsam_trt.errors import BackendError, RefsamError, UsageError
 from refsam_trt.bundle.plans import Plans
+from refsam_trt.errors import BackendError, RefsamError, UsageError
+from refsam_trt.files.cache_folder import user_cache_folder
 
 AUTO = "auto"
 AUTO_ORDER = ("ort-cpu",)

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam_trt.errors import BundleError
 from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import BundleError
 from refsam_trt.onnx_file.reader import OnnxSummary
 from refsam_trt.onnx_file.tensors import Dims
 from refsam_trt.onnx_file.types import OnnxNode

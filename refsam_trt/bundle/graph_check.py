@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam_trt.bundle.folder import path_problem
-from refsam_trt.errors import BundleError
-from refsam_trt.contract.specs import TensorSpec
-from refsam_trt.contract.precision import count_dtypes, precision_problem, split_precision
-from refsam_trt.contract.manifest import FileEntry, GraphEntry, Quantisation
 from refsam_trt.bundle.flops import count_flops
+from refsam_trt.bundle.folder import path_problem
+from refsam_trt.contract.manifest import FileEntry, GraphEntry, Quantisation
+from refsam_trt.contract.precision import count_dtypes, precision_problem, split_precision
+from refsam_trt.contract.specs import TensorSpec
+from refsam_trt.errors import BundleError
 from refsam_trt.onnx_file.reader import OnnxSummary, summarise_onnx
 from refsam_trt.onnx_file.tensors import ExternalData, OnnxTensor
 

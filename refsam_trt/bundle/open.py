@@ -21,11 +21,11 @@ from refsam_trt.bundle.folder import (
     sha256_of_file,
     unreadable,
 )
-from refsam_trt.contract.check import check_contract
-from refsam_trt.errors import BundleError, UsageError
 from refsam_trt.bundle.graph_check import check_graph
-from refsam_trt.contract.manifest import FileEntry, Manifest
 from refsam_trt.bundle.read_manifest import is_digest, read_manifest
+from refsam_trt.contract.check import check_contract
+from refsam_trt.contract.manifest import FileEntry, Manifest
+from refsam_trt.errors import BundleError, UsageError
 
 Verify = Literal["full", "deferred"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from refsam_trt import limits
-from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.folder import (
     HASH_FILE,
     MANIFEST_FILE,
@@ -20,9 +19,15 @@ from refsam_trt.bundle.folder import (
     scan_folder,
     sha256_of_file,
 )
-from refsam_trt.errors import BundleError, PlanDamagedError, UsageError
+from refsam_trt.bundle.open import Bundle
 from refsam_trt.contract.manifest import FileEntry, Manifest
-from refsam_trt.contract.plan_manifest import GOLDEN_FILE, PLAN_SCHEMA_VERSION, PlanManifest, plan_id
+from refsam_trt.contract.plan_manifest import (
+    GOLDEN_FILE,
+    PLAN_SCHEMA_VERSION,
+    PlanManifest,
+    plan_id,
+)
+from refsam_trt.errors import BundleError, PlanDamagedError, UsageError
 
 _BUILD_AGAIN = "build the plans again with refsam-build BUNDLE --output PLANS"
 

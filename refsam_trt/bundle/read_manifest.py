@@ -13,8 +13,8 @@ import msgspec
 
 from refsam_trt import limits
 from refsam_trt.bundle.folder import COPY_AGAIN, HASH_FILE, MANIFEST_FILE, unreadable
-from refsam_trt.errors import BundleError, UsageError
 from refsam_trt.contract.manifest import SCHEMA_VERSION, Manifest, bundle_id
+from refsam_trt.errors import BundleError, UsageError
 
 _HEX_DIGEST = re.compile("[0-9a-f]{64}")
 

@@ -11,7 +11,7 @@ from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.errors import BundleError, UsageError
 
 SHIPPED = ("nano",)
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 """Where shipped bundles lie, one folder each; an installation may have none."""
 
 

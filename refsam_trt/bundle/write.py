@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from refsam_trt.files.atomic import atomic_folder
-from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, path_problem, sha256_of_file
-from refsam_trt.errors import BundleError, InternalError, OutputError
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract.manifest import FileEntry, Manifest, bundle_id
+from refsam_trt.errors import BundleError, InternalError, OutputError
+from refsam_trt.files.atomic import atomic_folder
 
 
 def write_bundle(

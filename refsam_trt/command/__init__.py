@@ -1,1 +1,1 @@
-"""command."""
+"""What all commands share: exit codes, progress, parameter types."""

@@ -1,1 +1,1 @@
-"""contract."""
+"""What is written down: manifests, and the tensors of every model family."""

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.contract.manifest import FileEntry, Limits
+from refsam_trt.contract.specs import GraphSpec
 
 PLAN_SCHEMA_VERSION = 2
 GOLDEN_FILE = "golden.safetensors"

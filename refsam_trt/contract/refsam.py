@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from refsam_trt.contract.specs import DType, GraphSpec, Scope, TensorSpec
+from refsam_trt.contract.manifest import Manifest, Variant
+from refsam_trt.contract.precision import BASES, QUANTISED, split_precision
+from refsam_trt.contract.specs import (
+    EXPORT_AGAIN,
+    DType,
+    GraphSpec,
+    Scope,
+    TensorSpec,
+    check_tensors,
+)
+from refsam_trt.errors import BundleError
 
 FAMILY = "refsam"
 IMAGE_ENCODER = "image_encoder"
@@ -26,6 +36,8 @@ MAX_FRAMES = 8
 
 Split = Literal["optimised", "baseline"]
 HdaLevels = Literal[4, 1, 0]
+
+_SPLITS: dict[str, Split] = {split: split for split in get_args(Split)}
 
 
 def contract(
@@ -91,3 +103,97 @@ def contract(
         TEXT_ENCODER: GraphSpec(tuple(ids), tuple(text)),
         DECODER_STEP: GraphSpec(step, results),
     }
+
+
+def check(manifest: Manifest) -> None:
+    """Check that state, graphs, precisions and tensors of a manifest are those of this family.
+
+    Raises:
+        BundleError: what the manifest says, and what the family expects.
+    """
+    _check_state(manifest)
+    for name, variant in manifest.variants.items():
+        _check_graphs(name, variant, has_text_cache=manifest.text_cache is not None)
+        _check_precision(name, variant)
+        expected = _expected_graphs(name, variant, manifest.preprocess.image_size)
+        for graph, entry in variant.graphs.items():
+            where = f"variant {name!r}, graph {graph!r}"
+            check_tensors(f"{where}: input", entry.spec.inputs, expected[graph].inputs)
+            check_tensors(f"{where}: output", entry.spec.outputs, expected[graph].outputs)
+
+
+def _check_state(manifest: Manifest) -> None:
+    found = [(entry.input, entry.output, entry.is_present) for entry in manifest.state]
+    if found != [STATE]:
+        stated = "; ".join(", ".join(names) for names in found) or "none"
+        raise BundleError(
+            f"state: {stated}; {FAMILY} keeps {', '.join(STATE)} (input, output, "
+            f"sign of presence) and nothing else; {EXPORT_AGAIN}"
+        )
+
+
+def _check_graphs(name: str, variant: Variant, *, has_text_cache: bool) -> None:
+    needed = set(GRAPHS) - ({TEXT_ENCODER} if has_text_cache else set())
+    found = variant.graphs.keys()
+    if unknown := found - set(GRAPHS):
+        raise BundleError(
+            f"variant {name!r}: graph {', '.join(sorted(unknown))}; {FAMILY} has "
+            f"{', '.join(GRAPHS)}; {EXPORT_AGAIN}"
+        )
+    if missing := needed - found:
+        raise BundleError(
+            f"variant {name!r}: no graph {', '.join(sorted(missing))}; {FAMILY} needs it"
+            f"{'' if has_text_cache else ' (the text encoder unless there is a text cache)'}; "
+            f"{EXPORT_AGAIN}"
+        )
+
+
+def _check_precision(name: str, variant: Variant) -> None:
+    """Only the text encoder may be of a higher precision than its variant.
+
+    Of a quantised variant, the image encoder alone is quantised; the step has its base's precision.
+    """
+    stated = {g: variant.graphs[g].precision for g in (IMAGE_ENCODER, DECODER_STEP)}
+    expected = dict.fromkeys(stated, variant.precision)
+    if variant.precision in QUANTISED:
+        base = split_precision(stated[IMAGE_ENCODER])[1]
+        base = base if base in BASES else BASES[0]
+        expected = {
+            IMAGE_ENCODER: f"{variant.precision}-{base}",
+            DECODER_STEP: base,
+        }
+    for graph, found in stated.items():
+        if found != expected[graph]:
+            raise BundleError(
+                f"variant {name!r}, graph {graph!r}: precision {found!r}, expected "
+                f"{expected[graph]!r}; {EXPORT_AGAIN}"
+            )
+
+
+def _expected_graphs(name: str, variant: Variant, image_size: int) -> dict[str, GraphSpec]:
+    """Return the contract that the variant's split, grid, dtype and levels ask for."""
+    outputs = variant.graphs[IMAGE_ENCODER].spec.outputs
+    embedding = outputs[0] if outputs else None
+    if embedding is None or len(embedding.dims) != 4 or not isinstance(embedding.dims[3], int):
+        raise BundleError(
+            f"variant {name!r}, graph {IMAGE_ENCODER!r}: its first output should be "
+            f"image_embedding [M, {EMBED_DIM}, h, w]; {EXPORT_AGAIN}"
+        )
+    if variant.split not in _SPLITS:
+        raise BundleError(
+            f"variant {name!r}: split {variant.split!r}, expected {' or '.join(_SPLITS)}; "
+            f"{EXPORT_AGAIN}"
+        )
+    split = _SPLITS[variant.split]
+    return contract(image_size, embedding.dims[3], split, embedding.dtype, _hda_levels(variant))
+
+
+def _hda_levels(variant: Variant) -> HdaLevels:
+    """Return how many maps have Dense Attention, from the tensors that only such maps need.
+
+    In the baseline split 1 and 0 ask for the same tensors.
+    """
+    names = {tensor.name for tensor in variant.graphs[DECODER_STEP].spec.inputs}
+    if "hda_features" in names:
+        return NUM_HDA_LEVELS
+    return 1 if "text_values" in names else 0

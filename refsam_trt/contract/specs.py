@@ -10,7 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from refsam_trt.errors import InternalError
+from refsam_trt.errors import BundleError, InternalError
+
+EXPORT_AGAIN = "export the bundle anew with refsam-export"
 
 Dim = int | str
 Scope = Literal["static", "expression", "frame", "pair", "video"]
@@ -59,3 +61,27 @@ def _size(dim: str, sizes: Mapping[str, int]) -> int:
     if symbol not in sizes:
         raise InternalError(f"no size given for dim {dim!r}; known: {sorted(sizes)}")
     return sizes[symbol] + int(offset or 0)
+
+
+def check_tensors(
+    where: str, found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
+) -> None:
+    """Check the tensors of one graph against those of the contract, in order.
+
+    Raises:
+        BundleError: begins with `where`.
+    """
+    for tensor, wanted in zip(found, expected, strict=False):
+        if tensor != wanted:
+            raise BundleError(
+                f"{where} {_shown(tensor)}, expected {_shown(wanted)}; {EXPORT_AGAIN}"
+            )
+    if len(found) != len(expected):
+        raise BundleError(
+            f"{where}s: {len(found)} tensors, expected {len(expected)} "
+            f"({', '.join(tensor.name for tensor in expected)}); {EXPORT_AGAIN}"
+        )
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.dims)} (scope {tensor.scope})"

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-from refsam_trt.text.tokenizer import shown
+from refsam_trt.errors import shown
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _MAX_SHOWN = 5

@@ -1,1 +1,1 @@
-"""doctor."""
+"""`refsam-doctor`: which backends work on this machine, which do not, and why."""

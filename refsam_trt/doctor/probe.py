@@ -8,10 +8,8 @@ JSON object.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,11 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from refsam_trt.backends.cuda import driver
+
 TIMEOUT_S = 60.0
 
-_CUDA_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-_COMPUTE_CAPABILITY = (75, 76)
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 _DECODERS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 _ENCODER = "libx264"
 # ONNX, opset 20: one node, y = Add(x, x), both float32 [4].
@@ -41,7 +38,7 @@ def ask(*question: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         What the probe found, or only `error`: how its process died.
     """
     command = [sys.executable, "-m", "refsam_trt.doctor.probe", *question]
-    package_root = Path(__file__).resolve().parents[1]
+    package_root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, cwd=package_root
@@ -53,18 +50,6 @@ def ask(*question: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         return {"error": f"cannot be asked ({error.strerror})"}
     except (ValueError, IndexError):
         return {"error": _cause_of_death(done.returncode, done.stderr)}
-
-
-def cuda() -> dict[str, Any]:
-    """Ask the CUDA driver for its version and devices; creates no context."""
-    try:
-        driver = ctypes.CDLL(_CUDA_LIBRARY)
-        _call(driver, "cuInit", 0)
-        return {"driver_version": _driver_version(driver), "devices": _devices(driver)}
-    except (OSError, AttributeError) as error:
-        return {"error": f"not found ({error})"}
-    except _CudaError as error:
-        return {"error": str(error)}
 
 
 def video() -> dict[str, Any]:
@@ -106,8 +91,8 @@ def backend(name: str) -> dict[str, Any]:
     import numpy as np
 
     from refsam_trt.backends.select import open_backend
-    from refsam_trt.errors import RefsamError
     from refsam_trt.contract.specs import GraphSpec, TensorSpec
+    from refsam_trt.errors import RefsamError
 
     x = TensorSpec("x", "float32", (4,), "frame")
     y = TensorSpec("y", "float32", (4,), "frame")
@@ -148,52 +133,6 @@ def tensorrt(name: str) -> dict[str, Any]:
     return {"version": flavour.version, "gpu": device.facts.name}
 
 
-class _CudaError(Exception):
-    """A driver call that did not return CUDA_SUCCESS."""
-
-
-def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
-    code = getattr(driver, function)(*arguments)
-    if code:
-        raise _CudaError(f"{function} failed with {_cuda_error_name(driver, code)}")
-
-
-def _cuda_error_name(driver: ctypes.CDLL, code: int) -> str:
-    name = ctypes.c_char_p()
-    driver.cuGetErrorName(code, ctypes.byref(name))
-    return name.value.decode() if name.value else f"error {code}"
-
-
-def _driver_version(driver: ctypes.CDLL) -> str:
-    version = ctypes.c_int()
-    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-
-def _devices(driver: ctypes.CDLL) -> list[dict[str, Any]]:
-    count = ctypes.c_int()
-    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
-    return [_device(driver, index) for index in range(count.value)]
-
-
-def _device(driver: ctypes.CDLL, index: int) -> dict[str, Any]:
-    device, memory_bytes = ctypes.c_int(), ctypes.c_size_t()
-    name = ctypes.create_string_buffer(256)
-    _call(driver, "cuDeviceGet", ctypes.byref(device), index)
-    _call(driver, "cuDeviceGetName", name, len(name), device)
-    _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory_bytes), device)
-    capability = []
-    for attribute in _COMPUTE_CAPABILITY:
-        value = ctypes.c_int()
-        _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
-        capability.append(str(value.value))
-    return {
-        "name": name.value.decode(errors="replace"),
-        "compute_capability": ".".join(capability),
-        "memory_mib": memory_bytes.value // 2**20,
-    }
-
-
 def _cause_of_death(code: int, stderr: str) -> str:
     if code >= 0:
         lines = stderr.strip().splitlines() or ["no message"]
@@ -206,7 +145,7 @@ def _cause_of_death(code: int, stderr: str) -> str:
 def main(question: list[str]) -> None:
     """Answer one question on standard output."""
     probes: dict[str, Callable[..., dict[str, Any]]] = {
-        "cuda": cuda,
+        "cuda": driver.describe,
         "video": video,
         "onnxruntime": onnxruntime,
         "backend": backend,

@@ -1,1 +1,1 @@
-"""One module per model family: its tensors, and what it does with its graphs between frames."""
+"""Model families: what each does with its graphs between frames."""

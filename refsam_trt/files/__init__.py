@@ -1,1 +1,1 @@
-"""files."""
+"""Files written whole or not at all, and where they may be written."""

@@ -1,1 +1,1 @@
-"""image."""
+"""Pixels to tensors and logits to masks."""

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_trt.errors import UsageError, VideoError
-from refsam_trt.media.frames import MAX_FRAME_PIXELS
 from refsam_trt.image.resize import (
     AxisTable,
     axis_table,
@@ -24,6 +23,7 @@ from refsam_trt.image.resize import (
     resize_rows,
     resize_truncated,
 )
+from refsam_trt.limits import MAX_FRAME_PIXELS
 
 FirstResize = Literal["rounded", "truncated"]
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 8192

@@ -1,1 +1,1 @@
-"""media."""
+"""Frames of images, videos, cameras and streams."""

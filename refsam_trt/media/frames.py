@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from refsam_trt.errors import VideoError
+from refsam_trt.limits import MAX_FRAME_PIXELS
 from refsam_trt.media.pyav import decoder_limits, file_address, import_av, limit_decoder
-
-MAX_FRAME_PIXELS = 64_000_000
-"""Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 _EXIF_TURNS = {

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_trt.errors import UsageError, VideoError
-from refsam_trt.media.frames import MAX_FRAME_PIXELS, FrameSource, open_frames
+from refsam_trt.errors import StreamLostError, UsageError, VideoError
+from refsam_trt.limits import MAX_FRAME_PIXELS
+from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.media.pyav import decoder_limits, import_av, limit_decoder
 
 OPEN_TIMEOUT_S = READ_TIMEOUT_S = 10.0
@@ -74,10 +75,6 @@ class Selection:
             return None
         ends = [end for end in (num_frames, self.end) if end is not None]
         return len(range(self.start, min(ends), self.stride))
-
-
-class StreamLostError(VideoError):
-    """A camera or stream that failed after it had given frames; what was done stays valid."""
 
 
 def open_source(source: str) -> FrameSource:

@@ -1,1 +1,1 @@
-"""onnx_file."""
+"""What an .onnx file says of itself, read without trusting it."""

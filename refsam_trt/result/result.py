@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from refsam_trt.errors import UsageError
-from refsam_trt.result.polygons import Polygon, polygons_from_mask
 from refsam_trt.image.postprocess import (
     Postprocessor,
     box_xyxy_from_mask,
     label_map_from_logits,
     mask_from_logits,
 )
+from refsam_trt.result.polygons import Polygon, polygons_from_mask
 from refsam_trt.result.rle import Rle, rle_from_mask
 
 if TYPE_CHECKING:
-    from refsam_trt.families.base import RawFrame
+    from refsam_trt.result.raw_frame import RawFrame
 
 
 @dataclass(frozen=True, eq=False)

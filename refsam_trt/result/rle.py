@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_trt.errors import UsageError
-from refsam_trt.media.frames import MAX_FRAME_PIXELS
+from refsam_trt.limits import MAX_FRAME_PIXELS
 
 _MAX_GROUPS = 7
 """Groups of one run: 35 bits, more than any run or difference below MAX_FRAME_PIXELS needs."""

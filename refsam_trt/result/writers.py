@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refsam_trt.files.atomic import atomic_folder, atomic_path
 from refsam_trt.errors import OutputError, UsageError
-from refsam_trt.result.overlay import PALETTE
+from refsam_trt.files.atomic import atomic_folder, atomic_path
 from refsam_trt.media.pyav import file_address, import_av
+from refsam_trt.result.overlay import PALETTE
 from refsam_trt.result.rle import rle_from_mask
 
 _MAX_FPS = 1000.0

@@ -1,1 +1,1 @@
-"""run."""
+"""`refsam-run`: jobs, outputs, data sets."""

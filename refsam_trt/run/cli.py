@@ -117,9 +117,9 @@ def command(as_json: bool, **options: Any) -> None:
 
 
 def _request(options: dict[str, Any]) -> Any:
-    from refsam_trt.run.jobs import RunRequest
     from refsam_trt.media.sources import Selection
     from refsam_trt.run.expressions_file import read_expressions
+    from refsam_trt.run.jobs import RunRequest
 
     selection = Selection(options.pop("start"), options.pop("end"), options.pop("stride"))
     file = options.pop("expressions_file")

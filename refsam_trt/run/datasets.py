@@ -20,8 +20,8 @@ from PIL import Image
 from refsam_trt.errors import DatasetError
 from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.result.result import FrameResults
-from refsam_trt.run.outputs import FinishedFrame, FrameWriter
 from refsam_trt.result.writers import PalettePngWriter
+from refsam_trt.run.outputs import FinishedFrame, FrameWriter
 
 DatasetKind = Literal["ref-davis", "ref-youtube-vos"]
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from refsam_trt.command.ending import Terminated
-from refsam_trt.media.sources import StreamLostError
+from refsam_trt.errors import StreamLostError
 
 _RAISED: dict[int, type[BaseException]] = {
     signal.SIGINT: KeyboardInterrupt,

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refsam_trt.backends.select import AUTO
+from refsam_trt.errors import UsageError
+from refsam_trt.media.frames import FrameSource
+from refsam_trt.media.sources import Selection, open_source
 from refsam_trt.run.datasets import (
     YOUTUBE_THRESHOLD,
     DatasetKind,
@@ -16,8 +19,6 @@ from refsam_trt.run.datasets import (
     load_dataset,
     open_dataset_outputs,
 )
-from refsam_trt.errors import UsageError
-from refsam_trt.media.frames import FrameSource
 from refsam_trt.run.outputs import (
     DEFAULT_OUTPUTS,
     FrameWriter,
@@ -26,9 +27,8 @@ from refsam_trt.run.outputs import (
     open_outputs,
 )
 from refsam_trt.run.shared_tracks import TrackStateScope
-from refsam_trt.media.sources import Selection, open_source
-from refsam_trt.text.encoder import TextMode
 from refsam_trt.text.disk import TextCacheChoice
+from refsam_trt.text.encoder import TextMode
 
 
 @dataclass(frozen=True)

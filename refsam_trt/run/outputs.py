@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import UsageError
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.image.postprocess import MAX_LABELS
 from refsam_trt.media.frames import FrameSource
 from refsam_trt.result.overlay import colors_for, draw
-from refsam_trt.image.postprocess import MAX_LABELS
 from refsam_trt.result.result import FrameResults, Result
 from refsam_trt.result.writers import OverlayVideoWriter, PalettePngWriter, RleWriter
 

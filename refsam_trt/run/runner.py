@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refsam_trt
-from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.bundle.open import open_bundle
-from refsam_trt.run.datasets import NUM_ANNOTATORS
-from refsam_trt.session.engine import Engine, load
+from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
+from refsam_trt.contract import refsam
+from refsam_trt.contract.vocabulary import unseen_words
 from refsam_trt.errors import (
     BundleError,
     ExpressionError,
@@ -29,18 +30,17 @@ from refsam_trt.errors import (
     RefsamError,
     VideoError,
 )
-from refsam_trt.contract import refsam
-from refsam_trt.run.interruption import Interruption
-from refsam_trt.command.progress import Progress
+from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.media.sources import public_name
 from refsam_trt.result.result import FrameResults
+from refsam_trt.run.datasets import NUM_ANNOTATORS
+from refsam_trt.run.interruption import Interruption
 from refsam_trt.run.jobs import Job, RunRequest, open_jobs
 from refsam_trt.run.outputs import FinishedFrame
-from refsam_trt.session.session import Session
 from refsam_trt.run.shared_tracks import SharedTracks, Steps
-from refsam_trt.bundle.shipped import bundle_folder
-from refsam_trt.media.sources import public_name
+from refsam_trt.session.engine import Engine, load
+from refsam_trt.session.session import Session
 from refsam_trt.text.encoder import Tokenizer
-from refsam_trt.contract.vocabulary import unseen_words
 
 RECORD_FILE = "run.json"
 """What was run: part of every output, and the sign that a folder may be overwritten."""

@@ -1,1 +1,1 @@
-"""session."""
+"""The engine, its sessions and their saved state."""

@@ -14,19 +14,19 @@ import numpy as np
 from refsam_trt.backends.base import Backend, TransferCounts
 from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.errors import UsageError
+from refsam_trt.bundle.plans import Plans, plans_for
+from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.contract import refsam
+from refsam_trt.contract.manifest import Manifest
+from refsam_trt.errors import UsageError
 from refsam_trt.families.base import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam.family import RefsamFamily
 from refsam_trt.media.frames import open_frames
-from refsam_trt.contract.manifest import Manifest
-from refsam_trt.bundle.plans import Plans, plans_for
 from refsam_trt.result.result import Result
 from refsam_trt.session.session import Color, Session, SessionModel
-from refsam_trt.bundle.shipped import bundle_folder
-from refsam_trt.text.encoder import TextMode
-from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
 from refsam_trt.session.variants import fitting_variants, only_variant
+from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
+from refsam_trt.text.encoder import TextMode
 
 FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
 """By the manifest's `family`; `open_bundle` refuses all others."""

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from refsam_trt.errors import StateError, UsageError, VideoError
-from refsam_trt.families.base import FamilyAdapter, RawFrame, VideoAdapter
-from refsam_trt.session.frame_input import Adopt, frame_size, network_image
+from refsam_trt.families.base import FamilyAdapter, VideoAdapter
 from refsam_trt.image.postprocess import Postprocessor
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.result.result import FrameResults, frame_results
+from refsam_trt.session.frame_input import Adopt, frame_size, network_image
 from refsam_trt.session.state_file import (
     SCHEMA,
     SavedExpression,

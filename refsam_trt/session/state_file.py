@@ -12,8 +12,8 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import StateError
+from refsam_trt.files.atomic import atomic_path
 
 METADATA_KEY = "refsam_state"
 SCHEMA = 1

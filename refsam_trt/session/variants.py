@@ -11,9 +11,9 @@ from refsam_trt.backends.select import (
     PREFERRED_ATTENTION,
     PREFERRED_BASE,
 )
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.precision import QUANTISED, split_precision
 from refsam_trt.contract.manifest import Manifest, Variant
+from refsam_trt.contract.precision import QUANTISED, split_precision
+from refsam_trt.errors import UsageError
 
 _DEFAULT_PRECISION = "fp32"
 

@@ -1,1 +1,1 @@
-"""text."""
+"""Expressions to embeddings: tokenizer, encoder, caches."""

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import BundleError
+from refsam_trt.files.atomic import atomic_path
 
 METADATA_KEY = "refsam_text_cache"
 SCHEMA = 1

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.backends.base import numpy_dtype
-from refsam_trt.files.cache_folder import user_cache_folder
-from refsam_trt.errors import OutputError, UsageError
 from refsam_trt.contract.specs import TensorSpec
+from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.files.cache_folder import user_cache_folder
 from refsam_trt.text.cache import TextEmbedding
 
 TextCacheChoice = Literal["off", "user"] | Path

@@ -11,12 +11,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Graph
-from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.contract.vocabulary import warn_of_unseen_words
+from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError, shown
 from refsam_trt.text.cache import TextCache, TextEmbedding, write_text_cache
 from refsam_trt.text.disk import TextDiskCache
-from refsam_trt.text.tokenizer import MAX_CHARACTERS, Tokenizer, shown
-from refsam_trt.contract.vocabulary import warn_of_unseen_words
+from refsam_trt.text.tokenizer import MAX_CHARACTERS, Tokenizer
 
 TextMode = Literal["lazy", "resident", "cache-only"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refsam_trt.errors import BundleError, ExpressionError
+from refsam_trt.errors import BundleError, ExpressionError, shown
 
 MAX_CHARACTERS = 4096
 """Longest expression that is looked at; none of 64 tokens comes near it."""
@@ -95,10 +95,4 @@ def _raise_unless_of_library(error: BaseException) -> None:
         raise error
 
 
-def shown(expression: str) -> str:
-    """Return an expression as error texts have it: quoted, its end left out where it is long."""
-    shortened = expression if len(expression) <= 40 else f"{expression[:40]}..."
-    return repr(shortened)
-
-
-__all__ = ["MAX_CHARACTERS", "Tokenizer", "shown"]
+__all__ = ["MAX_CHARACTERS", "Tokenizer"]

@@ -14,13 +14,13 @@ from exported import exported
 import refsam_trt
 from refsam_bench.synthetic import generate
 from refsam_calibration import calibrate as module
-from refsam_calibration.gate import judge
-from refsam_calibration.ranges import measure
 from refsam_calibration import cli
+from refsam_calibration.gate import judge
 from refsam_calibration.gate.judge import Judge
+from refsam_calibration.quantise.units import choose_units
+from refsam_calibration.ranges import measure
 from refsam_calibration.report import to_json
 from refsam_calibration.request import CalibrateRequest
-from refsam_calibration.quantise.units import choose_units
 from refsam_export.refsam.model.config import preset
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.progress import Progress

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from calibration_model import LAYERS, options
 
-from refsam_calibration.request import CalibrateRequest
 from refsam_calibration.quantise.units import Unit
+from refsam_calibration.request import CalibrateRequest
 from refsam_trt.errors import OutputError, UsageError
 
 UNITS = [Unit("blocks.0.qkv", LAYERS[:1], 0.1), Unit("blocks.0.proj", LAYERS[1:2], 0.1)]

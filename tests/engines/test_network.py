@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from refsam_engines.network import check_precision, check_tensors, count_types, stated_types
-from refsam_trt.errors import PlanBuildError
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import PlanBuildError
 
 PATH = Path("image_encoder.onnx")
 SPEC = GraphSpec(

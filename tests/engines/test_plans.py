@@ -17,7 +17,11 @@ from refsam_engines.build import BuildOptions
 from refsam_engines.inspect import report_lines
 from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
 from refsam_engines.rtx_header import RtxHeader
+from refsam_trt.bundle.golden import read_golden
 from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.plans import Plans, is_plans, open_plans
+from refsam_trt.contract.manifest import Limits
+from refsam_trt.contract.plan_manifest import PlanManifest, Profile
 from refsam_trt.errors import (
     BundleError,
     InternalError,
@@ -26,10 +30,6 @@ from refsam_trt.errors import (
     PlanDamagedError,
     UsageError,
 )
-from refsam_trt.bundle.golden import read_golden
-from refsam_trt.contract.manifest import Limits
-from refsam_trt.bundle.plans import Plans, is_plans, open_plans
-from refsam_trt.contract.plan_manifest import PlanManifest, Profile
 
 pytestmark = needs_rtx
 

@@ -3,11 +3,11 @@ import re
 import pytest
 
 from refsam_engines.profiles import Sizes, profiles_for, sizes_within
-from refsam_trt.errors import InternalError, UsageError
 from refsam_trt.contract import refsam
-from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.contract.manifest import Limits
 from refsam_trt.contract.plan_manifest import Profile
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import InternalError, UsageError
 
 LIMITS = Limits(max_frames=8, max_expressions=64, max_words=32)
 

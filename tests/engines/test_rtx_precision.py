@@ -15,9 +15,9 @@ from refsam_export.exporter import ExportRequest
 from refsam_export.refsam.programs import trace_graphs
 from refsam_export.variants import write_variants
 from refsam_trt.backends.tensorrt.flavour import open_flavour
-from refsam_trt.errors import PlanBuildError
-from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
 from refsam_trt.contract.plan_manifest import GraphReport
+from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
+from refsam_trt.errors import PlanBuildError
 
 pytestmark = needs_rtx
 

@@ -14,8 +14,8 @@ from refsam_engines.plans import PlanRequest, build_plans
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.exporter import ExportRequest
 from refsam_trt.backends.tensorrt.flavour import open_flavour
-from refsam_trt.errors import PlanBuildError
 from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.errors import PlanBuildError
 
 pytestmark = needs_rtx
 

@@ -13,9 +13,9 @@ from fake_tensorrt import MAGIC, fake_tensorrt
 from refsam_engines import build as build_module
 from refsam_engines.build import BuildOptions
 from refsam_engines.plans import PlanRequest, build_plans
+from refsam_trt.bundle.plans import Plans
 from refsam_trt.doctor import probe
 from refsam_trt.errors import PlanBuildError, PlanDeviceError
-from refsam_trt.bundle.plans import Plans
 
 VERSIONS = ["10.3.0", "10.16.1.11", "11.4.0.106"]
 GPU = {

@@ -6,8 +6,8 @@ import pytest
 
 from refsam_engines.variants import export_command, variant_for
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.errors import UsageError
 from refsam_trt.contract.manifest import Source, Weights
+from refsam_trt.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch import nn
 
 from refsam_export.onnx import onnx_export
 from refsam_export.refsam.model import sam
-from refsam_trt.errors import InternalError, MissingExtraError
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import InternalError, MissingExtraError
 
 X, Y = (TensorSpec(name, "float32", ("B", 2), "frame") for name in "xy")
 

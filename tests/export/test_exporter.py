@@ -17,11 +17,11 @@ from exported import exported
 from reference_models import loaded, model, relative
 from torch import Tensor
 
-from refsam_export.refsam.checkpoint import canonical_tensors, load_model
-from refsam_export.refsam.graphs import build_graphs
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR, MIN_MASK_IOU, compare
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.parity.reference import write_reference
+from refsam_export.refsam.checkpoint import canonical_tensors, load_model
+from refsam_export.refsam.graphs import build_graphs
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract import refsam

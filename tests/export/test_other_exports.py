@@ -19,11 +19,11 @@ from text_folders import save_clip, save_roberta
 
 import refsam_trt
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
-from refsam_export.refsam.checkpoint import canonical_tensors
 from refsam_export.cli import command
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR, MIN_MASK_IOU, compare
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.parity.reference import write_reference
+from refsam_export.refsam.checkpoint import canonical_tensors
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.errors import CheckpointError

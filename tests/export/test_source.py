@@ -14,8 +14,8 @@ from reference_models import loaded
 from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load_model
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.errors import CheckpointError
 from refsam_trt.contract.manifest import Weights
+from refsam_trt.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")

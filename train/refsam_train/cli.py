@@ -114,8 +114,8 @@ def publish(
     What the run did not train comes from the files it was started from: give them again. A bundle
     is made of the result with: refsam-export --backbone PRESET --checkpoint OUTPUT
     """
-    from refsam_train.run.publish import publish as write
     from refsam_train.recipe import read_recipe
+    from refsam_train.run.publish import publish as write
     from refsam_train.run.start import Sources
 
     sources = Sources(sam_checkpoint, weights, text_encoder)

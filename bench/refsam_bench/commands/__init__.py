@@ -1,1 +1,1 @@
-"""commands."""
+"""What the subcommands of `refsam-bench` take and print, one file each."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from refsam_trt.errors import UsageError
-from refsam_trt.command.progress import Progress
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
+from refsam_trt.errors import UsageError
 
 _FOLDER = click.Path(path_type=Path)
 RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"

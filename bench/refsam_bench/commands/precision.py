@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from refsam_trt.files.atomic import atomic_path
-from refsam_trt.command.progress import Progress
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
+from refsam_trt.files.atomic import atomic_path
 
 _FOLDER = click.Path(path_type=Path)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from refsam_trt.command.progress import Progress
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.command.progress import Progress
 
 _PATH = click.Path(path_type=Path)
 

@@ -1,1 +1,1 @@
-"""datasets."""
+"""The annotated sets that accuracy is measured on, and what a measurement gives."""

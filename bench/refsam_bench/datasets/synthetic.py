@@ -17,8 +17,8 @@ from refsam_bench.accuracy import (
     sequence_scores,
     total_scores,
 )
-from refsam_bench.trackers.blind import Blind, blind_masks
 from refsam_bench.synthetic import SLICES, Slice, SyntheticVideo, generate
+from refsam_bench.trackers.blind import Blind, blind_masks
 from refsam_bench.trackers.reference import Tracker
 from refsam_trt.errors import UsageError
 

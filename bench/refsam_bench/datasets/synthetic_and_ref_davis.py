@@ -15,12 +15,12 @@ from refsam_bench.accuracy.mask_png import write_label_map
 from refsam_bench.accuracy.metrics import VOID_LABEL, region_similarity
 from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, Recorder, View
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.report.request import ReportRequest
 from refsam_bench.synthetic import generate
-from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.trackers.reference import LogitTracker
-from refsam_trt.run.datasets import DatasetVideo, load_dataset
 from refsam_trt.image.postprocess import label_map_from_logits
+from refsam_trt.run.datasets import DatasetVideo, load_dataset
 
 _ANNOTATORS = 4
 

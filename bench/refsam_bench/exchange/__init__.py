@@ -1,1 +1,1 @@
-"""exchange."""
+"""Does a model remember: track tokens of twins exchanged between frames."""

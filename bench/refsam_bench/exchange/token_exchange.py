@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_bench.synthetic import Expression, SyntheticVideo, generate
-from refsam_trt.session.engine import Engine
 from refsam_trt.errors import UsageError
+from refsam_trt.session.engine import Engine
 from refsam_trt.session.state_file import read_state, write_state
 
 EXCHANGED_AFTER = 12

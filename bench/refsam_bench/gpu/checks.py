@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 from safetensors.numpy import load_file
 
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.gpu import layers, plan_checks
 from refsam_bench.gpu.opened import OpenedCase, open_case
 from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.steps import Steps
 from refsam_bench.speed.measure import expressions
-from refsam_bench.synthetic import EVALUATE_SEED
-from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.speed.timing import Summary
+from refsam_bench.synthetic import EVALUATE_SEED
 from refsam_bench.trackers.reference import EngineTracker
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_export.parity.compare import TENSORS, compare, graph_calls
@@ -26,8 +26,8 @@ from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.parity.process import verdict
 from refsam_trt.backends.cuda.device import CudaDevice
 from refsam_trt.backends.select import open_backend
-from refsam_trt.errors import ParityError
 from refsam_trt.bundle.plans import open_plans
+from refsam_trt.errors import ParityError
 
 MEMORY_FRAMES = 3
 LATENCY_WARMUP, LATENCY_RUNS = 5, 30

@@ -12,8 +12,8 @@ from refsam_bench.gpu.plan_checks import opened_plans
 from refsam_trt.backends.cuda.memory import CudaBuffer
 from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
 from refsam_trt.backends.tensorrt.flavour import Flavour
-from refsam_trt.errors import BackendError
 from refsam_trt.bundle.golden import GoldenRun, read_golden
+from refsam_trt.errors import BackendError
 
 NUM_RUNS = 10
 NUM_SHOWN = 25

@@ -12,8 +12,8 @@ from refsam_bench.gpu.isolation import run_isolated
 from refsam_bench.gpu.machine import backends, machine, require_gpu
 from refsam_bench.gpu.request import Case, GpuRequest, Job, Subject
 from refsam_bench.gpu.steps import Event
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import OutputError
+from refsam_trt.files.atomic import atomic_path
 
 Runner = Callable[[Job, Callable[[Event], None], Path, float | None], None]
 """Runs a job: `isolation.run_isolated`, or in tests this very process."""

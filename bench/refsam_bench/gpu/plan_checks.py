@@ -9,9 +9,9 @@ from refsam_trt.backends.tensorrt import rtx
 from refsam_trt.backends.tensorrt.backend import TrtBackend
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.backends.tensorrt.log import TrtLog, make_logger
+from refsam_trt.backends.tensorrt.self_test import run_golden
 from refsam_trt.bundle.golden import read_golden, tolerance
 from refsam_trt.bundle.plans import Plans, open_plans
-from refsam_trt.backends.tensorrt.self_test import run_golden
 
 
 def opened_plans(opened: OpenedCase) -> Plans:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from refsam_bench.trackers.reference import Frames, Masks
+from refsam_export.precision.policy import POLICIES
+from refsam_export.precision.typed_program import moved_program, typed_module
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.graphs import build_graphs
-from refsam_export.precision.policy import POLICIES
-from refsam_export.refsam.rewrites import DEFAULT_REWRITES
 from refsam_export.refsam.programs import GraphChain, specs_of, trace_graphs
-from refsam_export.precision.typed_program import moved_program, typed_module
+from refsam_export.refsam.rewrites import DEFAULT_REWRITES
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
 from refsam_trt.image.postprocess import Postprocessor, mask_from_logits
 from refsam_trt.image.preprocess import Preprocessor

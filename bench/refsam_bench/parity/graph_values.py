@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 
 from refsam_export.onnx.onnx_export import onnx_program
-from refsam_trt.errors import MissingExtraError
 from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import MissingExtraError
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.refsam.model.hda import no_features
-from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
-from refsam_trt.contract.specs import TensorSpec
-from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, contract
 from refsam_trt.contract.manifest import Manifest
+from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, contract
+from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.image.preprocess import Preprocessor
 
 _Tensors = dict[str, Tensor]

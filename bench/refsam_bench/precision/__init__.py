@@ -1,1 +1,1 @@
-"""precision."""
+"""What half precision does to the results of a bundle."""

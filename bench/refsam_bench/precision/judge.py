@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 import refsam_trt
 from refsam_bench.accuracy import SequenceScores, score_clip, sequence_scores, total_scores
-from refsam_bench.synthetic import SyntheticVideo, generate
 from refsam_bench.datasets.synthetic import PROTOCOL, SyntheticRequest
+from refsam_bench.synthetic import SyntheticVideo, generate
 from refsam_bench.trackers.reference import EngineTracker, Frames, Masks, Memory
 from refsam_export.parity.compare import mask_iou
 from refsam_export.precision.policy import POLICIES

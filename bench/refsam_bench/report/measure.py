@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from refsam_bench.datasets.synthetic_and_ref_davis import open_data_set
 from refsam_bench.datasets.outcome import Dataset, Outcome
+from refsam_bench.datasets.synthetic_and_ref_davis import open_data_set
 from refsam_bench.report.pictures import Panel, draw_row
 from refsam_bench.report.record import (
     candidate_entry,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refsam_bench.synthetic import EVALUATE_SEED, Slice
 from refsam_bench.datasets.synthetic import RANKED_SLICES
+from refsam_bench.synthetic import EVALUATE_SEED, Slice
 from refsam_trt.errors import OutputError, UsageError
 
 DatasetName = Literal["synthetic", "ref-davis", "ref-youtube-vos"]

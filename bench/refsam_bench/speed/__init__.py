@@ -1,1 +1,1 @@
-"""speed."""
+"""Latency, throughput and memory, old and new interleaved."""

@@ -25,8 +25,8 @@ from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.session.engine import Engine
 from refsam_trt.errors import InternalError
+from refsam_trt.session.engine import Engine
 from refsam_trt.session.session import Session
 from refsam_trt.session.variants import choose_variant
 from refsam_trt.versions import version_of

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refsam_bench.speed.measure import FRAME_SEED, SpeedRequest, environment, expressions
 from refsam_bench.speed.gate import judge, summaries, time_in_turn
+from refsam_bench.speed.measure import FRAME_SEED, SpeedRequest, environment, expressions
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import AUTO, AUTO_ORDER, REFUSED_PRECISIONS
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.session.engine import load
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.precision import QUANTISED
 from refsam_trt.bundle.plans import open_plans
+from refsam_trt.contract.precision import QUANTISED
+from refsam_trt.errors import UsageError
+from refsam_trt.session.engine import load
 from refsam_trt.session.variants import choose_variant
 
 

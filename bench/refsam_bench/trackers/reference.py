@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from refsam_export.refsam.checkpoint import LoadedModel
-from refsam_trt.session.engine import Engine
 from refsam_trt.errors import UsageError
 from refsam_trt.image.postprocess import Postprocessor, mask_from_logits
 from refsam_trt.image.preprocess import Preprocessor
+from refsam_trt.session.engine import Engine
 
 Frames: TypeAlias = Iterable[NDArray[np.uint8]]
 Masks: TypeAlias = list[NDArray[np.bool_]]

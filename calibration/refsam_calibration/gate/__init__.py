@@ -1,1 +1,1 @@
-"""gate."""
+"""What quantised layers cost in J&F, and which of them a budget allows."""

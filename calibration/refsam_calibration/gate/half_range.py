@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from refsam_calibration.ranges.videos import CalibrationVideo
-from refsam_export.refsam.graphs import ImageEncoderGraph
-from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.precision.policy import POLICIES
 from refsam_export.precision.range_audit import RangeAudit
-from refsam_export.refsam.programs import LIMITS, specs_of
 from refsam_export.precision.typed_program import trace
+from refsam_export.refsam.graphs import ImageEncoderGraph
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.programs import LIMITS, specs_of
 from refsam_export.variants import GraphForm
-from refsam_trt.errors import AccuracyGateError
 from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.errors import AccuracyGateError
 from refsam_trt.image.preprocess import Preprocessor
 
 NUM_SHOWN = 5

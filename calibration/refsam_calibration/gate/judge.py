@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 
 from refsam_bench.accuracy.metrics import region_similarity
-from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis, Synthetic
 from refsam_bench.datasets.outcome import Case, Dataset, Outcome
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.datasets.synthetic import SyntheticRequest
+from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis, Synthetic
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import AnnotatedSet, RefDavisSet, SyntheticSet
-from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.gate.journal import Journal
+from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.ranges.ranges import Ranges, model_sha256
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_trt.errors import DatasetError

@@ -1,1 +1,1 @@
-"""quantise."""
+"""Schemes, layers and graphs in eight bits."""

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from refsam_calibration.quantise.schemes import Scheme, fake_quantise, fake_quantised_weight, scale_of
+from refsam_calibration.quantise.schemes import (
+    Scheme,
+    fake_quantise,
+    fake_quantised_weight,
+    scale_of,
+)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.variants import GraphForm
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.write import check_target, write_bundle
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.contract.manifest import GraphEntry, Quantisation, Variant
+from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.errors import UsageError
 from refsam_trt.session.variants import choose_variant
 
 BASES: dict[Scheme, tuple[str, ...]] = {"int8": ("fp32", "fp16"), "fp8": ("fp16",)}

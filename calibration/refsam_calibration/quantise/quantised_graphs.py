@@ -11,16 +11,16 @@ from torch import nn
 from refsam_calibration.quantise.layers import select_layers
 from refsam_calibration.quantise.qdq import QuantisedLinear, insert_qdq
 from refsam_calibration.quantise.schemes import Scheme
-from refsam_export.refsam.graphs import ImageEncoderGraph
-from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.onnx.onnx_export import export_graph
 from refsam_export.precision.policy import POLICIES
-from refsam_export.refsam.programs import LIMITS, specs_of
 from refsam_export.precision.typed_program import trace, typed_module
+from refsam_export.refsam.graphs import ImageEncoderGraph
+from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.refsam.programs import LIMITS, specs_of
 from refsam_export.variants import GraphForm, graph_entry
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.contract.manifest import GraphEntry
+from refsam_trt.contract.refsam import IMAGE_ENCODER
+from refsam_trt.errors import UsageError
 
 _ENCODER = "image_encoder."
 _IN_GRAPH = "encoder."

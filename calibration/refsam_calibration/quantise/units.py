@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from refsam_calibration.quantise.layers import KINDS, QuantisableLayer, flops_share, quantisable_layers
+from refsam_calibration.quantise.layers import (
+    KINDS,
+    QuantisableLayer,
+    flops_share,
+    quantisable_layers,
+)
 from refsam_export.refsam.model.config import ModelConfig
 from refsam_trt.errors import UsageError
 

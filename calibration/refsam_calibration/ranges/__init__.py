@@ -1,1 +1,1 @@
-"""ranges."""
+"""What the inputs of layers hold on clips: histograms, clipping, smoothing."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refsam_calibration.ranges.histogram import Histogram
 from refsam_calibration.quantise.schemes import Scheme, fake_quantise, scale_of
+from refsam_calibration.ranges.histogram import Histogram
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -13,13 +13,13 @@ from typing import Literal
 import msgspec
 from torch import nn
 
+from refsam_calibration.quantise.schemes import Scheme
 from refsam_calibration.ranges.clipping import Method
 from refsam_calibration.ranges.histogram import NUM_BINS
-from refsam_calibration.quantise.schemes import Scheme
 from refsam_calibration.ranges.smoothing import Smoothing, fold_smoothing
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import CalibrationError, UsageError
+from refsam_trt.files.atomic import atomic_path
 
 SCHEMA = 1
 Alpha = float | Literal["auto", "none"]

@@ -13,9 +13,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from refsam_calibration.quantise.schemes import (
+    Scheme,
+    fake_quantise,
+    fake_quantised_weight,
+    scale_of,
+)
 from refsam_calibration.ranges.clipping import Method, clipped_amax
 from refsam_calibration.ranges.histogram import Histogram
-from refsam_calibration.quantise.schemes import Scheme, fake_quantise, fake_quantised_weight, scale_of
 from refsam_calibration.ranges.watching import ChannelWatcher
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))

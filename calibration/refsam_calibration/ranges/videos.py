@@ -14,9 +14,9 @@ from refsam_bench.datasets.outcome import Given
 from refsam_bench.synthetic import generate
 from refsam_bench.synthetic.video import NUM_FRAMES
 from refsam_calibration.clips import Clips, FolderClips, OwnVideo, Source, SyntheticClips
-from refsam_trt.run.datasets import DatasetVideo
 from refsam_trt.errors import CalibrationError, DatasetError
 from refsam_trt.media.frames import FrameSource, open_frames
+from refsam_trt.run.datasets import DatasetVideo
 
 Frame = NDArray[np.uint8]
 

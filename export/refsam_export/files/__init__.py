@@ -1,1 +1,1 @@
-"""files."""
+"""Files of tensors that are read without unpickling code."""

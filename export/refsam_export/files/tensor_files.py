@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from refsam_trt.errors import CheckpointError, OutputError
 from refsam_trt.contract.manifest import Source
+from refsam_trt.errors import CheckpointError, OutputError
 
 _PICKLES = {".pth", ".pt", ".bin"}
 # How PyTorch's restricted unpickler names a function or a class that it refuses to call.

@@ -1,1 +1,1 @@
-"""onnx."""
+"""ONNX files from traced PyTorch programs."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from refsam_export.onnx.weight_storage import WeightStorage, store_exact_fp16
-from refsam_trt.errors import InternalError
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import InternalError
 
 OPSET = 20
 # `Attention` is unknown to TensorRT 10.3, `NonZero` has no kernel in TensorRT-RTX, `If` hides work.

@@ -21,10 +21,10 @@ from refsam_export.parity.bounds import BOUNDS, Bounds
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.errors import UsageError
-from refsam_trt.contract.specs import GraphSpec, TensorSpec
-from refsam_trt.contract.manifest import Variant
 from refsam_trt.bundle.plans import Plans, plans_for
+from refsam_trt.contract.manifest import Variant
+from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.errors import UsageError
 from refsam_trt.image.postprocess import Postprocessor
 from refsam_trt.image.preprocess import geometry
 from refsam_trt.session.variants import choose_variant

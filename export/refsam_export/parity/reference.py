@@ -14,12 +14,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from refsam_export.files.tensor_files import write_tensors
+from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.refsam.model.hda import no_features
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, named_frames
-from refsam_export.files.tensor_files import write_tensors
-from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.contract.refsam import (
     DECODER_STEP,
     IMAGE_ENCODER,
@@ -27,6 +26,7 @@ from refsam_trt.contract.refsam import (
     Split,
     contract,
 )
+from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.image.preprocess import Preprocessor
 
 TENSORS = "reference.safetensors"

@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx
 
-from refsam_trt.errors import UsageError
 from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER
+from refsam_trt.errors import UsageError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)

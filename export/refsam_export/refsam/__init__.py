@@ -1,1 +1,1 @@
-"""refsam."""
+"""The RefSAM family: PyTorch model, checkpoints, graphs."""

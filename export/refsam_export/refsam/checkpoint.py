@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from refsam_export.files.tensor_files import describe, read_tensors, write_tensors
 from refsam_export.refsam.configuration import (
     ASSUMED_ACT,
     OFFICIAL_ACT,
@@ -25,12 +26,11 @@ from refsam_export.refsam.configuration import (
     derive,
     hda_facts,
 )
+from refsam_export.refsam.init.realistic_init import realistic_init
 from refsam_export.refsam.model.config import ModelConfig, preset
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.own_file import own_metadata, read_own_record
 from refsam_export.refsam.parts import read_parts
-from refsam_export.refsam.init.realistic_init import realistic_init
-from refsam_export.files.tensor_files import describe, read_tensors, write_tensors
 from refsam_export.text.text_encoders import (
     TEXT_PREFIX,
     TextSource,
@@ -39,8 +39,8 @@ from refsam_export.text.text_encoders import (
     small_text_source,
 )
 from refsam_export.text.text_families import text_family
-from refsam_trt.errors import CheckpointError, UsageError
 from refsam_trt.contract.manifest import Source, Training, Weights
+from refsam_trt.errors import CheckpointError, UsageError
 
 _PROMPT = "prompt_encoder."
 _GAUSSIAN = f"{_PROMPT}pe_layer.positional_encoding_gaussian_matrix"

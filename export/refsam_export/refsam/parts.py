@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from refsam_export.files.tensor_files import read_tensors
 from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.itm import ITM_NAMES
 from refsam_export.refsam.part_layouts import convolutions, experimental, mlp_of_three, shown
-from refsam_export.files.tensor_files import read_tensors
 from refsam_trt.errors import CheckpointError
 
 Tensors: TypeAlias = Mapping[str, Tensor]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from refsam_export.refsam.graphs import build_graphs
-from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.precision.policy import PrecisionPolicy
 from refsam_export.precision.typed_program import rounded_module, trace
+from refsam_export.refsam.graphs import build_graphs
+from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.contract import refsam
-from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, Split
+from refsam_trt.contract.specs import GraphSpec
 
 LIMITS = {"M": refsam.MAX_FRAMES, "B": refsam.MAX_EXPRESSIONS, "N": refsam.MAX_WORDS}
 

@@ -1,1 +1,1 @@
-"""text."""
+"""Text encoders of Hugging Face folders, and expressions embedded ahead of time."""

@@ -12,9 +12,9 @@ import msgspec
 
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.errors import ExpressionError
-from refsam_trt.contract.refsam import TEXT_ENCODER
 from refsam_trt.contract.manifest import Manifest
+from refsam_trt.contract.refsam import TEXT_ENCODER
+from refsam_trt.errors import ExpressionError
 from refsam_trt.text.encoder import TextEncoder, Tokenizer, write_text_cache
 
 TEXT_CACHE = "text_cache.safetensors"

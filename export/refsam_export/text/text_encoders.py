@@ -15,11 +15,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
 from refsam_export.files.tensor_files import describe, read_json_object, read_tensors
+from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
 from refsam_export.text.text_families import TextFamily, text_family
-from refsam_trt.errors import CheckpointError
 from refsam_trt.contract.manifest import Source
+from refsam_trt.errors import CheckpointError
 
 TEXT_PREFIX = "text_encoder."
 _SMALL = {

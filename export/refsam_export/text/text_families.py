@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from refsam_trt.errors import CheckpointError
 from refsam_trt.contract.refsam import MAX_WORDS
+from refsam_trt.errors import CheckpointError
 
 Config = dict[str, Any]
 ACTIVATIONS = ("gelu", "quick_gelu")

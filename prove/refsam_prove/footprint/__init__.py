@@ -1,1 +1,1 @@
-"""footprint."""
+"""Size of an installation, and time from start to the first mask."""

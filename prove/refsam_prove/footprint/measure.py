@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from refsam_prove.footprint.interpreters import find_python
-from refsam_trt.errors import UsageError
 from refsam_trt.bundle.shipped import MODELS
+from refsam_trt.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NUM_RUNS = 5
 FIRST_MASK_LIMIT_S = 1.5
 _SHOWN_CHARACTERS = 2000

@@ -1,1 +1,1 @@
-"""fuzz."""
+"""An hour of hostile input for every reader of files."""

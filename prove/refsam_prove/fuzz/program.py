@@ -1,6 +1,6 @@
 """Fuzzes every reader of files that are not trusted, guided by coverage, for a stated time.
 
-`tests/fuzz_targets.py` says what is fuzzed, beginning with the seeds in `tests/corpus/`. What the
+`tests/support/fuzz_targets.py` says what is fuzzed, beginning with the seeds in `tests/corpus/`. What the
 fuzzer learns stays in `bench/runs/fuzz/`: a later run goes on from there, and tries former findings
 first. Time is CPU time spent on inputs: neither waiting for a core nor loading the program counts.
 As a program: `python -m refsam_prove.fuzz.program [TARGET ...] [--seconds N]`.
@@ -25,7 +25,7 @@ import click
 
 from refsam_trt.errors import MissingExtraError, UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SEEDS = ROOT / "tests" / "corpus"
 LEARNT = ROOT / "bench" / "runs" / "fuzz"
 
@@ -38,7 +38,7 @@ MIN_ROUND_S = 10
 HANG_S = 20
 MAX_MEMORY_MIB = 2048
 _SETUP = re.compile(r"^setup took ([0-9.]+) CPU seconds$", re.MULTILINE)
-"""What `tests/fuzz_one.py` prints before the first input."""
+"""What `tests/support/fuzz_one.py` prints before the first input."""
 _MAX_WALL_PER_CPU = 20
 """A run that gets less of a core than one in so many is given up: something else is wrong."""
 _OPTIONS = (
@@ -145,7 +145,12 @@ def _round(target: str, seconds: int) -> Fuzzed:
     corpus, findings = LEARNT / target / "corpus", LEARNT / target / "findings"
     for folder in (corpus, findings):
         folder.mkdir(parents=True, exist_ok=True)
-    program = [*_AS_GRANDCHILD, sys.executable, str(ROOT / "tests" / "fuzz_one.py"), target]
+    program = [
+        *_AS_GRANDCHILD,
+        sys.executable,
+        str(ROOT / "tests" / "support" / "fuzz_one.py"),
+        target,
+    ]
     limits = [*_OPTIONS, f"-max_total_time={seconds}", f"-artifact_prefix={findings}/"]
     # New inputs are kept in the first folder.
     folders = [str(folder) for folder in (corpus, SEEDS / target, findings)]

@@ -66,7 +66,7 @@ def fuzz_all(
 
 def loaded_code(name: str, root: Path) -> list[Path]:
     """Return our files that a target has imported once its seeds have gone through it."""
-    program = [sys.executable, str(root / "tests" / "fuzz_modules.py"), name]
+    program = [sys.executable, str(root / "tests" / "support" / "fuzz_modules.py"), name]
     quiet = {**os.environ, "RUST_BACKTRACE": "0"}
     ran = subprocess.run(program, capture_output=True, check=True, text=True, env=quiet)
     return [Path(path) for path in json.loads(ran.stdout.splitlines()[-1])]

@@ -1,1 +1,1 @@
-"""quantised."""
+"""Figures of int8 and fp8."""

@@ -13,12 +13,12 @@ from pathlib import Path
 import msgspec
 
 import refsam_trt
+from refsam_bench.datasets.synthetic import SyntheticRequest
 from refsam_bench.datasets.synthetic_and_ref_davis import Synthetic
 from refsam_bench.synthetic import EVALUATE_SEED
-from refsam_bench.datasets.synthetic import SyntheticRequest
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
-from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.gate.judge import Judgement, compare
+from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.ranges.ranges import fold_ranges, read_ranges
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle

@@ -17,11 +17,11 @@ import click
 
 from refsam_export.exporter import ExportRequest, export_bundle
 from refsam_trt.bundle.open import open_bundle
-from refsam_trt.errors import InternalError
 from refsam_trt.bundle.shipped import bundle_folder
+from refsam_trt.errors import InternalError
 
 MODEL = "nano"
-CLIPS = Path(__file__).resolve().parents[2] / "calibration" / "clips.toml"
+CLIPS = Path(__file__).resolve().parents[3] / "calibration" / "clips.toml"
 NUM_VERIFIED = 200
 MAX_DROP_POINTS = 0.5
 MIN_SHARE = 0.9
@@ -39,7 +39,13 @@ def memory(preset: str, few: int, many: int, limit_mib: float | None = None) -> 
         peaks = {}
         for num_frames in (few, many):
             click.echo(f"  {preset}, {num_frames} frames")
-            command = [sys.executable, "-m", "refsam_prove.quantised.memory", preset, str(num_frames)]
+            command = [
+                sys.executable,
+                "-m",
+                "refsam_prove.quantised.memory",
+                preset,
+                str(num_frames),
+            ]
             found = json.loads(subprocess.check_output(command, text=True))
             peaks[num_frames] = found["peak_mib"]
         return {

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refsam_bench.accuracy.metrics import region_similarity
-from refsam_bench.synthetic import TUNE_SEED, generate
 from refsam_bench.datasets.synthetic import RANKED_SLICES
+from refsam_bench.synthetic import TUNE_SEED, generate
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import Clips, SyntheticClips
 from refsam_calibration.quantise.fake_quantisation import fake_quantised
+from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.measure import measure_ranges
 from refsam_calibration.ranges.ranges import RangeOptions
-from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_export.refsam.checkpoint import LoadedModel, load_model
 

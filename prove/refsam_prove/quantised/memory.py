@@ -12,9 +12,9 @@ from pathlib import Path
 
 from refsam_bench.speed.memory import peak_rss_mib
 from refsam_calibration.clips import Clips, SyntheticClips
+from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.measure import measure_ranges
 from refsam_calibration.ranges.ranges import RangeOptions
-from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_export.refsam.checkpoint import load_model
 

@@ -1,1 +1,1 @@
-"""cuda."""
+"""The CUDA driver, device memory, and ONNX Runtime on a GPU."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refsam_trt.doctor import probe
+from refsam_trt.backends.cuda import driver
 from refsam_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -64,7 +64,7 @@ class CudaDevice:
 
     def __init__(self, index: int = 0) -> None:
         # First of all: TensorRT 11 without a driver ends the process instead of raising an error.
-        found = probe.cuda()
+        found = driver.describe()
         if "error" in found:
             raise BackendError(
                 f"no GPU can be used: CUDA driver {found['error']}; install NVIDIA's driver, or "

@@ -9,8 +9,8 @@ import numpy as np
 
 from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
 from refsam_trt.backends.cuda.device import CudaDevice, OwnStream
-from refsam_trt.errors import InternalError
 from refsam_trt.contract.specs import DType
+from refsam_trt.errors import InternalError
 
 
 class CudaBuffer:

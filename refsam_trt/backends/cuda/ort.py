@@ -16,8 +16,8 @@ from refsam_trt.backends.base import Buffer, check_call, numpy_dtype
 from refsam_trt.backends.cuda.device import CudaDevice
 from refsam_trt.backends.cuda.memory import CudaMemory, cuda_buffer
 from refsam_trt.backends.ort import check_tensors
-from refsam_trt.errors import BackendError, MissingExtraError
 from refsam_trt.contract.specs import GraphSpec
+from refsam_trt.errors import BackendError, MissingExtraError
 
 NAME = "ort-cuda"
 _PROVIDER = "CUDAExecutionProvider"

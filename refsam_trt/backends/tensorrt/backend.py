@@ -13,22 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.backends.tensorrt import rtx
 from refsam_trt.backends.base import Buffer, check_call
 from refsam_trt.backends.cuda.device import CudaDevice, device_errors
 from refsam_trt.backends.cuda.memory import CudaBuffer, CudaMemory, cuda_buffer
+from refsam_trt.backends.tensorrt import rtx
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.backends.tensorrt.log import TrtLog, make_logger
+from refsam_trt.backends.tensorrt.machine_check import check_machine, check_memory
+from refsam_trt.backends.tensorrt.self_test import SelfTests
+from refsam_trt.bundle.plans import Plans
+from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.errors import (
     BackendError,
     DeviceMemoryError,
     PlanDamagedError,
     PlanMemoryError,
 )
-from refsam_trt.contract.specs import GraphSpec
-from refsam_trt.bundle.plans import Plans
-from refsam_trt.backends.tensorrt.machine_check import check_machine, check_memory
-from refsam_trt.backends.tensorrt.self_test import SelfTests
 
 _NUM_CAPTURES = 2
 """A step reads one of two track-token buffers and writes the other, in turn: two addresses each."""

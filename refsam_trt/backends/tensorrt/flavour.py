@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from refsam_trt.errors import MissingExtraError, PlanVersionError
 from refsam_trt.contract.plan_manifest import PlanBackend
+from refsam_trt.errors import MissingExtraError, PlanVersionError
 
 _MODULES: dict[PlanBackend, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),

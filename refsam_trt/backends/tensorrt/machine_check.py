@@ -9,8 +9,8 @@ import platform
 
 from refsam_trt.backends.cuda.device import DeviceFacts
 from refsam_trt.backends.tensorrt.flavour import Flavour
-from refsam_trt.errors import PlanDeviceError, PlanMemoryError, PlanVersionError
 from refsam_trt.bundle.plans import Plans
+from refsam_trt.errors import PlanDeviceError, PlanMemoryError, PlanVersionError
 
 _NEWEST_KNOWN = (12, 1)
 _LATER = ">12.0"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Graph
-from refsam_trt.errors import PlanDamagedError, PlanMismatchError
 from refsam_trt.bundle.golden import GoldenRun, read_golden, tolerance
 from refsam_trt.bundle.plans import Plans
+from refsam_trt.errors import PlanDamagedError, PlanMismatchError
 
 if TYPE_CHECKING:
     from refsam_trt.backends.cuda.device import DeviceFacts

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from refsam_trt.backends.base import Buffer, numpy_dtype
-from refsam_trt.errors import StateError
 from refsam_trt.contract import refsam
-from refsam_trt.families.base import FamilyParts, RawFrame, VideoAdapter
-from refsam_trt.contract.specs import TensorSpec
-from refsam_trt.families.streamed import StreamedVideo
 from refsam_trt.contract.manifest import GraphEntry
+from refsam_trt.contract.specs import TensorSpec
+from refsam_trt.errors import StateError
+from refsam_trt.families.base import FamilyParts, StreamedVideo, VideoAdapter
 from refsam_trt.families.refsam.tracks import TrackState
-from refsam_trt.text.encoder import TextCache, TextEmbedding, TextEncoder, Tokenizer
+from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.text.disk import TextDiskCache, TextKey
+from refsam_trt.text.encoder import TextCache, TextEmbedding, TextEncoder, Tokenizer
 
 _LOGITS, _IOU, _WORD_MASK = "low_res_logits", "iou", "word_mask"
 

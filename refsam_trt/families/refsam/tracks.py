@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Buffer
-from refsam_trt.errors import InternalError
 from refsam_trt.contract.specs import TensorSpec
+from refsam_trt.errors import InternalError
 
 _FIRST_CAPACITY = 4
 

@@ -1,1 +1,1 @@
-"""data."""
+"""Clips and batches to learn from."""

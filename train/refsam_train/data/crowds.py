@@ -21,8 +21,8 @@ from refsam_bench.synthetic.render import canvas_of, render_frame
 from refsam_bench.synthetic.scene import Keyframe, Scene, SceneObject
 from refsam_bench.synthetic.shapes import OUTLINES
 from refsam_bench.synthetic.texture import PATTERNS
-from refsam_train.learn.cells import shown_objects
 from refsam_train.data.clips import Clip
+from refsam_train.learn.cells import shown_objects
 
 SIZE_HW: Final = (256, 256)
 

@@ -9,9 +9,9 @@ import numpy as np
 from refsam_bench.synthetic import Expression, SyntheticVideo, generate
 from refsam_bench.synthetic.meaning import fits
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
-from refsam_train.learn.cells import shown_objects
 from refsam_train.data.clips import Clip
 from refsam_train.data.crowds import crowd_clip
+from refsam_train.learn.cells import shown_objects
 from refsam_trt.errors import UsageError
 
 # Expressions that are true from the first frame on, but not of any frame by itself.

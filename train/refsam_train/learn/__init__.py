@@ -1,1 +1,1 @@
-"""learn."""
+"""What is learnt and how: forward pass, losses, optimiser."""

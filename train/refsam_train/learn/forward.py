@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_train.learn.cells import CellHeads, CellLabels
 from refsam_train.data.clips import Batch, MaskGroup
+from refsam_train.learn.cells import CellHeads, CellLabels
 from refsam_train.learn.losses import dice_loss, focal_loss, mask_iou
 from refsam_train.learn.match import Match
-from refsam_train.recipe import Loss
 from refsam_train.learn.shared_step import FrameSide, TextSide, frame_side, shared_step, text_side
+from refsam_train.recipe import Loss
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""run."""
+"""A training run: start, loop, checkpoints, publication."""

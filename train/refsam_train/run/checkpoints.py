@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from refsam_export.files.tensor_files import read_metadata, read_tensors
-from refsam_trt.files.atomic import atomic_path
 from refsam_trt.errors import CheckpointError
+from refsam_trt.files.atomic import atomic_path
 
 _METADATA_KEY = "refsam_train"
 _SCHEMA = 1

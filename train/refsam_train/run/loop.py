@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from refsam_export.refsam.checkpoint import LoadedModel
-from refsam_train.learn.activation_checkpoints import ForgetfulEncoder
 from refsam_train.data.batches import Place, StepBatches, batches_from
-from refsam_train.run.checkpoints import RunState, load_checkpoint, save_checkpoint
 from refsam_train.data.clips import Batch, ClipSource, Collator
-from refsam_train.run.distributed import any_process, wrapped
+from refsam_train.learn.activation_checkpoints import ForgetfulEncoder
 from refsam_train.learn.evaluate import TuningSet
 from refsam_train.learn.forward import ClipResult, ClipTraining
 from refsam_train.learn.groups import trained_parameters
-from refsam_train.run.interrupts import StopRequest
 from refsam_train.learn.optimiser import MovingAverage, optimiser_of, rate_factor, set_rates
 from refsam_train.recipe import Recipe
+from refsam_train.run.checkpoints import RunState, load_checkpoint, save_checkpoint
+from refsam_train.run.distributed import any_process, wrapped
+from refsam_train.run.interrupts import StopRequest
 from refsam_train.run.run_log import RunLog
 from refsam_train.run.start import seeded
-from refsam_trt.errors import UsageError
 from refsam_trt.command.progress import Progress
+from refsam_trt.errors import UsageError
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()

@@ -12,14 +12,14 @@ import torch
 
 from refsam_bench.synthetic import vocabulary
 from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, save_source
-from refsam_train.run.checkpoints import RunWeights, read_weights
 from refsam_train.data.crowds import CROWD_SLICES
 from refsam_train.learn.groups import AUXILIARY
 from refsam_train.recipe import Recipe
+from refsam_train.run.checkpoints import RunWeights, read_weights
 from refsam_train.run.start import Sources, start_model
-from refsam_trt.files.atomic import atomic_path
-from refsam_trt.errors import CheckpointError
 from refsam_trt.contract.manifest import Training, TrainingRun
+from refsam_trt.errors import CheckpointError
+from refsam_trt.files.atomic import atomic_path
 
 
 @dataclass(frozen=True)

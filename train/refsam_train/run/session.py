@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from refsam_train.data.clips import ClipSource
-from refsam_train.run.distributed import launched_device, launched_place
-from refsam_train.run.loop import CHECKPOINT_NAME, RunOptions, Trainer
-from refsam_train.recipe import RECIPE_NAME, Data, Recipe, read_recipe
 from refsam_train.data.ref_coco import ImageClips, read_image_samples
-from refsam_train.run.start import Sources, start_model
 from refsam_train.data.synthetic_clips import SyntheticClips
 from refsam_train.data.video_sets import VideoClips, read_video_samples
-from refsam_trt.files.atomic import atomic_path
+from refsam_train.recipe import RECIPE_NAME, Data, Recipe, read_recipe
+from refsam_train.run.distributed import launched_device, launched_place
+from refsam_train.run.loop import CHECKPOINT_NAME, RunOptions, Trainer
+from refsam_train.run.start import Sources, start_model
 from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.files.atomic import atomic_path
 
 RUNS = Path("train/runs")
 _NO_FILES = Sources()

@@ -1,1 +1,1 @@
-"""init."""
+"""Random weights that behave like trained ones."""

@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from refsam_export.refsam.model.config import ModelConfig
 from refsam_export.refsam.init.realistic_draw import (
     Draw,
     Rule,
@@ -22,6 +21,7 @@ from refsam_export.refsam.init.realistic_draw import (
     noise,
     seeded,
 )
+from refsam_export.refsam.model.config import ModelConfig
 
 BRANCH = 0.3
 """Size of what one MLP, or one attention, adds to a residual stream that starts at size 1."""

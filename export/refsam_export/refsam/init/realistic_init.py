@@ -14,11 +14,19 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from refsam_export.refsam.model.config import EMBED_DIM
-from refsam_export.refsam.model.refsam import RefSam
-from refsam_export.refsam.init.realistic_draw import Draw, Rule, after_activation, centre, linear, noise, seeded
+from refsam_export.refsam.init.realistic_draw import (
+    Draw,
+    Rule,
+    after_activation,
+    centre,
+    linear,
+    noise,
+    seeded,
+)
 from refsam_export.refsam.init.realistic_encoder import ENCODER_RULES
 from refsam_export.refsam.init.realistic_text import TEXT_RULES
+from refsam_export.refsam.model.config import EMBED_DIM
+from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.errors import UsageError
 
 NORMED = EMBED_DIM**0.5

@@ -1,1 +1,1 @@
-"""model."""
+"""The PyTorch reference of RefSAM (refsam-model)."""

@@ -1,6 +1,6 @@
 """What a RefSAM is made of: the frozen configuration and the presets (refsam-model 1.1).
 
-`refsam_export.refsam.configuration` derives one from what checkpoints hold and what a user asks for.
+`refsam_export.refsam.configuration` derives one from what checkpoints hold and users ask for.
 
 The text encoder describes itself (its own `config.json`) and is not part of a preset.
 """

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from refsam_export.refsam.model.config import EMBED_DIM, ModelConfig
-from refsam_export.refsam.model.sam import Block, ImageEncoderViT, window_partition, window_unpartition
+from refsam_export.refsam.model.sam import (
+    Block,
+    ImageEncoderViT,
+    window_partition,
+    window_unpartition,
+)
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 

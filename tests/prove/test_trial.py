@@ -1,0 +1,49 @@
+"""The program that `make prove` measures quantised encoders with, on the smallest model."""
+
+import pytest
+from rtx_probe import needs_rtx
+
+from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_export.refsam.model.config import preset
+from refsam_prove.quantised.trial import FORMS, adapter_speed, encoder_speed, main, rtx_plan
+
+NUM_LAYERS = len(quantisable_layers(preset("tiny")))
+
+
+def test_all_forms_are_timed_and_the_best_of_each_precision_is_judged():
+    found = encoder_speed("tiny", num_rounds=2, num_threads=1)
+    assert set(found["heats"]) == {f"{p}-{form}" for p in ("fp32", "int8") for form in FORMS}
+    assert all(row["num_samples"] == 2 for row in found["forms"].values())
+    assert found["num_layers"] == NUM_LAYERS
+    gate = found["gate"]
+    for side, precision in (("quantised", "int8"), ("next_best", "fp32")):
+        medians = {n: r["p50_ms"] for n, r in found["heats"].items() if n.startswith(precision)}
+        assert gate[side] == min(medians, key=lambda name: medians[name])
+    assert set(found["forms"]) == {gate["quantised"], gate["next_best"]}
+    assert gate["is_worth_shipping"] == (gate["speedup"]["p50"] >= 1.15)
+
+
+def test_adapters_are_timed_in_int8_and_in_fp32():
+    found = adapter_speed("tiny", num_rounds=2, num_threads=1)
+    adapters = [x for x in quantisable_layers(preset("tiny")).values() if x.kind == "adapter"]
+    assert adapters
+    assert found["num_layers"] == {
+        "int8 adapters": NUM_LAYERS,
+        "fp32 adapters": NUM_LAYERS - len(adapters),
+    }
+    assert all(row["num_samples"] == 2 for row in found["forms"].values())
+    assert set(found["speedup"]) == {"p10", "p50", "p90"}
+
+
+@needs_rtx
+def test_a_plan_quantises_every_layer():
+    found = rtx_plan("tiny", "int8-fp16")
+    assert found["num_layers"] == NUM_LAYERS
+    assert found["graph"]["layers"]["QUANTIZE"] == {"INT8": NUM_LAYERS}
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(
+        SystemExit, match=r"usage: speed\|adapters PRESET ROUNDS THREADS, or plans PRESET"
+    ):
+        main(["fast", "nano"])
