@@ -2,8 +2,8 @@
 
 `refsam-doctor` runs this module in a process of its own per question, so that a CPU without the
 instructions of a wheel, or a wedged driver, becomes an answer:
-`python -m refsam_trt.doctor.probe cuda | video | onnxruntime | backend NAME | tensorrt NAME` prints one
-JSON object.
+`python -m refsam_trt.doctor.probe cuda | video | onnxruntime | backend NAME | tensorrt NAME` prints
+one JSON object.
 """
 
 from __future__ import annotations

@@ -488,7 +488,7 @@ def test_graphs_count_nested_nodes() -> None:
     assert found == {"If": 1, "Neg": 1, "Relu": 1}
 
 
-# What the scores of an attention come from, right before their softmax (refsam_export.refsam.attention).
+# What an attention's scores come from, right before the softmax (refsam_export.refsam.attention).
 PRODUCER_OF_SCORES = {"augmented": "MatMul", "bias": "Add", "reference": "Reshape"}
 
 

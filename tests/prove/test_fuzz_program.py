@@ -1,4 +1,4 @@
-"""`python -m refsam_prove.fuzz.program` and the record of `make prove`: what they count, what they keep."""
+"""`python -m refsam_prove.fuzz.program` and its record: what they count, what they keep."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Which of our files a fuzz target depends on: `python tests/support/fuzz_modules.py TARGET`, as JSON.
+"""Which of our files a fuzz target depends on, as JSON: `fuzz_modules.py TARGET`.
 
 What is imported once the seeds of its corpus have gone through it.
 """

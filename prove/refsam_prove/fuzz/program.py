@@ -1,6 +1,6 @@
 """Fuzzes every reader of files that are not trusted, guided by coverage, for a stated time.
 
-`tests/support/fuzz_targets.py` says what is fuzzed, beginning with the seeds in `tests/corpus/`. What the
+`tests/support/fuzz_targets.py` says what is fuzzed, from the seeds in `tests/corpus/` on. What the
 fuzzer learns stays in `bench/runs/fuzz/`: a later run goes on from there, and tries former findings
 first. Time is CPU time spent on inputs: neither waiting for a core nor loading the program counts.
 As a program: `python -m refsam_prove.fuzz.program [TARGET ...] [--seconds N]`.

@@ -1,7 +1,7 @@
 """Whether a quantised bundle computes what was judged: its integer kernels and fake quantisation.
 
-A program: `python -m refsam_prove.quantised.agreement BUNDLE RANGES NUM_VIDEOS`, synthetic videos of
-the evaluation seed; the bundle holds the PyTorch weights.
+A program: `python -m refsam_prove.quantised.agreement BUNDLE RANGES NUM_VIDEOS`, synthetic videos
+of the evaluation seed; the bundle holds the PyTorch weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each part of our quantisation is worth: plain min-max, chosen ranges, smoothing as well.
 
-A program: `python -m refsam_prove.quantised.forms PRESET NUM_FRAMES`, random weights, all layers of the
-default kinds in int8. Ranges from training seeds; errors on frames of the tuning seed.
+A program: `python -m refsam_prove.quantised.forms PRESET NUM_FRAMES`, random weights, all layers of
+the default kinds in int8. Ranges from training seeds; errors on frames of the tuning seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Peak resident memory of a calibration, measured in a process that does only that.
 
-A program: `python -m refsam_prove.quantised.memory PRESET NUM_FRAMES`, random weights, all layers of
-the default kinds, synthetic clips of 4 frames.
+A program: `python -m refsam_prove.quantised.memory PRESET NUM_FRAMES`, random weights, all layers
+of the default kinds, synthetic clips of 4 frames.
 """
 
 from __future__ import annotations

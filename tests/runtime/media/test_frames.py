@@ -344,7 +344,8 @@ def test_a_pyav_that_gets_colours_wrong_is_refused(tmp_path, monkeypatch):
 
 
 def test_importing_needs_no_pyav():
-    code = "import sys; sys.modules['av'] = None; import refsam_trt.media.frames, refsam_trt.result.writers"
+    modules = "refsam_trt.media.frames, refsam_trt.result.writers"
+    code = f"import sys; sys.modules['av'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -25,7 +25,7 @@ _DENSE_GAIN = 8.0
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to start from; None: there is none. See `refsam_export.refsam.checkpoint.load_model`."""
+    """Files to start from, None for none (see `refsam_export.refsam.checkpoint.load_model`)."""
 
     sam_checkpoint: Path | None = None
     checkpoint: Path | None = None
