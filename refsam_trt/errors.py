@@ -5,6 +5,8 @@ found, what was expected and what to do. `InternalError` is a broken promise of 
 its own root, so that `except RefsamError` never hides a bug.
 """
 
+from __future__ import annotations
+
 
 class RefsamError(Exception):
     """Anything that a user, a file or a machine can cause; commands end with its `exit_code`."""
@@ -23,6 +25,11 @@ class MissingExtraError(RefsamError):
         remedy = f'pip install "refsam-trt[{extra}]"'
         super().__init__(f"{needed_for} needs an optional dependency: {remedy} ({cause})")
         self.extra = extra
+        self._arguments = extra, needed_for, cause
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """Pickle it by its arguments, which its text alone does not tell."""
+        return type(self), self._arguments
 
 
 class BundleError(RefsamError):
