@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
-from refsam_trt.backends.ort import OrtBuffer, OrtContext, OrtCpuBackend, OrtGraph
+from refsam_trt.backends.base import Buffer, Context, Graph, numpy_dtype
+from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
 from refsam_trt.contract.specs import DType, GraphSpec
 from refsam_trt.errors import InternalError
 
@@ -49,7 +48,7 @@ class FakeBuffer:
 class FakeContext:
     """Runs the graph on the hidden memory, one thread at a time."""
 
-    def __init__(self, context: OrtContext) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
         self._busy = threading.Lock()
 
@@ -71,7 +70,7 @@ class FakeContext:
 class FakeGraph:
     """A graph whose contexts take fake buffers."""
 
-    def __init__(self, graph: OrtGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.spec: GraphSpec = graph.spec
         self._graph = graph
 
@@ -80,23 +79,15 @@ class FakeGraph:
         return FakeContext(self._graph.context())
 
 
-class FakeBackend:
+class FakeBackend(OrtCpuBackend):
     """A device for tests: ONNX Runtime computes, but nobody else gets at the memory."""
 
     name = NAME
     precision_notes = "as ort-cpu, which computes; for tests only"
 
-    def __init__(self, num_threads: int | None = None) -> None:
-        self._ort = OrtCpuBackend(num_threads)
-        self.transfers = Transfers()
-
     def load(self, path: Path, spec: GraphSpec) -> FakeGraph:
         """Load an ONNX file."""
-        return FakeGraph(self._ort.load(path, spec))
-
-    def new_stream(self) -> nullcontext[None]:
-        """Return nothing to enter: every call is done when it returns."""
-        return nullcontext()
+        return FakeGraph(super().load(path, spec))
 
     def empty(self, shape: Sequence[int], dtype: DType) -> FakeBuffer:
         """Return a new, poisoned buffer."""
@@ -104,42 +95,20 @@ class FakeBackend:
         _poison(array)
         return FakeBuffer(OrtBuffer(array))
 
-    def upload(self, array: np.ndarray, out: Buffer | None = None) -> FakeBuffer:
-        """Copy a host array into `out` or a new buffer."""
-        target = self.empty(array.shape, dtype_of(array)) if out is None else fake_buffer(out)
-        check_same(array, target, "upload")
-        np.copyto(memory_of(target).array, array)
-        self.transfers.uploaded(array.nbytes)
-        return target
-
-    def download(self, buffer: Buffer) -> np.ndarray:
-        """Return a copy on the host."""
-        array = memory_of(buffer).array.copy()
-        self.transfers.downloaded(array.nbytes)
-        return array
-
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy between two buffers; refuses memory shared by both."""
-        check_same(source, target, "copy")
         _refuse_overlap({"source": memory_of(source)}, {"target": memory_of(target)})
-        np.copyto(memory_of(target).array, memory_of(source).array)
-        self.transfers.copied(memory_of(source).array.nbytes)
+        super().copy(source, target)
 
-    def close(self) -> None:
-        """Give the inner backend back."""
-        self._ort.close()
-
-
-def fake_buffer(buffer: Buffer) -> FakeBuffer:
-    """Return `buffer`, or refuse one that another backend made."""
-    if not isinstance(buffer, FakeBuffer):
-        raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
-    return buffer
+    def _array_of(self, buffer: Buffer) -> np.ndarray:
+        return memory_of(buffer).array
 
 
 def memory_of(buffer: Buffer) -> OrtBuffer:
-    """Return the memory behind a fake buffer."""
-    return fake_buffer(buffer)._memory
+    """Return the memory behind a fake buffer, or refuse a buffer of another backend."""
+    if not isinstance(buffer, FakeBuffer):
+        raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
+    return buffer._memory
 
 
 def _poison(array: np.ndarray) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 
 from refsam_trt.backends.base import (
     Buffer,
+    Graph,
     Transfers,
     check_call,
     check_same,
     dtype_of,
     numpy_dtype,
 )
-from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
+from refsam_trt.contract.specs import DType, GraphSpec
 from refsam_trt.errors import BackendError, InternalError, MissingExtraError
 
 NAME = "ort-cpu"
@@ -55,29 +56,29 @@ class OrtBuffer:
 
 
 class OrtContext:
-    """One binding of a session's buffers to an ONNX Runtime session."""
+    """One binding of a session's buffers to an ONNX Runtime session, by address: no copies."""
 
-    def __init__(self, name: str, session: Any, spec: GraphSpec) -> None:
-        self._name = name
-        self._session = session
-        self._spec = spec
-        self._binding = session.io_binding()
+    def __init__(self, graph: OrtGraph) -> None:
+        self._graph = graph
+        self._binding = graph.session.io_binding()
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run the graph on the given memory; returns when done (see `backends.base.Context`)."""
-        check_call(self._spec, inputs, outputs)
-        arrays_in = {name: array_of(buffer) for name, buffer in inputs.items()}
-        arrays_out = {name: array_of(buffer) for name, buffer in outputs.items()}
-        binding = self._binding
+        """Run the graph on the memory of the buffers; returns when done (see `Context`)."""
+        graph, binding = self._graph, self._binding
+        check_call(graph.spec, inputs, outputs)
+        sources = {name: graph.place(buffer) for name, buffer in inputs.items()}
+        targets = {name: graph.place(buffer) for name, buffer in outputs.items()}
         try:
-            for name, array in arrays_in.items():
-                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            for name, array in arrays_out.items():
-                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            self._session.run_with_iobinding(binding)
+            for name, place in sources.items():
+                binding.bind_input(name, *place)
+            for name, place in targets.items():
+                binding.bind_output(name, *place)
+            graph.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
         except Exception as error:
-            raise BackendError(f"{NAME}: graph {self._name} failed: {error}") from error
+            raise graph.failed(error) from error
         finally:
+            # A binding would keep the memory of the last run in use.
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
 
@@ -87,12 +88,21 @@ class OrtGraph:
 
     def __init__(self, path: Path, session: Any, spec: GraphSpec) -> None:
         self.spec = spec
-        self._name = path.name
-        self._session = session
+        self.session = session
+        self.name = path.name
 
     def context(self) -> OrtContext:
         """Return a new execution context."""
-        return OrtContext(self._name, self._session, self.spec)
+        return OrtContext(self)
+
+    def place(self, buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+        """Return where a buffer lies, as bindings take it: device, index, dtype, shape, address."""
+        array = array_of(buffer)
+        return "cpu", 0, array.dtype, array.shape, array.ctypes.data
+
+    def failed(self, error: Exception) -> BackendError:
+        """Return our error for one of ONNX Runtime's."""
+        return BackendError(f"{NAME}: graph {self.name} failed: {error}")
 
 
 class OrtCpuBackend:
@@ -118,7 +128,7 @@ class OrtCpuBackend:
         self._lock = threading.Lock()
         self.transfers = Transfers()
 
-    def load(self, path: Path, spec: GraphSpec) -> OrtGraph:
+    def load(self, path: Path, spec: GraphSpec) -> Graph:
         """Load an ONNX file and compare its tensors with `spec`."""
         for tensor in (*spec.inputs, *spec.outputs):
             numpy_dtype(tensor.dtype, NAME)
@@ -129,40 +139,43 @@ class OrtCpuBackend:
                 )
         except Exception as error:
             raise BackendError(f"{NAME}: cannot load {path}: {error}") from error
-        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
-        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
+        check_session(path, session, spec)
         return OrtGraph(path, session, spec)
 
     def new_stream(self) -> nullcontext[None]:
         """Return nothing to enter: every call is done when it returns."""
         return nullcontext()
 
-    def empty(self, shape: Sequence[int], dtype: DType) -> OrtBuffer:
+    def empty(self, shape: Sequence[int], dtype: DType) -> Buffer:
         """Return a new buffer with undefined content."""
         return OrtBuffer(np.empty(shape, numpy_dtype(dtype, NAME)))
 
-    def upload(self, array: np.ndarray, out: Buffer | None = None) -> OrtBuffer:
+    def upload(self, array: np.ndarray, out: Buffer | None = None) -> Buffer:
         """Copy a host array into `out` or a new buffer."""
-        target = self.empty(array.shape, dtype_of(array)) if out is None else ort_buffer(out)
+        target = self.empty(array.shape, dtype_of(array)) if out is None else out
         check_same(array, target, "upload")
-        np.copyto(target.array, array)
+        np.copyto(self._array_of(target), array)
         self.transfers.uploaded(array.nbytes)
         return target
 
     def download(self, buffer: Buffer) -> np.ndarray:
         """Return a copy on the host."""
-        array = array_of(buffer).copy()
+        array = self._array_of(buffer).copy()
         self.transfers.downloaded(array.nbytes)
         return array
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy between two buffers of the same shape and dtype."""
         check_same(source, target, "copy")
-        np.copyto(array_of(target), array_of(source))
-        self.transfers.copied(array_of(source).nbytes)
+        array = self._array_of(source)
+        np.copyto(self._array_of(target), array)
+        self.transfers.copied(array.nbytes)
 
     def close(self) -> None:
         """Do nothing: memory goes with the last reference."""
+
+    def _array_of(self, buffer: Buffer) -> np.ndarray:
+        return array_of(buffer)
 
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -175,24 +188,23 @@ class OrtCpuBackend:
         return options
 
 
-def ort_buffer(buffer: Buffer) -> OrtBuffer:
-    """Return `buffer`, or refuse one that another backend made."""
+def array_of(buffer: Buffer) -> np.ndarray:
+    """Return the memory behind a buffer of this backend, or refuse another one's."""
     if not isinstance(buffer, OrtBuffer):
         raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
-    return buffer
+    return buffer.array
 
 
-def array_of(buffer: Buffer) -> np.ndarray:
-    """Return the memory behind a buffer of this backend."""
-    return ort_buffer(buffer).array
-
-
-def check_tensors(path: Path, kind: str, found: Any, specs: tuple[TensorSpec, ...]) -> None:
+def check_session(path: Path, session: Any, spec: GraphSpec) -> None:
     """Refuse a session whose tensors are not those that the manifest declares."""
-    in_file = {node.name: _ORT_TYPES.get(node.type, node.type) for node in found}
-    declared = {spec.name: spec.dtype for spec in specs}
-    if in_file != declared:
-        raise BackendError(
-            f"{path}: the graph has {kind} {in_file}, the manifest declares {declared}; "
-            "export the bundle again"
-        )
+    for kind, nodes, tensors in (
+        ("inputs", session.get_inputs(), spec.inputs),
+        ("outputs", session.get_outputs(), spec.outputs),
+    ):
+        in_file = {node.name: _ORT_TYPES.get(node.type, node.type) for node in nodes}
+        declared = {tensor.name: tensor.dtype for tensor in tensors}
+        if in_file != declared:
+            raise BackendError(
+                f"{path}: the graph has {kind} {in_file}, the manifest declares {declared}; "
+                "export the bundle again"
+            )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.backends.base import Buffer, check_call, numpy_dtype
+import numpy as np
+
+from refsam_trt.backends.base import Buffer, numpy_dtype
 from refsam_trt.backends.cuda.device import CudaDevice
 from refsam_trt.backends.cuda.memory import CudaMemory, cuda_buffer
-from refsam_trt.backends.ort import check_tensors
+from refsam_trt.backends.ort import OrtGraph, check_session
 from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.errors import BackendError, MissingExtraError
 
@@ -70,57 +71,22 @@ class OrtCudaBackend(CudaMemory):
                 f"{NAME}: ONNX Runtime took {session.get_providers()[0]} for {path}: a library of "
                 'CUDA is missing or does not fit; pip install "refsam-trt[cuda]", or use ort-cpu'
             )
-        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
-        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
-        return OrtCudaGraph(path, session, spec, self._index)
+        check_session(path, session, spec)
+        return OrtCudaGraph(path, session, spec)
 
 
-class OrtCudaGraph:
-    """An ONNX Runtime session; `context()` gives each user a binding of its own."""
+class OrtCudaGraph(OrtGraph):
+    """An ONNX Runtime session on a GPU, whose contexts bind buffers that lie there."""
 
-    def __init__(self, path: Path, session: Any, spec: GraphSpec, index: int) -> None:
-        self.spec = spec
-        self._path = path
-        self._session = session
-        self._index = index
+    def place(self, buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+        """Return where a buffer lies, as bindings take it: device, index, dtype, shape, address."""
+        memory = cuda_buffer(buffer)
+        index = int(memory.device.removeprefix("cuda:"))
+        return "cuda", index, numpy_dtype(memory.dtype, NAME), memory.shape, memory.address
 
-    def context(self) -> OrtCudaContext:
-        """Return a new execution context."""
-        return OrtCudaContext(self._path, self._session, self.spec, self._index)
-
-
-class OrtCudaContext:
-    """Binds a session's buffers by address; nothing is copied."""
-
-    def __init__(self, path: Path, session: Any, spec: GraphSpec, index: int) -> None:
-        self._path = path
-        self._session = session
-        self._spec = spec
-        self._index = index
-        self._binding = session.io_binding()
-
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run the graph on the given memory; returns when done (see `backends.base.Context`)."""
-        check_call(self._spec, inputs, outputs)
-        binding = self._binding
-        try:
-            self._bind(binding.bind_input, inputs)
-            self._bind(binding.bind_output, outputs)
-            self._session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
-        except Exception as error:
-            raise BackendError(
-                f"{NAME}: {self._path.name} failed on the GPU: {error}; run refsam-doctor"
-            ) from error
-        finally:
-            binding.clear_binding_inputs()
-            binding.clear_binding_outputs()
-
-    def _bind(self, bind: Any, buffers: Mapping[str, Buffer]) -> None:
-        for name, buffer in buffers.items():
-            given = cuda_buffer(buffer)
-            dtype = numpy_dtype(given.dtype, NAME)
-            bind(name, "cuda", self._index, dtype, given.shape, given.address)
+    def failed(self, error: Exception) -> BackendError:
+        """Return our error for one of ONNX Runtime's."""
+        return BackendError(f"{NAME}: {self.name} failed on the GPU: {error}; run refsam-doctor")
 
 
-__all__ = ["OrtCudaBackend", "OrtCudaContext", "OrtCudaGraph"]
+__all__ = ["OrtCudaBackend", "OrtCudaGraph"]
