@@ -18,12 +18,13 @@ import numpy as np
 from refsam_trt.contract.specs import DType, GraphSpec, TensorSpec
 from refsam_trt.errors import BackendError, InternalError
 
-_NUMPY_DTYPES: dict[DType, Any] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "int64": np.int64,
-    "bool": np.bool_,
+_NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "int64": np.dtype(np.int64),
+    "bool": np.dtype(np.bool_),
 }
+"""Without bfloat16, which numpy does not have."""
 
 
 class Buffer(Protocol):
@@ -183,8 +184,7 @@ def numpy_dtype(dtype: DType, backend: str) -> np.dtype[Any]:
             f"backend {backend} cannot hold {dtype} tensors (it knows {known}); "
             "choose an fp32 or fp16 variant of the bundle"
         )
-    found: np.dtype[Any] = np.dtype(_NUMPY_DTYPES[dtype])
-    return found
+    return _NUMPY_DTYPES[dtype]
 
 
 def dtype_of(array: np.ndarray) -> DType:
@@ -199,8 +199,8 @@ def check_same(source: Buffer | np.ndarray, target: Buffer, action: str) -> None
     """Refuse a transfer between different shapes or dtypes."""
     dtype = dtype_of(source) if isinstance(source, np.ndarray) else source.dtype
     if source.shape != target.shape or dtype != target.dtype:
-        found = f"{dtype} {list(source.shape)}"
-        raise InternalError(f"{action} of {found} into {target.dtype} {list(target.shape)}")
+        tensor = f"{dtype} {list(source.shape)}"
+        raise InternalError(f"{action} of {tensor} into {target.dtype} {list(target.shape)}")
 
 
 def check_call(
@@ -208,12 +208,15 @@ def check_call(
 ) -> None:
     """Refuse a call whose tensors are not those of `spec`, before any library sees a pointer."""
     sizes: dict[str, int] = {}
-    for kind, specs, given in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
-        if given.keys() != {tensor.name for tensor in specs}:
+    for kind, specs, tensors in (
+        ("input", spec.inputs, inputs),
+        ("output", spec.outputs, outputs),
+    ):
+        if tensors.keys() != {tensor.name for tensor in specs}:
             names = [tensor.name for tensor in specs]
-            raise InternalError(f"graph called with {kind}s {sorted(given)}, expected {names}")
+            raise InternalError(f"graph called with {kind}s {sorted(tensors)}, expected {names}")
         for tensor in specs:
-            _check_tensor(tensor, given[tensor.name], sizes)
+            _check_tensor(tensor, tensors[tensor.name], sizes)
 
 
 def _check_tensor(tensor: TensorSpec, buffer: Buffer, sizes: dict[str, int]) -> None:
@@ -225,5 +228,6 @@ def _check_tensor(tensor: TensorSpec, buffer: Buffer, sizes: dict[str, int]) -> 
         if buffer.dtype == tensor.dtype and buffer.shape == tensor.shape(sizes):
             return
     expected = f"{tensor.dtype} {list(tensor.dims)} with {sizes}"
-    found = f"{buffer.dtype} {list(buffer.shape)}"
-    raise InternalError(f"tensor {tensor.name!r}: expected {expected}, found {found}")
+    raise InternalError(
+        f"tensor {tensor.name!r}: expected {expected}, found {buffer.dtype} {list(buffer.shape)}"
+    )

@@ -1,8 +1,7 @@
 """Frames from a video file, a folder of images or one image: uint8 [H, W, 3], RGB, upright.
 
 Rotation stored in the file (a video's display matrix, an image's EXIF orientation) is applied, so
-that "on the left" means what a viewer sees. Cameras and live streams are left out: a caller that
-has frames needs no source.
+that "on the left" means what a viewer sees. Cameras and live streams are in `sources`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import errno
 import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -24,6 +22,7 @@ from refsam_trt.limits import MAX_FRAME_PIXELS
 from refsam_trt.media.pyav import decoder_limits, file_address, import_av, limit_decoder
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+# EXIF's orientations 2 to 8, each undone by one transposition; 1 is upright.
 _EXIF_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,20 +55,17 @@ class FrameSource(Protocol):
 
     def frame_name(self, index: int) -> str:
         """Return the name of the result of a frame: 00000, 00001, ... or the image's stem."""
-        ...
+        return f"{index:05d}"
 
     def close(self) -> None:
         """End every iteration and close what it holds open; may be called twice."""
-        ...
+        return
 
-    def __enter__(self) -> FrameSource: ...
+    def __enter__(self) -> FrameSource:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_frames(path: str | Path, max_pixels: int = MAX_FRAME_PIXELS) -> FrameSource:
@@ -95,24 +91,13 @@ def open_frames(path: str | Path, max_pixels: int = MAX_FRAME_PIXELS) -> FrameSo
     return _Video(path, max_pixels)
 
 
-class _Source:
-    def close(self) -> None:
-        """Close what is open; here nothing."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Images(_Source):
+class _Images(FrameSource):
     """Images read one by one; no file stays open between two frames."""
 
     def __init__(self, paths: Sequence[Path], name: str, max_pixels: int) -> None:
         self.name = name
-        self.num_frames: int | None = len(paths)
-        self.fps: float | None = None
+        self.num_frames = len(paths)
+        self.fps = None
         self._paths = paths
         self._max_pixels = max_pixels
         height, width, _ = _image(paths[0], max_pixels).shape
@@ -194,7 +179,7 @@ def _require_usable(image: Image.Image, path: Path) -> None:
         raise VideoError(f"{path}: found an animation, expected one picture; convert it to a video")
 
 
-class _Video(_Source):
+class _Video(FrameSource):
     """A video decoded by PyAV; every iteration has a container of its own."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
@@ -203,8 +188,6 @@ class _Video(_Source):
         self._max_pixels = max_pixels
         self._av = import_av(f"reading {path}")
         self._running: WeakSet[Generator[NDArray[np.uint8], None, None]] = WeakSet()
-        self.num_frames: int | None = None
-        self.fps: float | None = None
         first = next(iter(self), None)
         self.close()
         if first is None:
@@ -216,9 +199,6 @@ class _Video(_Source):
         frames = self._decoded()
         self._running.add(frames)
         return frames
-
-    def frame_name(self, index: int) -> str:
-        return f"{index:05d}"
 
     def close(self) -> None:
         for frames in list(self._running):

@@ -1,6 +1,6 @@
 """Where `refsam-run` takes frames from: files and folders (`frames`), cameras and stream addresses.
 
-Also which frames of a source are wanted. Only an address that the user names opens a socket.
+Also which frames of a source are taken. Only an address that the user names opens a socket.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _NETWORK_OPTIONS = {
 _NAMING_OTHERS = frozenset({"concat", "dash", "hls", "sdp", "webm_dash_manifest"})
 """Formats of FFmpeg that hold addresses, of any server, instead of pictures."""
 _MAX_LIVE_FPS = 240.0
+"""Some streams state the tick rate of their clock (90,000) as frame rate; that is no rate."""
 _CAMERA = re.compile(r"camera:([0-9]+)|/dev/video([0-9]+)")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -102,7 +103,7 @@ def open_source(source: str) -> FrameSource:
 def public_name(source: str) -> str:
     """Return a source as it may be shown and written down: an address without its secrets.
 
-    User, password and query, which often hold keys, are left out; anything else is as given.
+    User, password and query, which often hold keys, are left out; all else stays as it is.
     """
     if not _ADDRESS.match(source):
         return source
@@ -115,7 +116,7 @@ def _formats_of_pictures(formats: Iterable[str]) -> str:
     return ",".join(sorted(f for f in formats if _NAMING_OTHERS.isdisjoint(f.split(","))))
 
 
-class LiveStream:
+class LiveStream(FrameSource):
     """Frames of a camera or a stream as they come; a `FrameSource` that can be iterated once.
 
     Pictures that the decoder flags as damaged are passed on: a stream does not come again. Frames
@@ -136,10 +137,9 @@ class LiveStream:
         self, name: str, url: str, input_format: str | None, options: dict[str, str]
     ) -> None:
         self.name = name
-        self.num_frames: int | None = None
+        self.num_frames = None
         av = import_av(f"reading {name}")
         self._ffmpeg_error: type[Exception] = av.FFmpegError
-        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
         try:
             self._container: Any = av.open(
                 url,
@@ -150,7 +150,7 @@ class LiveStream:
                     **decoder_limits(MAX_FRAME_PIXELS),
                 },
                 metadata_errors="replace",
-                timeout=timeout,
+                timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S),
             )
         except av.FFmpegError as error:
             raise VideoError(self._unusable(error)) from error
@@ -162,12 +162,6 @@ class LiveStream:
             raise
         height, width, _ = self._first.shape
         self.original_hw = height, width
-
-    def __enter__(self) -> LiveStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         yield self._first
@@ -187,10 +181,6 @@ class LiveStream:
                 f"{self.name}: lost after {num_done} frames ({_reason(error)}); check the "
                 "connection and start again"
             ) from error
-
-    def frame_name(self, index: int) -> str:
-        """Return the name of the result of a frame: 00000, 00001, ..."""
-        return f"{index:05d}"
 
     def close(self) -> None:
         """Close the device or the connection; may be called twice."""
@@ -216,7 +206,7 @@ class LiveStream:
                 f"{MAX_FRAME_PIXELS:,} in a frame; choose a smaller stream"
             )
         rate = float(stream.average_rate or 0)
-        self.fps: float | None = rate if 0 < rate <= _MAX_LIVE_FPS else None
+        self.fps = rate if 0 < rate <= _MAX_LIVE_FPS else None
         for frame in self._container.decode(stream):
             quarters = round(frame.rotation / 90)
             yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))

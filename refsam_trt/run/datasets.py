@@ -84,27 +84,20 @@ class DatasetVideo:
         return source if len(listed) == len(indices) else _Listed(source, listed)
 
 
-class _Listed:
+class _Listed(FrameSource):
     """Some frames of a source as a source of their own."""
-
-    fps: float | None = None
 
     def __init__(self, source: FrameSource, indices: list[int]) -> None:
         self.name = source.name
         self.original_hw = source.original_hw
-        self.num_frames: int | None = len(indices)
+        self.num_frames = len(indices)
+        self.fps = None
         self._source = source
         self._indices = indices
 
-    def __enter__(self) -> _Listed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        wanted = set(self._indices)
-        return (frame for index, frame in enumerate(self._source) if index in wanted)
+        indices = set(self._indices)
+        return (frame for index, frame in enumerate(self._source) if index in indices)
 
     def frame_name(self, index: int) -> str:
         return self._source.frame_name(self._indices[index])

@@ -23,7 +23,8 @@ from refsam_trt.families.base import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam.family import RefsamFamily
 from refsam_trt.media.frames import open_frames
 from refsam_trt.result.result import Result
-from refsam_trt.session.session import Color, Session, SessionModel
+from refsam_trt.session.frame_input import Color
+from refsam_trt.session.session import Session, SessionModel
 from refsam_trt.session.variants import fitting_variants, only_variant
 from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
 from refsam_trt.text.encoder import TextMode

@@ -1,13 +1,13 @@
 """One frame -> network input: preprocessed on the host, or taken as it is where it lies on the GPU.
 
-A frame on the GPU is the network's input already, made there by whoever decoded it: float32
+A frame on the GPU is the network's input already, as whoever decoded it left it there: float32
 [1, 3, S, S], resized, normalised and padded as `manifest.preprocess` says. Nothing of it is copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from refsam_trt.image.preprocess import Preprocessor, checked_hw
 _HOST = 1
 """DLPack's number for memory of the CPU."""
 
+Color = Literal["rgb", "bgr"]
 Adopt = Callable[[Any], Buffer]
 
 
@@ -47,7 +48,7 @@ def frame_size(frame: Any, declared_hw: tuple[int, int] | None) -> tuple[int, in
 
 
 def network_image(
-    frame: Any, preprocessor: Preprocessor, color: str, adopt: Adopt | None
+    frame: Any, preprocessor: Preprocessor, color: Color, adopt: Adopt | None
 ) -> np.ndarray | Buffer:
     """Return the network's input, float32 [1, 3, S, S], where the frame lies.
 
@@ -80,4 +81,4 @@ def network_image(
     return buffer
 
 
-__all__ = ["Adopt", "frame_size", "is_on_device", "network_image"]
+__all__ = ["Adopt", "Color", "frame_size", "is_on_device", "network_image"]

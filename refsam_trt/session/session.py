@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,18 +16,15 @@ from refsam_trt.image.postprocess import Postprocessor
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.result.result import FrameResults, frame_results
-from refsam_trt.session.frame_input import Adopt, frame_size, network_image
+from refsam_trt.session.frame_input import Adopt, Color, frame_size, network_image
 from refsam_trt.session.state_file import (
     SCHEMA,
     SavedExpression,
     SavedSession,
-    check_rows,
     read_state,
     refuse_other,
     write_state,
 )
-
-Color = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,15 @@ class Session:
         self._declared_hw = original_hw
         self._video: VideoAdapter | None = model.family.open_video()
         self._next_id = 0
-        self._preprocessor: Preprocessor | None
-        self._postprocessor: Postprocessor | None
         self._begin()
+
+    def _begin(self, frame_hw: tuple[int, int] | None = None, num_frames: int = 0) -> None:
+        """Set what belongs to one video; refuses a size that cannot be used before it does so."""
+        frame_hw = frame_hw or self._declared_hw
+        self._preprocessor = Preprocessor(frame_hw, self._model.preprocess) if frame_hw else None
+        self._postprocessor: Postprocessor | None = None
+        self._num_frames = num_frames
+        self._is_finished = False
 
     def __enter__(self) -> Session:
         return self
@@ -105,8 +108,8 @@ class Session:
         """Look for an expression from the next frame on; allowed at any time.
 
         Returns:
-            Its id, never given twice by a session. Adding a text again gives a second, independent
-            track.
+            Its id, which the session never uses again. Adding a text again gives a second,
+            independent track.
 
         Raises:
             ExpressionError: empty, too long, or unknown where only cached expressions work.
@@ -192,9 +195,8 @@ class Session:
         """
         rest = self._running_video().finish()
         self._is_finished = True
-        if self._preprocessor is None:
-            return []
-        return [self._wrap(raw, self._preprocessor) for raw in rest]
+        preprocessor = self._preprocessor
+        return [self._wrap(raw, preprocessor) for raw in rest] if preprocessor else []
 
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResults]:
         """Yield for every frame what `step` returns, errors too; `finish` is left to the caller."""
@@ -210,18 +212,7 @@ class Session:
             OutputError: the file cannot be written.
         """
         tensors = self._running_video().save()
-        model = self._model
-        saved = SavedSession(
-            schema=SCHEMA,
-            bundle_id=model.bundle_id,
-            variant=model.variant,
-            precision=model.precision,
-            expressions=tuple(SavedExpression(i, t) for i, t in self.expressions.items()),
-            next_expression_id=self._next_id,
-            num_frames=self._num_frames,
-            frame_hw=self.frame_hw,
-        )
-        write_state(Path(path), saved, tensors)
+        write_state(Path(path), self._described(), tensors)
 
     def load_state(self, path: str | Path) -> None:
         """Become the session that was saved, whatever this one was before.
@@ -236,8 +227,7 @@ class Session:
         """
         self._open_video()
         saved, tensors = read_state(Path(path))
-        refuse_other(Path(path), saved, self._model, self._declared_hw)
-        check_rows(Path(path), saved, tensors)
+        refuse_other(Path(path), saved, self._described(), self._declared_hw)
         video = self._model.family.open_video()
         for expression in saved.expressions:
             video.add_expression(expression.id, expression.text)
@@ -255,17 +245,24 @@ class Session:
             self._video = None
             self._on_close(self)
 
-    def _begin(self, frame_hw: tuple[int, int] | None = None, num_frames: int = 0) -> None:
-        frame_hw = frame_hw or self._declared_hw
-        self._preprocessor = self._new_preprocessor(frame_hw) if frame_hw else None
-        self._postprocessor = None
-        self._num_frames = num_frames
-        self._is_finished = False
+    def _described(self) -> SavedSession:
+        """Return what a state file says of this session besides its tensors."""
+        model = self._model
+        return SavedSession(
+            schema=SCHEMA,
+            bundle_id=model.bundle_id,
+            variant=model.variant,
+            precision=model.precision,
+            expressions=tuple(SavedExpression(i, t) for i, t in self.expressions.items()),
+            next_expression_id=self._next_id,
+            num_frames=self._num_frames,
+            frame_hw=self.frame_hw,
+        )
 
     def _preprocessor_for(self, frame: Any) -> Preprocessor:
         frame_hw = frame_size(frame, self._declared_hw)
         if self._preprocessor is None:
-            return self._new_preprocessor(frame_hw)
+            return Preprocessor(frame_hw, self._model.preprocess)
         expected_hw = self._preprocessor.geometry.original_hw
         if frame_hw != expected_hw:
             raise VideoError(
@@ -273,9 +270,6 @@ class Session:
                 f"{expected_hw} like the rest of the video; call reset() to begin another video"
             )
         return self._preprocessor
-
-    def _new_preprocessor(self, frame_hw: tuple[int, int]) -> Preprocessor:
-        return Preprocessor(frame_hw, self._model.preprocess)
 
     def _wrap(self, raw: RawFrame, preprocessor: Preprocessor) -> FrameResults:
         geometry = preprocessor.geometry

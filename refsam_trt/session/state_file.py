@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -67,49 +66,40 @@ def read_state(path: Path) -> tuple[SavedSession, dict[str, np.ndarray]]:
             raise StateError(f"over {MAX_FILE_BYTES} bytes")
         with safe_open(path, framework="numpy") as file:
             raw = (file.metadata() or {})[METADATA_KEY]
-            if (found := msgspec.json.decode(raw, type=_Schema).schema) != SCHEMA:
-                raise StateError(f"schema {found}, this version reads {SCHEMA}")
+            # First the schema alone: another one has other fields, which is not damage.
+            if (schema := msgspec.json.decode(raw, type=_Schema).schema) != SCHEMA:
+                raise StateError(f"schema {schema}, this version reads {SCHEMA}")
             saved = msgspec.json.decode(raw, type=SavedSession)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
+    except Exception as error:  # safetensors raises classes of its own, by version
         reason = str(error) if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
         raise StateError(f"{path}: not a session state ({reason}); save it again") from error
-    _check(path, saved)
+    _check(path, saved, tensors)
     return saved, tensors
 
 
-class Identified(Protocol):
-    """What a state belongs to."""
-
-    @property
-    def bundle_id(self) -> str:
-        """SHA-256 of the bundle's manifest."""
-
-    @property
-    def variant(self) -> str:
-        """Name of the set of graphs."""
-
-    @property
-    def precision(self) -> str:
-        """Of the variant."""
-
-
 def refuse_other(
-    path: Path, saved: SavedSession, model: Identified, declared_hw: tuple[int, int] | None
+    path: Path, saved: SavedSession, current: SavedSession, declared_hw: tuple[int, int] | None
 ) -> None:
     """Refuse a state that was saved on another model or with frames of another size.
+
+    Args:
+        path: of the state, for the message.
+        saved: what the file says.
+        current: what the session that reads it would write.
+        declared_hw: size of the frames that the session was opened for, None for any.
 
     Raises:
         StateError: another bundle, variant, precision, or size than the declared one.
     """
-    for label, found, expected in (
-        ("bundle", saved.bundle_id, model.bundle_id),
-        ("variant", saved.variant, model.variant),
-        ("precision", saved.precision, model.precision),
+    for label, there, here in (
+        ("bundle", saved.bundle_id, current.bundle_id),
+        ("variant", saved.variant, current.variant),
+        ("precision", saved.precision, current.precision),
     ):
-        if found != expected:
+        if there != here:
             raise StateError(
-                f"{path}: saved with {label} {found}, this engine has {expected}; load the {label} "
+                f"{path}: saved with {label} {there}, this engine has {here}; load the {label} "
                 "it was saved with"
             )
     if declared_hw and saved.frame_hw and declared_hw != saved.frame_hw:
@@ -119,26 +109,11 @@ def refuse_other(
         )
 
 
-def check_rows(path: Path, saved: SavedSession, tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuse tensors that do not have a row per expression, before any of these is embedded.
-
-    Raises:
-        StateError: another number of rows.
-    """
-    num = len(saved.expressions)
-    for name, tensor in tensors.items():
-        if tensor.shape[:1] != (num,):
-            raise StateError(
-                f"{path}: tensor {name!r} {list(tensor.shape)}, expected a row for each of "
-                f"{num} expressions; save it again"
-            )
-
-
 class _Schema(msgspec.Struct, frozen=True):
     schema: int
 
 
-def _check(path: Path, saved: SavedSession) -> None:
+def _check(path: Path, saved: SavedSession, tensors: Mapping[str, np.ndarray]) -> None:
     ids = [expression.id for expression in saved.expressions]
     is_sound = (
         len(set(ids)) == len(ids)
@@ -148,3 +123,9 @@ def _check(path: Path, saved: SavedSession) -> None:
     )
     if not is_sound:
         raise StateError(f"{path}: ids, frame counter or frame size make no sense; save it again")
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != (len(ids),):
+            raise StateError(
+                f"{path}: tensor {name!r} {list(tensor.shape)}, expected a row for each of "
+                f"{len(ids)} expressions; save it again"
+            )

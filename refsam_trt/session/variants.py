@@ -39,26 +39,24 @@ def fitting_variants(manifest: Manifest, name: str | None, precision: str | None
     names = sorted(variants)
     if name is not None and name not in variants:
         raise UsageError(f"the bundle has no variant {name!r}; it has: {', '.join(names)}")
-    found = {variant.precision for variant in variants.values()}
-    if name is not None:
-        wanted = precision or variants[name].precision
-    else:
-        wanted = precision or (_DEFAULT_PRECISION if len(found) > 1 else min(found))
-    fitting = [n for n in names if variants[n].precision == wanted and name in (None, n)]
+    if precision is None:
+        candidates = {variants[n].precision for n in names if name in (None, n)}
+        precision = _DEFAULT_PRECISION if len(candidates) > 1 else min(candidates)
+    fitting = [n for n in names if variants[n].precision == precision and name in (None, n)]
     if not fitting and name is not None:
         raise UsageError(
-            f"variant {name!r} is {variants[name].precision}, not {wanted}; leave one of the two "
-            "options out"
+            f"variant {name!r} is {variants[name].precision}, not {precision}; leave one of the "
+            "two options out"
         )
     if not fitting:
         command = (
-            f"quantise it with `refsam-calibrate BUNDLE --scheme {wanted} ...`"
-            if wanted in QUANTISED
-            else f"export the bundle anew with `refsam-export ... --precision {wanted}`"
+            f"quantise it with `refsam-calibrate BUNDLE --scheme {precision} ...`"
+            if precision in QUANTISED
+            else f"export the bundle anew with `refsam-export ... --precision {precision}`"
         )
         raise UsageError(
-            f"the bundle has no {wanted} variant; it has: {', '.join(names)}; name one of them, or "
-            f"{command}"
+            f"the bundle has no {precision} variant; it has: {', '.join(names)}; name one of "
+            f"them, or {command}"
         )
     return fitting
 
@@ -106,6 +104,6 @@ def _best(
 ) -> Sequence[str]:
     """Return the names of the first kind of `order` that there is, all of them if there is none."""
     for kind in order:
-        if found := [name for name in names if kinds[name] == kind]:
-            return found
+        if of_kind := [name for name in names if kinds[name] == kind]:
+            return of_kind
     return names

@@ -26,7 +26,6 @@ from refsam_trt.errors import (
     InternalError,
     MissingExtraError,
     RefsamError,
-    VideoError,
 )
 
 _NO_MEMORY = ("OUT_OF_MEMORY", "OutOfMemory", "out of memory")
@@ -39,16 +38,6 @@ class DeviceFacts:
     name: str
     compute_capability: str
     driver_version: str
-
-
-@dataclass(frozen=True)
-class DeviceView:
-    """Memory on the GPU that somebody else owns; `owner` keeps it alive."""
-
-    address: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    owner: Any
 
 
 class CudaDevice:
@@ -64,21 +53,19 @@ class CudaDevice:
 
     def __init__(self, index: int = 0) -> None:
         # First of all: TensorRT 11 without a driver ends the process instead of raising an error.
-        found = driver.describe()
-        if "error" in found:
+        answer = driver.describe()
+        if "error" in answer:
             raise BackendError(
-                f"no GPU can be used: CUDA driver {found['error']}; install NVIDIA's driver, or "
+                f"no GPU can be used: CUDA driver {answer['error']}; install NVIDIA's driver, or "
                 "use backend ort-cpu"
             )
-        if index >= len(found["devices"]):
+        if index >= len(answer["devices"]):
             raise BackendError(
-                f"GPU {index}: the CUDA driver has {len(found['devices'])} of them; check "
+                f"GPU {index}: the CUDA driver has {len(answer['devices'])} of them; check "
                 "CUDA_VISIBLE_DEVICES, or use backend ort-cpu"
             )
-        facts = found["devices"][index]
-        self.facts = DeviceFacts(
-            facts["name"], facts["compute_capability"], found["driver_version"]
-        )
+        gpu = answer["devices"][index]
+        self.facts = DeviceFacts(gpu["name"], gpu["compute_capability"], answer["driver_version"])
         self.name = f"cuda:{index}"
         core = _imported("cuda.core")
         with device_errors("opening the GPU"):
@@ -101,9 +88,9 @@ class CudaDevice:
     def new_stream(self) -> OwnStream:
         """Return a stream that belongs to no thread."""
         self._thread()
-        made = OwnStream(self, self._new_stream())
-        self._own_streams.add(made)
-        return made
+        stream = OwnStream(self, self._new_stream())
+        self._own_streams.add(stream)
+        return stream
 
     def enter(self, stream: Any) -> None:
         """Let this thread work on a stream until it leaves it."""
@@ -181,7 +168,7 @@ class CudaDevice:
         self.sync()
 
     def capture(self, enqueue: Callable[[int], None]) -> Any:
-        """Return a graph of the work that `enqueue` puts on the stream it is given, not run yet.
+        """Return a graph of the work that `enqueue` puts on its stream; the graph has not run yet.
 
         That work must have run once before, so that nothing is allocated while it is captured.
         """
@@ -202,29 +189,13 @@ class CudaDevice:
         with device_errors("launching a CUDA graph"):
             graph.launch(self.stream)
 
-    def view(self, array: Any) -> DeviceView:
-        """Look at another library's array on this GPU: nothing is copied, its stream is waited for.
-
-        Args:
-            array: with `__dlpack__` or `__cuda_array_interface__`; C-contiguous.
-
-        Raises:
-            VideoError: not on this GPU, or not contiguous.
-        """
+    def view(self, array: Any) -> Any:
+        """Return cuda-core's view of another library's array; the array's stream is waited for."""
         utils = _imported("cuda.core.utils")
         with device_errors("reading an array on the GPU"):
             view = utils.StridedMemoryView.from_any_interface(array, stream_ptr=self.stream_handle)
             self.stream.sync()  # the array may be read on another stream than this one
-        shape, dtype = tuple(view.shape), np.dtype(view.dtype)
-        where = f"cuda:{view.device_id}" if view.is_device_accessible else "the host"
-        if where != self.name:
-            raise VideoError(f"frame: an array on {where}, expected one on {self.name}")
-        if view.strides is not None and not _is_dense(shape, tuple(view.strides)):
-            raise VideoError(
-                f"frame: strides {tuple(view.strides)} of shape {shape}, expected a C-contiguous "
-                "array; make a contiguous copy first"
-            )
-        return DeviceView(int(view.ptr), shape, dtype, (view, array))
+        return view
 
     def _staging(self, num_bytes: int) -> tuple[Any, np.ndarray]:
         """Return this thread's pinned memory, exactly `num_bytes` of it, and as uint8 [num_bytes].
@@ -232,13 +203,11 @@ class CudaDevice:
         Free again as soon as the transfer is waited for.
         """
         local = self._thread()
-        kept = local.staging
-        if kept is None or kept.size < num_bytes:
-            kept = self._pinned.allocate(num_bytes, stream=self.stream)
-            local.staging = kept
-        address = int(kept.handle)
+        if local.staging is None or local.staging.size < num_bytes:
+            local.staging = self._pinned.allocate(num_bytes, stream=self.stream)
+        address = int(local.staging.handle)
         raw = (ctypes.c_uint8 * num_bytes).from_address(address)
-        return self._region(address, num_bytes, kept), np.ctypeslib.as_array(raw)
+        return self._region(address, num_bytes, local.staging), np.ctypeslib.as_array(raw)
 
     def _thread(self) -> Any:
         """Return what this thread has for itself; the GPU becomes current there."""
@@ -300,16 +269,4 @@ def _imported(name: str) -> Any:
         raise MissingExtraError("cuda", f"module {name}", str(error)) from error
 
 
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Say whether strides, counted in elements, are those of a C-contiguous array.
-
-    Those of axes of size 1 mean nothing, and DLPack's writers fill them in differently.
-    """
-    dense = (int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
-    return all(
-        size == 1 or found == expected
-        for size, found, expected in zip(shape, strides, dense, strict=True)
-    )
-
-
-__all__ = ["CudaDevice", "DeviceFacts", "DeviceView", "device_errors"]
+__all__ = ["CudaDevice", "DeviceFacts", "device_errors"]

@@ -10,7 +10,7 @@ import numpy as np
 from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
 from refsam_trt.backends.cuda.device import CudaDevice, OwnStream
 from refsam_trt.contract.specs import DType
-from refsam_trt.errors import InternalError
+from refsam_trt.errors import InternalError, VideoError
 
 
 class CudaBuffer:
@@ -90,9 +90,18 @@ class CudaMemory:
         Raises:
             VideoError: not on this GPU, or not dense.
         """
-        view = self.device.view(array)
+        view, device = self.device.view(array), self.device.name
+        shape, strides = tuple(view.shape), view.strides
+        where = f"cuda:{view.device_id}" if view.is_device_accessible else "the host"
+        if where != device:
+            raise VideoError(f"frame: an array on {where}, expected one on {device}")
+        if strides is not None and not _is_dense(shape, tuple(strides)):
+            raise VideoError(
+                f"frame: strides {tuple(strides)} of shape {shape}, expected a C-contiguous "
+                "array; make a contiguous copy first"
+            )
         dtype = dtype_of(np.empty(0, view.dtype))
-        return CudaBuffer(self.device.name, view.address, view.shape, dtype, view)
+        return CudaBuffer(device, int(view.ptr), shape, dtype, (view, array))
 
     def close(self) -> None:
         """Wait for the work of all streams; memory goes with the last reference."""
@@ -104,6 +113,18 @@ def cuda_buffer(buffer: Buffer) -> CudaBuffer:
     if not isinstance(buffer, CudaBuffer):
         raise InternalError(f"a CUDA backend was given a buffer of device {buffer.device}")
     return buffer
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Say whether strides, counted in elements, are those of a C-contiguous array.
+
+    Those of axes of size 1 mean nothing, and DLPack's writers fill them in differently.
+    """
+    dense = (int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    return all(
+        size == 1 or stride == expected
+        for size, stride, expected in zip(shape, strides, dense, strict=True)
+    )
 
 
 __all__ = ["CudaBuffer", "CudaMemory", "cuda_buffer"]

@@ -36,13 +36,13 @@ class TrtLog:
     def number(self, label: str) -> int | None:
         """Return the number after `label: ` in the last line that has it, None if none has."""
         pattern = re.compile(rf"{re.escape(label)}: (\d+)")
-        found = [match for _, text in self.lines if (match := pattern.search(text))]
-        return int(found[-1].group(1)) if found else None
+        matches = [match for _, text in self.lines if (match := pattern.search(text))]
+        return int(matches[-1].group(1)) if matches else None
 
     def errors(self, since: int = 0) -> str:
         """Return the first error messages from line `since` on, as one text for our own."""
-        found = dict.fromkeys(text for kind, text in self.lines[since:] if kind == "ERROR")
-        return "; ".join(list(found)[:_NUM_SHOWN]) or "it gave no reason"
+        errors = dict.fromkeys(text for kind, text in self.lines[since:] if kind == "ERROR")
+        return "; ".join(list(errors)[:_NUM_SHOWN]) or "it gave no reason"
 
 
 def make_logger(flavour: Flavour, log: TrtLog) -> Any:

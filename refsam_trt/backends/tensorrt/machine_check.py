@@ -32,23 +32,16 @@ def check_machine(plans: Plans, flavour: Flavour, device: DeviceFacts) -> None:
     """
     manifest = plans.manifest
     builder = manifest.builder
-    found = {
-        "backend": flavour.backend,
-        "version": flavour.version,
-        "CUDA": flavour.cuda_major,
-        "system": platform_name(),
-    }
-    expected = {
-        "backend": builder.backend,
-        "version": builder.version,
-        "CUDA": builder.cuda_major,
-        "system": builder.platform,
-    }
-    for what, needed in expected.items():
-        if None not in (needed, found[what]) and needed != found[what]:
+    for what, needed, present in (
+        ("backend", builder.backend, flavour.backend),
+        ("version", builder.version, flavour.version),
+        ("CUDA", builder.cuda_major, flavour.cuda_major),
+        ("system", builder.platform, platform_name()),
+    ):
+        if None not in (needed, present) and needed != present:
             raise PlanVersionError(
-                f"{plans.folder}: built for {what} {needed}, here is {found[what]}; build the "
-                f"plans again: {manifest.build_command}"
+                f"{plans.folder}: built for {what} {needed}, here is {present}; build the plans "
+                f"again: {manifest.build_command}"
             )
     capabilities = builder.compute_capabilities
     if capabilities is not None and not _is_among(device.compute_capability, capabilities):

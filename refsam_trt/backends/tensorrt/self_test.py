@@ -78,17 +78,17 @@ def run_golden(backend: Backend, graph: Graph, run: GoldenRun) -> dict[str, np.n
 
 
 def _compare(
-    found: dict[str, np.ndarray], run: GoldenRun, plans: Plans, name: str, gpu: str
+    outputs: dict[str, np.ndarray], run: GoldenRun, plans: Plans, name: str, gpu: str
 ) -> None:
     precision = plans.manifest.graphs[name].precision
     allowed = tolerance(precision, has_tf32=plans.manifest.builder.has_tf32)
-    for tensor, error in run.errors(found).items():
+    for tensor, error in run.errors(outputs).items():
         if error > allowed:
             raise PlanMismatchError(
                 f"{plans.plan(name)}: on {gpu}, output {tensor!r} differs from the golden one by "
-                f"{error:.2g} (relative), {allowed:g} is allowed for "
-                f"{precision}; build the plans again: "
-                f"{plans.manifest.build_command}, and if it stays so, use another --precision"
+                f"{error:.2g} (relative), {allowed:g} is allowed for {precision}; build the plans "
+                f"again: {plans.manifest.build_command}, and if it stays so, use another "
+                "--precision"
             )
 
 

@@ -7,8 +7,10 @@ the text embedding, video-scope tensors from the track state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,12 +19,14 @@ from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import GraphEntry
 from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import StateError
-from refsam_trt.families.base import FamilyParts, StreamedVideo, VideoAdapter
+from refsam_trt.families.base import FamilyParts, VideoAdapter
 from refsam_trt.families.refsam.tracks import TrackState
 from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.text.disk import TextDiskCache, TextKey
 from refsam_trt.text.encoder import TextCache, TextEmbedding, TextEncoder, Tokenizer
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _LOGITS, _IOU, _WORD_MASK = "low_res_logits", "iou", "word_mask"
 
 
@@ -41,7 +45,7 @@ class RefsamFamily:
 
     def open_video(self) -> VideoAdapter:
         """Return a new, empty video with a stream of its own."""
-        return StreamedVideo(self.backend, lambda: RefsamVideo(self))
+        return RefsamVideo(self)
 
     def close(self) -> None:
         """Give up the text graph and the cached embeddings; the rest goes with its last user."""
@@ -54,6 +58,19 @@ class _Expression:
     embedding: TextEmbedding
 
 
+def _on_stream(
+    method: Callable[Concatenate[RefsamVideo, _P], _R],
+) -> Callable[Concatenate[RefsamVideo, _P], _R]:
+    """Let a method do its device work on the video's own stream."""
+
+    @wraps(method)
+    def streamed(video: RefsamVideo, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with video.stream:
+            return method(video, *args, **kwargs)
+
+    return streamed
+
+
 class RefsamVideo:
     """One video (see `VideoAdapter`): the image encoder and the step run once per frame.
 
@@ -62,8 +79,17 @@ class RefsamVideo:
     """
 
     def __init__(self, family: RefsamFamily) -> None:
-        backend, encoder = family.backend, family.image_encoder
         self._family = family
+        self.stream = family.backend.new_stream()
+        self._expressions: dict[int, _Expression] = {}
+        self._text: dict[str, Buffer] | None = None
+        self._results: dict[str, Buffer] = {}
+        self._allocate()
+
+    @_on_stream
+    def _allocate(self) -> None:
+        family = self._family
+        backend, encoder = family.backend, family.image_encoder
         self._encode_image = encoder.context()
         self._decode = family.decoder_step.context()
         image = encoder.spec.inputs[0]
@@ -73,15 +99,13 @@ class RefsamVideo:
         }
         token = next(t for t in family.decoder_step.spec.inputs if t.name == family.state.input)
         self._tracks = TrackState(backend, token)
-        self._expressions: dict[int, _Expression] = {}
-        self._text: dict[str, Buffer] | None = None
-        self._results: dict[str, Buffer] = {}
 
     @property
     def expressions(self) -> dict[int, str]:
         """Cleaned-up text per id, in the order they were added, which is that of the rows."""
         return {id_: expression.text for id_, expression in self._expressions.items()}
 
+    @_on_stream
     def add_expression(self, expression_id: int, text: str) -> None:
         """Embed an expression and give it a row without a track token."""
         cleaned, embedding = self._family.text_encoder.encode(text)
@@ -89,6 +113,7 @@ class RefsamVideo:
         self._expressions[expression_id] = _Expression(cleaned, embedding)
         self._text = None
 
+    @_on_stream
     def remove_expression(self, expression_id: int) -> None:
         """Drop an expression and its track token."""
         self._tracks.remove(expression_id)
@@ -103,6 +128,7 @@ class RefsamVideo:
         """Drop the track token of one expression."""
         self._tracks.forget(expression_id)
 
+    @_on_stream
     def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame:
         """Decode one frame for every expression; without any, no graph runs."""
         family = self._family
@@ -126,21 +152,23 @@ class RefsamVideo:
         """Return nothing: `step` owes no results."""
         return []
 
+    @_on_stream
     def save(self) -> dict[str, np.ndarray]:
         """Return the track tokens and which of them are present."""
         state = self._family.state
         has_track = np.array(self._tracks.has_track, np.bool_)
         return {state.input: self._tracks.download(), state.is_present: has_track}
 
+    @_on_stream
     def restore(self, tensors: dict[str, np.ndarray]) -> None:
         """Take the track tokens over."""
-        for name, kept in self.save().items():
-            found = tensors.get(name)
-            if found is None or found.shape != kept.shape or found.dtype != kept.dtype:
-                is_like = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
-                expected = f"{kept.dtype} {list(kept.shape)}"
+        for name, current in self.save().items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape != current.shape or tensor.dtype != current.dtype:
+                is_like = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+                expected = f"{current.dtype} {list(current.shape)}"
                 raise StateError(f"state tensor {name!r}: {is_like}, expected {expected}")
-            if not np.isfinite(found).all():
+            if not np.isfinite(tensor).all():
                 raise StateError(f"state tensor {name!r}: holds values that are not finite")
         state = self._family.state
         self._tracks.restore(tensors[state.input], tensors[state.is_present].tolist())
