@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from typing import Any
 
 import click
 
@@ -22,14 +22,13 @@ class Progress:
 
     def __init__(self, label: str, total: int | None, *, enabled: bool = True) -> None:
         self._label, self._total, self._enabled = label, total, enabled
-        self._terminal = enabled and sys.stderr.isatty()
         self._done = 0
         self._start = self._printed = time.monotonic()
         self._bar = (
             click.progressbar(
                 length=total, label=label, file=sys.stderr, item_show_func=lambda note: note
             )
-            if self._terminal and total
+            if enabled and total and sys.stderr.isatty()
             else None
         )
 
@@ -46,14 +45,9 @@ class Progress:
         elif self._enabled and time.monotonic() - self._printed >= _LINE_EVERY_S:
             self._line(note)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+            self._bar.__exit__(kind, *rest)
         elif self._enabled and kind is None:
             self._line("done")
 

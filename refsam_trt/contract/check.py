@@ -82,9 +82,9 @@ def _check_precision(name: str, variant: Variant) -> None:
 def _check_quantisation(manifest: Manifest, name: str, variant: Variant) -> None:
     if variant.precision not in QUANTISED:
         return
-    found = manifest.quantisation
-    if found is None or found.scheme != variant.precision or not found.layers:
-        stated = "nothing" if found is None else f"{found.scheme} of {len(found.layers)} layers"
+    entry = manifest.quantisation
+    if entry is None or entry.scheme != variant.precision or not entry.layers:
+        stated = "nothing" if entry is None else f"{entry.scheme} of {len(entry.layers)} layers"
         raise BundleError(
             f"variant {name!r}: precision {variant.precision!r}, but quantisation says {stated}; "
             "write the bundle anew with refsam-calibrate"

@@ -1,7 +1,7 @@
 """The manifest of a bundle: everything that is known about it, strictly typed.
 
-Reading from disk and checking files against it is `bundle`'s; this module is the schema and its
-canonical bytes, whose SHA-256 is the bundle id.
+This module is the schema and its canonical bytes, whose SHA-256 is the bundle id. The `bundle` room
+reads it from disk and checks files against it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from refsam_trt.image.preprocess import PreprocessConfig
 SCHEMA_VERSION = 3
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a manifest, or the whole; a field that this version does not know is refused."""
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes: JSON, UTF-8, keys sorted, two-space indent, final newline."""
+        raw = msgspec.json.encode(self, order="sorted")
+        return msgspec.json.format(raw, indent=2) + b"\n"
 
 
-class FileEntry(_Record, frozen=True):
+class FileEntry(Record, frozen=True):
     """Size in bytes and SHA-256 of one file of the bundle."""
 
     size_bytes: int
     sha256: str
 
 
-class Source(_Record, frozen=True):
+class Source(Record, frozen=True):
     """A file the weights came from: its role, its name (no folder) and its SHA-256."""
 
     role: str
@@ -37,7 +42,7 @@ class Source(_Record, frozen=True):
     sha256: str
 
 
-class TrainingRun(_Record, frozen=True):
+class TrainingRun(Record, frozen=True):
     """One run of `refsam-train`: name and SHA-256 of its recipe, kind of data, steps done."""
 
     recipe: str
@@ -46,7 +51,7 @@ class TrainingRun(_Record, frozen=True):
     num_steps: int
 
 
-class Training(_Record, frozen=True):
+class Training(Record, frozen=True):
     """How the weights were trained, as far as it is known: the runs in their order.
 
     `vocabulary` holds every word of the expressions that they were trained on, sorted; None where
@@ -57,7 +62,7 @@ class Training(_Record, frozen=True):
     vocabulary: tuple[str, ...] | None = None
 
 
-class Weights(_Record, frozen=True):
+class Weights(Record, frozen=True):
     """Where the weights came from.
 
     `random_init_seed` is None for weights that all come from files; otherwise `num_random_tensors`
@@ -71,7 +76,7 @@ class Weights(_Record, frozen=True):
     training: Training | None = None
 
 
-class Tokenizer(_Record, frozen=True):
+class Tokenizer(Record, frozen=True):
     """Expression -> token ids; `file` is in the format of the `tokenizers` library."""
 
     file: str
@@ -79,11 +84,11 @@ class Tokenizer(_Record, frozen=True):
     pad_id: int
 
 
-class GraphEntry(_Record, frozen=True):
+class GraphEntry(Record, frozen=True):
     """One ONNX graph: its file, its tensors, what it is made of, and what it computes in.
 
     `node_types` counts nodes per operator type, `node_dtypes` per element type that they compute in
-    (`onnx_types`). `flops` are those of one call with M = B = 1 and N = 16, per element type.
+    (`onnx_file.types`). `flops` are those of one call with M = B = 1 and N = 16, per element type.
     `precision` of a quantised graph names its base too: `int8-fp16`.
     """
 
@@ -95,7 +100,7 @@ class GraphEntry(_Record, frozen=True):
     flops: dict[str, int]
 
 
-class Variant(_Record, frozen=True):
+class Variant(Record, frozen=True):
     """One set of graphs: a precision, an attention form and a split.
 
     `rewrites` names the exporter's exact rewrites of the image encoder's blocks. A graph may be of
@@ -114,7 +119,7 @@ class Variant(_Record, frozen=True):
     weight_storage: str | None = None
 
 
-class StateEntry(_Record, frozen=True):
+class StateEntry(Record, frozen=True):
     """A tensor kept per video and expression: step output `output` becomes step input `input`."""
 
     input: str
@@ -122,7 +127,7 @@ class StateEntry(_Record, frozen=True):
     is_present: str
 
 
-class Limits(_Record, frozen=True):
+class Limits(Record, frozen=True):
     """Largest sizes a graph accepts: frames, expressions, and words with the end token."""
 
     max_frames: int
@@ -130,7 +135,7 @@ class Limits(_Record, frozen=True):
     max_words: int
 
 
-class Quantisation(_Record, frozen=True):
+class Quantisation(Record, frozen=True):
     """What the quantised variants of a bundle are, and where they came from.
 
     Attributes:
@@ -147,7 +152,7 @@ class Quantisation(_Record, frozen=True):
     record: dict[str, Any]
 
 
-class Manifest(_Record, frozen=True):
+class Manifest(Record, frozen=True):
     """The whole manifest; `docs/bundle.md` explains every field.
 
     `configuration` is the exporter's model configuration and opaque to the runtime. `parity` holds
@@ -176,11 +181,6 @@ class Manifest(_Record, frozen=True):
         """The words that the model was trained on; None where they are not known."""
         return self.weights.training.vocabulary if self.weights.training else None
 
-    def to_bytes(self) -> bytes:
-        """Return the canonical bytes: JSON, UTF-8, keys sorted, two-space indent, final newline."""
-        raw = msgspec.json.encode(self, order="sorted")
-        return msgspec.json.format(raw, indent=2) + b"\n"
-
 
 def bundle_id(manifest_bytes: bytes) -> str:
     """Return the bundle id: SHA-256 of the canonical manifest, in hexadecimal."""
@@ -196,6 +196,7 @@ __all__ = [
     "Manifest",
     "PreprocessConfig",
     "Quantisation",
+    "Record",
     "Source",
     "StateEntry",
     "TensorSpec",

@@ -1,6 +1,7 @@
 """The manifest of a folder of plans: what was built, from which bundle, by what and for what.
 
-Only the schema and its canonical bytes; `plan` reads folders, `plan_check` compares with a machine.
+Only the schema and its canonical bytes: `bundle.plans` reads folders, and
+`backends.tensorrt.machine_check` compares them with a machine.
 """
 
 from __future__ import annotations
@@ -8,9 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-import msgspec
-
-from refsam_trt.contract.manifest import FileEntry, Limits
+from refsam_trt.contract.manifest import FileEntry, Limits, Record
 from refsam_trt.contract.specs import GraphSpec
 
 PLAN_SCHEMA_VERSION = 2
@@ -19,11 +18,7 @@ GOLDEN_FILE = "golden.safetensors"
 PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class Profile(_Record, frozen=True):
+class Profile(Record, frozen=True):
     """Smallest, tuned-for and largest shape of one input."""
 
     min: tuple[int, ...]
@@ -31,20 +26,20 @@ class Profile(_Record, frozen=True):
     max: tuple[int, ...]
 
 
-class Builder(_Record, frozen=True):
+class Builder(Record, frozen=True):
     """What built the plans, which is what has to run them.
 
     Attributes:
         backend: `tensorrt` or `tensorrt-rtx`; never the other's plans.
         version: full version of the library; plans are bound to it.
-        cuda_major: CUDA that the library was made for; None if its package does not tell.
+        cuda_major: CUDA that the library was built for; None if its package does not tell.
         platform: operating system and architecture, such as `linux-x86_64`.
         compute_capabilities: of the GPUs that can run the plans, such as `8.9`; `>12.0` stands for
             all later ones; None if the plan does not tell.
         gpu_name: GPU that the plans were tuned on; None where they were built without one.
         driver_version: CUDA version of the driver there; None without a GPU.
         has_tf32: whether fp32 products may be rounded to TF32.
-        workspace_mib: limit on scratch memory that was given; None for the library's own.
+        workspace_mib: limit on scratch memory that was asked for; None for the library's own.
     """
 
     backend: PlanBackend
@@ -58,7 +53,7 @@ class Builder(_Record, frozen=True):
     workspace_mib: int | None
 
 
-class GraphReport(_Record, frozen=True):
+class GraphReport(Record, frozen=True):
     """What is known about a built graph; None is what nothing told, never a guess.
 
     Attributes:
@@ -85,7 +80,7 @@ class GraphReport(_Record, frozen=True):
     precision_warnings: tuple[str, ...]
 
 
-class PlanEntry(_Record, frozen=True):
+class PlanEntry(Record, frozen=True):
     """One plan: its file, the graph it was built from, its tensors and the shapes it accepts.
 
     `graph_id` is `Bundle.content_id` of the ONNX file: a hash of it and its external data.
@@ -100,7 +95,7 @@ class PlanEntry(_Record, frozen=True):
     report: GraphReport
 
 
-class PlanManifest(_Record, frozen=True):
+class PlanManifest(Record, frozen=True):
     """The whole manifest; `limits` are the largest sizes of the plans, not those of the bundle."""
 
     schema_version: int
@@ -114,16 +109,11 @@ class PlanManifest(_Record, frozen=True):
     golden_source: str
     files: dict[str, FileEntry]
 
-    def to_bytes(self) -> bytes:
-        """Return the canonical bytes: JSON, UTF-8, keys sorted, two-space indent, final newline."""
-        raw = msgspec.json.encode(self, order="sorted")
-        return msgspec.json.format(raw, indent=2) + b"\n"
-
     @property
     def build_command(self) -> str:
         """The command that builds these plans again, for the machine and library at hand."""
-        chosen = f"--backend {self.builder.backend} --precision {self.precision}"
-        return f"refsam-build BUNDLE {chosen} --output PLANS"
+        options = f"--backend {self.builder.backend} --precision {self.precision}"
+        return f"refsam-build BUNDLE {options} --output PLANS"
 
 
 def plan_id(manifest_bytes: bytes) -> str:

@@ -51,7 +51,7 @@ def precision_problem(precision: str, nodes: Mapping[tuple[str, str], int]) -> s
 
     Args:
         precision: what the graph states, such as `fp16` or `int8-fp16`.
-        nodes: how many there are of each operator type and element type (`onnx_types`).
+        nodes: how many there are of each operator type and element type (`onnx_file.types`).
     """
     quantised, base = split_precision(precision)
     half = _HALF.get(base)
@@ -66,8 +66,8 @@ def precision_problem(precision: str, nodes: Mapping[tuple[str, str], int]) -> s
             is_half = half and not (base == "bf16" and op_type in _FP32_IN_BF16)
             expected = half if is_half else "float32"
             if dtype != expected:
-                found = dtype or "a type that cannot be told"
-                return f"{count} nodes of type {op_type} compute in {found}, not in {expected}"
+                actual = dtype or "a type that cannot be told"
+                return f"{count} nodes of type {op_type} compute in {actual}, not in {expected}"
         has_half = has_half or dtype == half
     if quantised and not nodes.get(("MatMul", quantised)):
         return f"no matrix product computes in {quantised}"
@@ -78,10 +78,10 @@ def precision_problem(precision: str, nodes: Mapping[tuple[str, str], int]) -> s
 
 def count_dtypes(nodes: Mapping[tuple[str, str], int]) -> dict[str, int]:
     """Return how many nodes compute in each element type, sorted: a manifest's `node_dtypes`."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for (_, dtype), count in nodes.items():
-        found[dtype or "unknown"] += count
-    return dict(sorted(found.items()))
+        counts[dtype or "unknown"] += count
+    return dict(sorted(counts.items()))
 
 
 __all__ = [

@@ -123,9 +123,9 @@ def check(manifest: Manifest) -> None:
 
 
 def _check_state(manifest: Manifest) -> None:
-    found = [(entry.input, entry.output, entry.is_present) for entry in manifest.state]
-    if found != [STATE]:
-        stated = "; ".join(", ".join(names) for names in found) or "none"
+    entries = [(entry.input, entry.output, entry.is_present) for entry in manifest.state]
+    if entries != [STATE]:
+        stated = "; ".join(", ".join(names) for names in entries) or "none"
         raise BundleError(
             f"state: {stated}; {FAMILY} keeps {', '.join(STATE)} (input, output, "
             f"sign of presence) and nothing else; {EXPORT_AGAIN}"
@@ -134,13 +134,13 @@ def _check_state(manifest: Manifest) -> None:
 
 def _check_graphs(name: str, variant: Variant, *, has_text_cache: bool) -> None:
     needed = set(GRAPHS) - ({TEXT_ENCODER} if has_text_cache else set())
-    found = variant.graphs.keys()
-    if unknown := found - set(GRAPHS):
+    graphs = variant.graphs.keys()
+    if unknown := graphs - set(GRAPHS):
         raise BundleError(
             f"variant {name!r}: graph {', '.join(sorted(unknown))}; {FAMILY} has "
             f"{', '.join(GRAPHS)}; {EXPORT_AGAIN}"
         )
-    if missing := needed - found:
+    if missing := needed - graphs:
         raise BundleError(
             f"variant {name!r}: no graph {', '.join(sorted(missing))}; {FAMILY} needs it"
             f"{'' if has_text_cache else ' (the text encoder unless there is a text cache)'}; "
@@ -158,14 +158,11 @@ def _check_precision(name: str, variant: Variant) -> None:
     if variant.precision in QUANTISED:
         base = split_precision(stated[IMAGE_ENCODER])[1]
         base = base if base in BASES else BASES[0]
-        expected = {
-            IMAGE_ENCODER: f"{variant.precision}-{base}",
-            DECODER_STEP: base,
-        }
-    for graph, found in stated.items():
-        if found != expected[graph]:
+        expected = {IMAGE_ENCODER: f"{variant.precision}-{base}", DECODER_STEP: base}
+    for graph, precision in stated.items():
+        if precision != expected[graph]:
             raise BundleError(
-                f"variant {name!r}, graph {graph!r}: precision {found!r}, expected "
+                f"variant {name!r}, graph {graph!r}: precision {precision!r}, expected "
                 f"{expected[graph]!r}; {EXPORT_AGAIN}"
             )
 

@@ -32,14 +32,14 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scope: Scope
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape for the given sizes of the symbols."""
+        """Return the shape that sizes of the symbols make."""
         return tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in self.dims)
 
     @property
     def symbols(self) -> tuple[str, ...]:
         """Symbols in dims order, each once."""
-        found = (dim.partition("+")[0] for dim in self.dims if isinstance(dim, str))
-        return tuple(dict.fromkeys(found))
+        symbols = (dim.partition("+")[0] for dim in self.dims if isinstance(dim, str))
+        return tuple(dict.fromkeys(symbols))
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,21 +64,21 @@ def _size(dim: str, sizes: Mapping[str, int]) -> int:
 
 
 def check_tensors(
-    where: str, found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
+    where: str, tensors: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
 ) -> None:
     """Check the tensors of one graph against those of the contract, in order.
 
     Raises:
         BundleError: begins with `where`.
     """
-    for tensor, wanted in zip(found, expected, strict=False):
-        if tensor != wanted:
+    for tensor, needed in zip(tensors, expected, strict=False):
+        if tensor != needed:
             raise BundleError(
-                f"{where} {_shown(tensor)}, expected {_shown(wanted)}; {EXPORT_AGAIN}"
+                f"{where} {_shown(tensor)}, expected {_shown(needed)}; {EXPORT_AGAIN}"
             )
-    if len(found) != len(expected):
+    if len(tensors) != len(expected):
         raise BundleError(
-            f"{where}s: {len(found)} tensors, expected {len(expected)} "
+            f"{where}s: {len(tensors)} tensors, expected {len(expected)} "
             f"({', '.join(tensor.name for tensor in expected)}); {EXPORT_AGAIN}"
         )
 

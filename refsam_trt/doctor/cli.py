@@ -47,9 +47,9 @@ def command(as_json: bool) -> None:
 
     Exit codes: 0 at least one backend works, 2 none does.
     """
-    found = examine()
-    click.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
-    if not any(entry["works"] for entry in found["backends"].values()):
+    answers = examine()
+    click.echo(json.dumps(answers) if as_json else "\n".join(_lines(answers)))
+    if not any(entry["works"] for entry in answers["backends"].values()):
         raise click.exceptions.Exit(RefsamError.exit_code)
 
 
@@ -61,7 +61,7 @@ def examine() -> dict[str, Any]:
     their own, so that none can take this one with it.
     """
     packages = _package_versions()
-    found = {
+    return {
         "refsam_trt": packages.pop("refsam-trt"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -71,13 +71,12 @@ def examine() -> dict[str, Any]:
         "onnxruntime": probe.ask("onnxruntime"),
         "video": probe.ask("video"),
         "cuda": probe.ask("cuda"),
-        "tensorrt": {name: _is_installed(name) for name in _TENSORRT_MODULES.values()},
+        "tensorrt": {module: _is_installed(module) for module in _TENSORRT_MODULES.values()},
+        "backends": {
+            **{name: _tried("tensorrt", name) for name in _TENSORRT_MODULES},
+            **{name: _tried("backend", name) for name in _RUNNING_BACKENDS},
+        },
     }
-    found["backends"] = {
-        **{name: _opened(name) for name in _TENSORRT_MODULES},
-        **{name: _tried(name) for name in _RUNNING_BACKENDS},
-    }
-    return found
 
 
 def _package_versions() -> dict[str, str | None]:
@@ -126,38 +125,35 @@ def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _tried(name: str) -> dict[str, Any]:
-    answer = probe.ask("backend", name)
+def _tried(question: str, name: str) -> dict[str, Any]:
+    answer = probe.ask(question, name)
     if "error" in answer:
         return {"works": False, "reason": answer["error"]}
-    return {"works": True, "reason": f"its test graph ran; {answer['precision_notes']}"}
-
-
-def _opened(name: str) -> dict[str, Any]:
-    answer = probe.ask("tensorrt", name)
-    if "error" in answer:
-        return {"works": False, "reason": answer["error"]}
-    reason = f"version {answer['version']} opened on {answer['gpu']}; plans are tried when loaded"
+    reason = (
+        f"version {answer['version']} opened on {answer['gpu']}; plans are tried when loaded"
+        if question == "tensorrt"
+        else f"its test graph ran; {answer['precision_notes']}"
+    )
     return {"works": True, "reason": reason}
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _lines(answers: dict[str, Any]) -> list[str]:
     return [
-        f"refsam-trt {found['refsam_trt']}, Python {found['python']}, {found['platform']}",
-        _cpu_line(found["cpu"]),
-        f"packages: {_listed(found['packages'])}",
-        *(f"PROBLEM: {problem}" for problem in found["problems"]),
-        _part_line("ONNX Runtime", found["onnxruntime"], _onnxruntime_text),
-        _part_line("video", found["video"], _video_text),
-        _part_line("CUDA driver", found["cuda"], _cuda_text),
+        f"refsam-trt {answers['refsam_trt']}, Python {answers['python']}, {answers['platform']}",
+        _cpu_line(answers["cpu"]),
+        f"packages: {_listed(answers['packages'])}",
+        *(f"PROBLEM: {problem}" for problem in answers["problems"]),
+        _part_line("ONNX Runtime", answers["onnxruntime"], _onnxruntime_text),
+        _part_line("video", answers["video"], _video_text),
+        _part_line("CUDA driver", answers["cuda"], _cuda_text),
         *(
             f"module {name}: {'installed' if is_there else 'not installed'}"
-            for name, is_there in found["tensorrt"].items()
+            for name, is_there in answers["tensorrt"].items()
         ),
         "backends:",
         *(
             f"  {name:<13}{'works' if entry['works'] else 'no':<7}{entry['reason']}"
-            for name, entry in found["backends"].items()
+            for name, entry in answers["backends"].items()
         ),
     ]
 

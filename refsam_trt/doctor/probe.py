@@ -35,7 +35,7 @@ def ask(*question: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Run a probe in a process of its own and return its answer.
 
     Returns:
-        What the probe found, or only `error`: how its process died.
+        What the probe answered, or only `error`: how its process died.
     """
     command = [sys.executable, "-m", "refsam_trt.doctor.probe", *question]
     package_root = Path(__file__).resolve().parents[2]
@@ -103,9 +103,9 @@ def backend(name: str) -> dict[str, Any]:
             path = Path(folder) / "addition.onnx"
             path.write_bytes(_ADDITION)
             graph = opened.load(path, GraphSpec((x,), (y,)))
-            found = opened.empty((4,), "float32")
-            graph.context().run({"x": opened.upload(values)}, {"y": found})
-            total = opened.download(found)
+            y_dev = opened.empty((4,), "float32")
+            graph.context().run({"x": opened.upload(values)}, {"y": y_dev})
+            total = opened.download(y_dev)
     except RefsamError as error:
         return {"error": str(error)}
     if not np.array_equal(total, 2 * values):

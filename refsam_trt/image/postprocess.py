@@ -1,7 +1,7 @@
 """Low-resolution logits -> logits, masks, label maps and boxes of the frame (refsam-model 2.3).
 
-Decisions are taken on logits of the original size, never on small masks. Run-length coding is
-`rle`'s job, drawing `overlay`'s.
+Decisions are taken on logits of the original size, never on small masks. What becomes of masks is
+in the `result` room.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """The bilinear resize of 8-bit images in integers (refsam-model 2.2), one axis at a time.
 
 Half-pixel centres, antialiased when shrinking, weights in units of 2^-22, 8-bit result. It equals
-Pillow's, columns first, and depends on no library: the same bytes on every machine.
+Pillow's, columns first.
+
+Why our own: Pillow may change its resize from version to version, and a mask must not depend on
+which one is installed. Integers give the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_WEIGHT_BITS = 22
+_WEIGHT_BITS = 22  # as in Pillow: of 32 bits, 8 are the pixel's and 2 are to spare
 _HALF = 1 << (_WEIGHT_BITS - 1)
 _WHOLE_NUMBER = 2.0**-12
 """How close below a whole number a value counts as that number in `resize_truncated`."""
@@ -54,6 +57,13 @@ def axis_table(n: int, m: int) -> AxisTable | None:
     weight = (share * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
     used = share.any(axis=1)
     return AxisTable(np.minimum(index, n - 1)[used], weight[used], share[used])
+
+
+def resize_rounded(
+    lines: NDArray[np.uint8], rows: AxisTable | None, columns: AxisTable | None
+) -> NDArray[np.uint8]:
+    """Return uint8 [n, 3, w] resized along both axes, rounded after each."""
+    return resize_rows(resize_columns(lines, columns), rows)
 
 
 def resize_columns(lines: NDArray[np.uint8], table: AxisTable | None) -> NDArray[np.uint8]:

@@ -37,7 +37,6 @@ _NETWORK_OPTIONS = {
 _NAMING_OTHERS = frozenset({"concat", "dash", "hls", "sdp", "webm_dash_manifest"})
 """Formats of FFmpeg that hold addresses, of any server, instead of pictures."""
 _MAX_LIVE_FPS = 240.0
-"""Some streams state the tick rate of their clock (90,000) as frame rate; that is no rate."""
 _CAMERA = re.compile(r"camera:([0-9]+)|/dev/video([0-9]+)")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 

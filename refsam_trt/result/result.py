@@ -105,7 +105,7 @@ class Result:
         mask = mask_from_logits(logits, self.threshold)
         mask.flags.writeable = False
         inside = logits[mask].astype(np.float64)
-        # 1 / (1 + exp(-x)) without overflow
+        # This is 1 / (1 + exp(-x)), in a form that cannot overflow.
         return mask, float(np.mean(0.5 * (1 + np.tanh(inside / 2)))) if inside.size else None
 
 
@@ -200,15 +200,15 @@ def _detections(results: Sequence[Result]) -> Any:
         raise UsageError(
             f"to_supervision() needs the package supervision: pip install supervision ({error})"
         ) from error
-    found = [result for result in results if not result.is_empty]
-    if not found:
+    visible = [result for result in results if not result.is_empty]
+    if not visible:
         return supervision.Detections.empty()
-    ids = np.array([result.expression_id for result in found])
+    ids = np.array([result.expression_id for result in visible])
     return supervision.Detections(
-        xyxy=np.array([result.box_xyxy for result in found], np.float32),
-        mask=np.stack([result.mask for result in found]),
-        confidence=np.array([result.mask_confidence for result in found], np.float32),
+        xyxy=np.array([result.box_xyxy for result in visible], np.float32),
+        mask=np.stack([result.mask for result in visible]),
+        confidence=np.array([result.mask_confidence for result in visible], np.float32),
         class_id=ids,
         tracker_id=ids,
-        data={"text": np.array([result.text for result in found])},
+        data={"text": np.array([result.text for result in visible])},
     )

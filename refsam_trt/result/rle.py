@@ -4,6 +4,9 @@ Runs go down the columns, first column first, and alternate between background a
 with background (a run of 0 when the first pixel is mask). A string holds each run in groups of 5
 bits, lowest first, bit 5 set on all but the last group, 48 added; from the fourth run on it holds
 the difference to the run two before.
+
+Why our own: pycocotools reads strings in C without a look at their end or at the size they add up
+to, and results of other programs are not to be trusted.
 """
 
 from __future__ import annotations
@@ -28,13 +31,6 @@ class Rle(TypedDict):
     counts: str
 
 
-class UncompressedRle(TypedDict):
-    """A mask as plain run lengths: `size` is [H, W]."""
-
-    size: list[int]
-    counts: list[int]
-
-
 def rle_from_mask(mask: NDArray[np.bool_]) -> Rle:
     """Return bool [H, W] as COCO's compressed RLE, `counts` as str (pycocotools gives bytes).
 
@@ -43,15 +39,6 @@ def rle_from_mask(mask: NDArray[np.bool_]) -> Rle:
     """
     counts = _counts_from_mask(mask)
     return {"size": list(mask.shape), "counts": _text_from_counts(counts)}
-
-
-def uncompressed_rle_from_mask(mask: NDArray[np.bool_]) -> UncompressedRle:
-    """Return bool [H, W] as COCO's uncompressed RLE.
-
-    Raises:
-        UsageError: as `rle_from_mask`.
-    """
-    return {"size": list(mask.shape), "counts": _counts_from_mask(mask).tolist()}
 
 
 def mask_from_rle(rle: Mapping[str, object]) -> NDArray[np.bool_]:
@@ -127,24 +114,26 @@ def _checked_size(size: object) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _checked_counts(found: object, num_pixels: int) -> NDArray[np.int64]:
+def _checked_counts(rle_counts: object, num_pixels: int) -> NDArray[np.int64]:
     """Return run lengths that are not negative and add up to `num_pixels`."""
-    if isinstance(found, str | bytes) and len(found) <= _MAX_GROUPS * (num_pixels + 1):
-        if isinstance(found, str) and not found.isascii():
-            raise UsageError("RLE counts: found non-ASCII text, expected '0' to 'o' only")
-        counts = _counts_from_text(found.encode("ascii") if isinstance(found, str) else found)
-    elif isinstance(found, list) and len(found) <= num_pixels + 1:
-        if not all(type(count) is int and 0 <= count <= num_pixels for count in found):
+    if isinstance(rle_counts, str | bytes) and len(rle_counts) <= _MAX_GROUPS * (num_pixels + 1):
+        if isinstance(rle_counts, str):
+            if not rle_counts.isascii():
+                raise UsageError("RLE counts: found non-ASCII text, expected '0' to 'o' only")
+            rle_counts = rle_counts.encode("ascii")
+        counts = _counts_from_text(rle_counts)
+    elif isinstance(rle_counts, list) and len(rle_counts) <= num_pixels + 1:
+        if not all(type(count) is int and 0 <= count <= num_pixels for count in rle_counts):
             raise UsageError(f"RLE counts: expected whole numbers from 0 to {num_pixels}")
-        counts = np.array(found, np.int64)
+        counts = np.array(rle_counts, np.int64)
     else:
         raise UsageError(
-            f"RLE counts: found {type(found).__name__}, expected str, bytes or a list of at most "
-            f"{num_pixels + 1} runs"
+            f"RLE counts: found {type(rle_counts).__name__}, expected str, bytes or a list of at "
+            f"most {num_pixels + 1} runs"
         )
-    in_range = bool(np.all((counts >= 0) & (counts <= num_pixels)))
-    total = int(counts.sum()) if in_range else None
-    if total != num_pixels:
-        found_runs = "a run out of range" if total is None else f"runs of {total} pixels together"
-        raise UsageError(f"RLE counts: found {found_runs}, expected {num_pixels}, the size given")
+    # Each run before their sum, which 64 bits might not hold.
+    is_in_range = bool(np.all((counts >= 0) & (counts <= num_pixels)))
+    runs = f"runs of {counts.sum()} pixels together" if is_in_range else "a run out of range"
+    if not is_in_range or counts.sum() != num_pixels:
+        raise UsageError(f"RLE counts: found {runs}, expected {num_pixels}, the size given")
     return counts

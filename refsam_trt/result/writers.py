@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
@@ -53,13 +52,8 @@ class _Writer:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def _open(self, stack: ExitStack) -> None:
         raise NotImplementedError
@@ -216,15 +210,16 @@ class OverlayVideoWriter(_Writer):
                 f"{self._target}: found a frame {frame.dtype} {frame.shape}, expected uint8 "
                 f"{(height, width, 3)}"
             )
-        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        if height % 2 or width % 2:  # 4:2:0 has one sample of colour for 2 x 2 pixels
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         self._encode(
             image.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         )
         self._num_frames += 1
 
     def _encode(self, image: Any) -> None:
-        """Encode one image, or, given None, what the encoder still holds."""
+        """Encode one image, or, for None, what the encoder still holds."""
         with self._file_errors():
             for packet in self._stream.encode(image):
                 self._container.mux(packet)

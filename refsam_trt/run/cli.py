@@ -12,6 +12,7 @@ from refsam_trt.command.ending import INTERRUPTED, TERMINATED, Terminated, run_c
 from refsam_trt.errors import RefsamError
 
 if TYPE_CHECKING:
+    from refsam_trt.run.jobs import RunRequest
     from refsam_trt.run.runner import RunReport
 
 _NAME = "refsam-run"
@@ -58,7 +59,7 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 )
 @click.option(
     "--plans",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FOLDER",
     help="Plans of refsam-build to run instead of the bundle's graphs.",
 )
@@ -116,7 +117,7 @@ def command(as_json: bool, **options: Any) -> None:
     _end_early(report)
 
 
-def _request(options: dict[str, Any]) -> Any:
+def _request(options: dict[str, Any]) -> RunRequest:
     from refsam_trt.media.sources import Selection
     from refsam_trt.run.expressions_file import read_expressions
     from refsam_trt.run.jobs import RunRequest

@@ -23,7 +23,7 @@ def read_expressions(path: Path) -> list[tuple[int, str]]:
         raise UsageError(
             f"{path}: cannot be read as expressions ({reason}); give a text file with one per line"
         ) from error
-    found = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not found:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
         raise UsageError(f"{path}: found no expression; write one per line")
-    return found
+    return lines

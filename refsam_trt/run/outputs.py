@@ -86,8 +86,8 @@ def check_outputs(save: Sequence[str], num_expressions: int) -> None:
         UsageError: as said.
     """
     if not save or (unknown := [name for name in save if name not in OUTPUTS]):
-        found = ", ".join(repr(name) for name in unknown) if save else "nothing"
-        raise UsageError(f"save: found {found}, expected some of {', '.join(OUTPUTS)}")
+        names = ", ".join(map(repr, unknown)) if save else "nothing"
+        raise UsageError(f"save: found {names}, expected some of {', '.join(OUTPUTS)}")
     if num_expressions > MAX_LABELS and {"masks", "overlay"} & set(save):
         raise UsageError(
             f"found {num_expressions} expressions, expected at most {MAX_LABELS} for masks and "

@@ -37,7 +37,7 @@ from refsam_trt.run.datasets import NUM_ANNOTATORS
 from refsam_trt.run.interruption import Interruption
 from refsam_trt.run.jobs import Job, RunRequest, open_jobs
 from refsam_trt.run.outputs import FinishedFrame
-from refsam_trt.run.shared_tracks import SharedTracks, Steps
+from refsam_trt.run.shared_tracks import SharedTracks, Stepper
 from refsam_trt.session.engine import Engine, load
 from refsam_trt.session.session import Session
 from refsam_trt.text.encoder import Tokenizer
@@ -197,8 +197,8 @@ def _run_jobs(request: RunRequest, jobs: list[Job], engine: Engine) -> RunReport
 
 def _unseen_words(videos: dict[str, dict[str, Any]], engine: Engine) -> dict[str, tuple[str, ...]]:
     texts = {text for video in videos.values() for text in video["expressions"]}
-    found = {text: unseen_words(engine.manifest.vocabulary, text) for text in sorted(texts)}
-    return {text: words for text, words in found.items() if words}
+    unseen = {text: unseen_words(engine.manifest.vocabulary, text) for text in sorted(texts)}
+    return {text: words for text, words in unseen.items() if words}
 
 
 class _StoppedEarly(Exception):
@@ -233,7 +233,7 @@ def _run_job(
 
 def _open_session(
     request: RunRequest, engine: Engine, original_hw: tuple[int, int], stack: ExitStack
-) -> Steps:
+) -> Stepper:
     def opened() -> Session:
         video = engine.open_video(original_hw=original_hw, threshold=request.mask_threshold)
         return stack.enter_context(video)
@@ -251,7 +251,7 @@ def _nothing_selected(request: RunRequest, job: Job) -> VideoError:
 
 
 def _finished(
-    session: Steps, frames: Iterable[tuple[int, NDArray[np.uint8]]]
+    session: Stepper, frames: Iterable[tuple[int, NDArray[np.uint8]]]
 ) -> Iterator[tuple[int, NDArray[np.uint8], FrameResults]]:
     """Yield (index, frame, its results), results being late in some families of models."""
     waiting: dict[int, tuple[int, NDArray[np.uint8]]] = {}

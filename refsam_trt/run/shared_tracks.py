@@ -19,7 +19,7 @@ TrackStateScope = Literal["expression", "object"]
 """Whose a track token is: one expression's, or one object's, shared by its annotators."""
 
 
-class Steps(Protocol):
+class Stepper(Protocol):
     """What `refsam-run` needs of a session."""
 
     def add_expression(self, text: str) -> int:
@@ -33,7 +33,7 @@ class Steps(Protocol):
 
 
 class SharedTracks:
-    """Steps through a video with one session per annotator, all on one engine.
+    """A `Stepper` through a video with one session per annotator, all on one engine.
 
     Slow: every session encodes the image again.
 
@@ -64,12 +64,12 @@ class SharedTracks:
         Raises:
             VideoError, BackendError: as `Session.step`.
         """
-        said = []
+        by_annotator = []
         for number, session in enumerate(self._sessions):
             session.copy_tracks(self._sessions[number - 1])
-            said.append(session.step(frame))
-        results = [result for of_object in zip(*said, strict=True) for result in of_object]
-        return FrameResults(said[0].frame_index, said[0].frame_hw, results)
+            by_annotator.append(session.step(frame))
+        results = [result for row in zip(*by_annotator, strict=True) for result in row]
+        return FrameResults(by_annotator[0].frame_index, by_annotator[0].frame_hw, results)
 
     def finish(self) -> list[FrameResults]:
         """Return nothing: families that decide late have no track tokens to share."""

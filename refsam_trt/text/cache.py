@@ -7,6 +7,7 @@ i-th expression; the metadata entry `refsam_text_cache` is the JSON object
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,10 +49,8 @@ class TextEmbedding:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the arrays that are present, by name."""
-        found = {"words": self.words, "sentence": self.sentence}
-        if self.text_values is not None:
-            found["text_values"] = self.text_values
-        return found
+        arrays = {"words": self.words, "sentence": self.sentence}
+        return arrays if self.text_values is None else arrays | {"text_values": self.text_values}
 
 
 class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +89,7 @@ class TextCache:
         self._path = path
         self._lock = threading.Lock()
         try:
-            self._file = _opened(path)
+            self._file: Any = importlib.import_module("safetensors").safe_open(path, "numpy")
             raw = (self._file.metadata() or {})[METADATA_KEY]
             metadata = msgspec.json.decode(raw, type=_Metadata)
         except Exception as error:
@@ -121,17 +120,11 @@ class TextCache:
 
     def _tensor(self, name: str) -> np.ndarray:
         try:
-            with self._lock:
+            with self._lock:  # safetensors does not promise that threads may share an open file
                 array: np.ndarray = self._file.get_tensor(name)
         except Exception as error:
             raise self._error(f"tensor {name!r} cannot be read: {error}") from error
         return array
 
-    def _error(self, found: str) -> BundleError:
-        return BundleError(f"{self._path}: {found}; export the bundle again")
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(path, framework="numpy")
+    def _error(self, problem: str) -> BundleError:
+        return BundleError(f"{self._path}: {problem}; export the bundle again")

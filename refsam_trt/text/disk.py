@@ -4,6 +4,9 @@ A file is named after what it depends on: the cleaned-up expression, the tokeniz
 with its weights, and the backend that ran it. Processes share the folder without locks: files
 appear by renaming, whole, and two that write the same one write the same. Whatever a file says is
 checked before it is used, and a folder that cannot be read or written costs time, never a run.
+
+Why our own and no cache library: those keep pickles, which run code when somebody else has written
+to the folder, or a database, which needs locks.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ class TextDiskCache:
     Nothing here raises: what goes wrong is logged, once for reading and once for writing.
 
     Args:
-        folder: made, for this user alone, when the first embedding is kept.
+        folder: it is created, for this user alone, when the first embedding is kept.
         key: what the embeddings depend on.
         tensors: the expression-scope tensors that the step needs.
         max_bytes: of all files of the folder, those of other keys included.
@@ -169,9 +172,9 @@ class TextDiskCache:
         if len(content) > self._max_file_bytes(num_words):
             raise ValueError("larger than any embedding of this expression")
         arrays = load(content)
-        found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        if found != self._shapes(num_words):
-            raise ValueError(f"holds {found}, expected {self._shapes(num_words)}")
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        if shapes != self._shapes(num_words):
+            raise ValueError(f"holds {shapes}, expected {self._shapes(num_words)}")
         if _record(content) != _Record(SCHEMA, self._key, expression, _digest(arrays)):
             raise ValueError("damaged, or of another expression, graph or version")
         if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -179,32 +182,29 @@ class TextDiskCache:
         return TextEmbedding(arrays["words"], arrays["sentence"], arrays.get("text_values"))
 
     def _make_room(self) -> None:
-        found = []
+        kept = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process was faster
                     status = entry.stat(follow_symlinks=False)
                     if _FILE.fullmatch(entry.name):
-                        found.append((status.st_mtime_ns, status.st_size, entry.name))
-                    elif _HALF_WRITTEN.fullmatch(entry.name) and _is_abandoned(status):
+                        kept.append((status.st_mtime_ns, status.st_size, entry.name))
+                    is_old = time.time() - status.st_mtime > _ABANDONED_S
+                    if is_old and _HALF_WRITTEN.fullmatch(entry.name):
                         (self.folder / entry.name).unlink()
-        excess_bytes = sum(size for _, size, _ in found) - self._max_bytes
-        for _, size, name in sorted(found):
+        excess_bytes = sum(size for _, size, _ in kept) - self._max_bytes
+        for _, size, name in sorted(kept):
             if excess_bytes <= 0:
                 break
             (self.folder / name).unlink(missing_ok=True)
             excess_bytes -= size
 
 
-def _is_abandoned(status: os.stat_result) -> bool:
-    return time.time() - status.st_mtime > _ABANDONED_S
-
-
 def _digest(arrays: dict[str, np.ndarray]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(arrays):
-        found.update(arrays[name].tobytes())
-    return found.hexdigest()
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def _record(content: bytes) -> _Record:

@@ -106,13 +106,12 @@ class TextEncoder:
             BackendError: the text graph cannot be loaded or run, or overflowed.
         """
         cleaned = self._tokenizer.clean(expression)
-        found = self._look_up(cleaned)
-        if found is None:
+        embedding = self._look_up(cleaned)
+        if embedding is None:
             with self._graph_lock:
-                found = self._look_up(cleaned)  # another thread may have been faster
-                if found is None:
-                    found = self._find(cleaned)
-        return cleaned, found
+                # Another thread may have been faster.
+                embedding = self._look_up(cleaned) or self._find(cleaned)
+        return cleaned, embedding
 
     def release(self) -> None:
         """Drop the text graph in mode `lazy`; the next unknown expression loads it again.
@@ -132,33 +131,31 @@ class TextEncoder:
 
     def _look_up(self, cleaned: str) -> TextEmbedding | None:
         with self._memory_lock:
-            found = self._memory.get(cleaned)
-            if found is not None:
+            embedding = self._memory.get(cleaned)
+            if embedding is not None:
                 self._memory.move_to_end(cleaned)
                 self._counts["num_memory_hits"] += 1
-            return found
+            return embedding
 
     def _find(self, cleaned: str) -> TextEmbedding:
-        kind, found = self._cached_or_computed(cleaned)
-        self._check(cleaned, found)
+        counter, embedding = self._cached_or_computed(cleaned)
+        self._check(cleaned, embedding)
         warn_of_unseen_words(self._vocabulary, cleaned)
-        if kind == "num_misses" and self._disk:
-            self._disk.put(cleaned, found)
+        if counter == "num_misses" and self._disk:
+            self._disk.put(cleaned, embedding)
         with self._memory_lock:
-            self._counts[kind] += 1
-            self._memory[cleaned] = found
+            self._counts[counter] += 1
+            self._memory[cleaned] = embedding
             if len(self._memory) > MEMORY_CACHE_SIZE:
                 self._memory.popitem(last=False)
-        return found
+        return embedding
 
     def _cached_or_computed(self, cleaned: str) -> tuple[str, TextEmbedding]:
-        found = self._cache.get(cleaned) if self._cache else None
-        if found is not None:
-            return "num_bundle_hits", found
+        if self._cache and (embedding := self._cache.get(cleaned)):
+            return "num_bundle_hits", embedding
         ids = self._tokenizer.encode(cleaned)
-        found = self._disk.get(cleaned, num_words=len(ids)) if self._disk else None
-        if found is not None:
-            return "num_disk_hits", found
+        if self._disk and (embedding := self._disk.get(cleaned, num_words=len(ids))):
+            return "num_disk_hits", embedding
         return "num_misses", self._compute(cleaned, ids)
 
     def _compute(self, cleaned: str, ids: np.ndarray) -> TextEmbedding:
@@ -166,13 +163,13 @@ class TextEncoder:
             raise self._unknown(cleaned)
         if self._graph is None:
             self._graph = self._load_graph()
-        found = run_text_graph(self._backend, self._graph, ids[None])
-        return TextEmbedding(found["words"], found["sentence"], found.get("text_values"))
+        outputs = run_text_graph(self._backend, self._graph, ids[None])
+        return TextEmbedding(outputs["words"], outputs["sentence"], outputs.get("text_values"))
 
-    def _check(self, cleaned: str, found: TextEmbedding) -> None:
+    def _check(self, cleaned: str, embedding: TextEmbedding) -> None:
         """Refuse what the step cannot take, wherever it is from."""
-        arrays = found.tensors()
-        num_words = found.words.shape[0] if found.words.ndim else 0
+        arrays = embedding.tensors()
+        num_words = embedding.words.shape[0] if embedding.words.ndim else 0
         for spec in self._tensors:
             where = f"text embedding of {shown(cleaned)}: {spec.name}"
             expected = spec.shape({"B": 1, "N": min(max(num_words, 1), self._tokenizer.max_words)})

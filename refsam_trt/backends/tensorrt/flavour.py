@@ -36,7 +36,7 @@ class Flavour:
         backend: `tensorrt` or `tensorrt-rtx`.
         trt: the module.
         version: its full version; plans are bound to it.
-        cuda_major: CUDA that its wheel was made for; None where it is no wheel (Jetson).
+        cuda_major: CUDA that its wheel was built for; None where it is no wheel (Jetson).
     """
 
     backend: PlanBackend

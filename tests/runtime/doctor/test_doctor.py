@@ -200,9 +200,9 @@ def test_the_driver_is_asked_for_its_devices(monkeypatch):
 
 
 def test_a_driver_that_fails_is_named(monkeypatch):
-    driver = FakeDriver()
-    driver.init_code = 100
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    failing = FakeDriver()
+    failing.init_code = 100
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: failing)
     assert driver.describe() == {"error": "cuInit failed with CUDA_ERROR_NO_DEVICE"}
 
 
