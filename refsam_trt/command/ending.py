@@ -55,6 +55,7 @@ def run_command(command: click.Command, extra: str, name: str) -> NoReturn:
 
 def _run(command: click.Command, extra: str, name: str) -> NoReturn:
     try:
+        # In its standalone mode click would word errors and choose exit codes of its own.
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 _LINE_EVERY_S = 10.0
+"""Where there is no terminal: often enough to see life, seldom enough for a log file."""
 
 
 class Progress:

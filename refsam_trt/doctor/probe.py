@@ -38,6 +38,7 @@ def ask(*question: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         What the probe answered, or only `error`: how its process died.
     """
     command = [sys.executable, "-m", "refsam_trt.doctor.probe", *question]
+    # From here, `-m` takes this very package, whatever the folder that the user stands in holds.
     package_root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(

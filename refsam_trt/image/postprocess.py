@@ -96,6 +96,7 @@ def _axis_matrix(
 def _interpolated(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Return [n, k] brought to [size, k]: bilinear, half-pixel centres, edges repeated."""
     n = len(values)
+    # PyTorch, without `align_corners`, clamps positions before the first centre, not weights.
     position = np.maximum((np.arange(size) + 0.5) * (n / size) - 0.5, 0.0)
     before = np.minimum(position.astype(np.intp), n - 1)
     after = np.minimum(before + 1, n - 1)

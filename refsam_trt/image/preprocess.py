@@ -100,6 +100,7 @@ def geometry(original_hw: tuple[int, int], config: PreprocessConfig) -> FrameGeo
                 f"expected at most {MAX_FRAME_PIXELS:,} pixels; crop or shrink the frames first"
             )
     scale = config.image_size / max(downscaled_hw)
+    # SAM rounds halves up; Python's `round` would take them to the even neighbour.
     height, width = (int(side * scale + 0.5) for side in downscaled_hw)
     if min(height, width) < 1:
         raise VideoError(

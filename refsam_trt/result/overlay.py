@@ -15,7 +15,7 @@ from refsam_trt.errors import UsageError
 from refsam_trt.image.postprocess import MAX_LABELS, box_xyxy_from_mask
 
 _TINT = 115
-"""Share of the colour inside a mask, of 256."""
+"""Share of the colour inside a mask, of 256: the object can still be seen."""
 _Box = tuple[int, int, int, int]
 
 
@@ -62,26 +62,6 @@ def draw(
         UsageError: the frame is not uint8 [H, W, 3], a mask of another size, or other numbers of
             captions or colours than masks.
     """
-    _check(frame, masks, captions, colors)
-    out = frame.copy()
-    boxes = [box_xyxy_from_mask(mask) for mask in masks]
-    for mask, box, color in zip(masks, boxes, colors, strict=True):
-        if box is not None:
-            _draw_mask(out, mask, box, np.asarray(color, np.uint8))
-    image = Image.fromarray(out)
-    taken: list[_Box] = []
-    for caption, box, color in zip(captions, boxes, colors, strict=True):
-        if box is not None and caption.strip():
-            _draw_caption(image, caption, box, tuple(map(int, color)), taken)
-    return np.array(image)
-
-
-def _check(
-    frame: NDArray[np.uint8],
-    masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_],
-    captions: Sequence[str],
-    colors: NDArray[np.uint8] | Sequence[Sequence[int]],
-) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise UsageError(f"frame: found {frame.dtype} {frame.shape}, expected uint8 [H, W, 3]")
     if not len(masks) == len(captions) == len(colors):
@@ -95,6 +75,17 @@ def _check(
                 f"mask: found {mask.dtype} {mask.shape}, expected bool {frame.shape[:2]}, the "
                 "frame's size"
             )
+    out = frame.copy()
+    boxes = [box_xyxy_from_mask(mask) for mask in masks]
+    for mask, box, color in zip(masks, boxes, colors, strict=True):
+        if box is not None:
+            _draw_mask(out, mask, box, np.asarray(color, np.uint8))
+    image = Image.fromarray(out)
+    taken: list[_Box] = []
+    for caption, box, color in zip(captions, boxes, colors, strict=True):
+        if box is not None and caption.strip():
+            _draw_caption(image, caption, box, tuple(map(int, color)), taken)
+    return np.array(image)
 
 
 def _draw_mask(

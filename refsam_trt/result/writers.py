@@ -175,6 +175,7 @@ class OverlayVideoWriter(_Writer):
     def _open(self, stack: ExitStack) -> None:
         self._av = import_av(f"writing {self._target}")
         self._path = stack.enter_context(atomic_path(self._target))
+        # The index goes first, so that players can begin early; no version or date is written.
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         self._container: Any = self._av.open(
             file_address(self._path), "w", format="mp4", options=options

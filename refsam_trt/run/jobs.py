@@ -36,7 +36,7 @@ class RunRequest:
     """What to run; None means the default.
 
     Attributes:
-        bundle: folder of a bundle, or the name of a shipped one (`shipped`).
+        bundle: folder of a bundle, or the name of a shipped one (`bundle.shipped`).
         source: video, folder, image, camera or address; with `dataset` its root.
         expressions: what to look for; none with `dataset`, which brings its own.
         output: folder to write.
@@ -169,16 +169,13 @@ def _dataset_job(kind: DatasetKind, video: DatasetVideo) -> Job:
 
 
 def _video_job(request: RunRequest, source: FrameSource) -> Job:
-    def outputs(
-        folder: Path, source: FrameSource, is_random: bool
-    ) -> AbstractContextManager[FrameWriter]:
-        target = OutputTarget.of(
-            folder,
-            source,
-            request.expressions,
-            stride=request.selection.stride,
-            is_random=is_random,
-        )
-        return open_outputs(target, request.outputs)
-
-    return Job(source.name, request.expressions, source.num_frames, lambda: source, outputs)
+    expressions, stride = request.expressions, request.selection.stride
+    return Job(
+        name=source.name,
+        expressions=expressions,
+        num_frames=source.num_frames,
+        open=lambda: source,
+        outputs=lambda folder, source, is_random: open_outputs(
+            OutputTarget(folder, source, expressions, stride, is_random), request.outputs
+        ),
+    )

@@ -29,7 +29,7 @@ DEFAULT_OUTPUTS = ("masks", "rle", "overlay")
 RANDOM_CAPTION = "RANDOM WEIGHTS: masks mean nothing"
 
 _IMAGE_FPS = 24.0
-"""Of overlay videos made from images, which have no rate of their own: that of DAVIS."""
+"""Of overlay videos of images, which have no rate of their own: it is the rate of DAVIS."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,13 @@ FrameWriter = Callable[[FinishedFrame], None]
 
 @dataclass(frozen=True)
 class OutputTarget:
-    """What the outputs of one video need to know: `fps` is None for images."""
+    """What the outputs of one video need to know: every `stride`-th frame of `source` is done."""
 
     folder: Path
-    video: str
+    source: FrameSource
     expressions: tuple[str, ...]
-    original_hw: tuple[int, int]
-    fps: float | None
-    is_still: bool
+    stride: int
     is_random: bool
-
-    @classmethod
-    def of(
-        cls,
-        folder: Path,
-        source: FrameSource,
-        expressions: Sequence[str],
-        *,
-        stride: int,
-        is_random: bool,
-    ) -> OutputTarget:
-        """Return the target of a source of which every `stride`-th frame is done."""
-        return cls(
-            folder=folder,
-            video=source.name,
-            expressions=tuple(expressions),
-            original_hw=source.original_hw,
-            fps=source.fps / stride if source.fps else None,
-            is_still=source.fps is None and source.num_frames == 1,
-            is_random=is_random,
-        )
 
 
 def check_outputs(save: Sequence[str], num_expressions: int) -> None:
@@ -116,19 +93,20 @@ def _masks(target: OutputTarget) -> Iterator[FrameWriter]:
 
 @contextmanager
 def _rle(target: OutputTarget) -> Iterator[FrameWriter]:
-    path = target.folder / "rle.json"
-    with RleWriter(path, target.video, target.original_hw, target.expressions) as writer:
+    path, source = target.folder / "rle.json", target.source
+    with RleWriter(path, source.name, source.original_hw, target.expressions) as writer:
         yield lambda done: writer.write(done.name, [result.mask for result in done.results])
 
 
 @contextmanager
 def _overlay(target: OutputTarget) -> Iterator[FrameWriter]:
-    if target.is_still:
+    source = target.source
+    if source.fps is None and source.num_frames == 1:
         path = target.folder / "overlay.png"
         yield lambda done: Image.fromarray(_drawn(done, target)).save(path, format="PNG")
         return
-    fps = target.fps or _IMAGE_FPS
-    with OverlayVideoWriter(target.folder / "overlay.mp4", fps, target.original_hw) as writer:
+    fps = source.fps / target.stride if source.fps else _IMAGE_FPS
+    with OverlayVideoWriter(target.folder / "overlay.mp4", fps, source.original_hw) as writer:
         yield lambda done: writer.write(_drawn(done, target))
 
 

@@ -66,6 +66,7 @@ class SharedTracks:
         """
         by_annotator = []
         for number, session in enumerate(self._sessions):
+            # Before the first annotator comes the last one, who is still at the frame before.
             session.copy_tracks(self._sessions[number - 1])
             by_annotator.append(session.step(frame))
         results = [result for row in zip(*by_annotator, strict=True) for result in row]

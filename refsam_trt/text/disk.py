@@ -43,7 +43,8 @@ _HEADER_BYTES = 128 * 2**10
 _ABANDONED_S = 3600
 """Age from which a half-written file is what a killed process left behind."""
 
-# Nothing else in the folder is ours to remove. Half-written files: the hidden names of `atomic`.
+# Nothing else in the folder is ours to remove. Half-written files have the hidden names that
+# `files.atomic` gives them.
 _FILE = re.compile(r"text-[0-9a-f]{64}\.safetensors")
 _HALF_WRITTEN = re.compile(r"\.text-[0-9a-f]{27}\.[0-9a-f]{12}\.part")
 _LOG = logging.getLogger("refsam_trt")

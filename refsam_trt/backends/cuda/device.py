@@ -121,6 +121,8 @@ class CudaDevice:
             DeviceMemoryError: there is no room.
         """
         with device_errors(f"allocating {num_bytes} bytes"):
+            # CUDA has no allocation of 0 bytes. Allocation is ordered on the stream: waiting makes
+            # the memory fit for any other one.
             memory = self._device.allocate(max(num_bytes, 1), stream=self.stream)
             self.stream.sync()
         return memory
@@ -200,7 +202,8 @@ class CudaDevice:
     def _staging(self, num_bytes: int) -> tuple[Any, np.ndarray]:
         """Return this thread's pinned memory, exactly `num_bytes` of it, and as uint8 [num_bytes].
 
-        Free again as soon as the transfer is waited for.
+        The GPU copies from and to pinned memory only; a driver that is given other memory copies
+        through pinned memory of its own, a piece at a time. Free again once the transfer is done.
         """
         local = self._thread()
         if local.staging is None or local.staging.size < num_bytes:

@@ -15,8 +15,15 @@ def describe() -> dict[str, Any]:
     """Ask the CUDA driver for its version and devices; creates no context."""
     try:
         driver = ctypes.CDLL(_CUDA_LIBRARY)
+        version, count = ctypes.c_int(), ctypes.c_int()
         _call(driver, "cuInit", 0)
-        return {"driver_version": _driver_version(driver), "devices": _devices(driver)}
+        _call(driver, "cuDriverGetVersion", ctypes.byref(version))
+        _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+        return {
+            # 13010 is CUDA 13.1.
+            "driver_version": f"{version.value // 1000}.{version.value % 1000 // 10}",
+            "devices": [_device(driver, index) for index in range(count.value)],
+        }
     except (OSError, AttributeError) as error:
         return {"error": f"not found ({error})"}
     except _CudaError as error:
@@ -39,23 +46,12 @@ def _cuda_error_name(driver: ctypes.CDLL, code: int) -> str:
     return name.value.decode() if name.value else f"error {code}"
 
 
-def _driver_version(driver: ctypes.CDLL) -> str:
-    version = ctypes.c_int()
-    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-
-def _devices(driver: ctypes.CDLL) -> list[dict[str, Any]]:
-    count = ctypes.c_int()
-    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
-    return [_device(driver, index) for index in range(count.value)]
-
-
 def _device(driver: ctypes.CDLL, index: int) -> dict[str, Any]:
     device, memory_bytes = ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
     _call(driver, "cuDeviceGet", ctypes.byref(device), index)
     _call(driver, "cuDeviceGetName", name, len(name), device)
+    # The name without `_v2` counts in 32 bits.
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory_bytes), device)
     capability = []
     for attribute in _COMPUTE_CAPABILITY:

@@ -132,7 +132,7 @@ class RefsamVideo:
     def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame:
         """Decode one frame for every expression; without any, no graph runs."""
         family = self._family
-        family.text_encoder.release()
+        family.text_encoder.release()  # frames follow, so the text graph only takes room
         if not self._expressions:
             return RawFrame(frame_index, (), (), np.empty((0, 0, 0), np.float32), np.empty(0))
         self._encode_image.run(self._on_device(image), self._frame)

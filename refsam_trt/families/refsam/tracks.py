@@ -11,6 +11,7 @@ from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import InternalError
 
 _FIRST_CAPACITY = 4
+"""Rows at first. They double when all are taken, so that few additions copy tokens."""
 
 
 class TrackState:
