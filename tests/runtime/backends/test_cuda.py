@@ -85,16 +85,16 @@ def test_empty_arrays_need_no_transfer(memory: CudaMemory):
 
 
 def test_every_thread_has_a_stream_of_its_own(memory: CudaMemory):
-    found = {threading.get_ident(): memory.device.stream_handle}
+    handles = {threading.get_ident(): memory.device.stream_handle}
     assert memory.device.stream_handle == memory.device.stream_handle
 
     def ask() -> None:
-        found[threading.get_ident()] = memory.device.stream_handle
+        handles[threading.get_ident()] = memory.device.stream_handle
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
-    assert len(set(found.values())) == 2
+    assert len(set(handles.values())) == 2
 
 
 def test_a_stream_of_its_own_goes_from_thread_to_thread(memory: CudaMemory):

@@ -144,7 +144,7 @@ def test_a_frame_costs_one_upload_and_two_downloads(tmp_path: Path, split: Split
 @pytest.mark.parametrize("split", ["baseline", "optimised"])
 def test_sessions_never_read_poison(tmp_path: Path, split: Split) -> None:
     folder = fake_bundle.make_bundle(tmp_path / "bundle", split=split)
-    found = {}
+    results = {}
     for backend in ("fake", "ort-cpu"):
         with refsam_trt.load(folder, backend=backend) as engine, engine.open_video() as video:
             first = video.add_expression("a dog")
@@ -157,8 +157,8 @@ def test_sessions_never_read_poison(tmp_path: Path, split: Split) -> None:
                 if index == 6:
                     video.reset_track(2)
                 rows += [(r.low_res_logits, r.predicted_iou) for r in video.step(frame)]
-            found[backend] = rows
-    for (logits, iou), (expected, expected_iou) in zip(*found.values(), strict=True):
+            results[backend] = rows
+    for (logits, iou), (expected, expected_iou) in zip(*results.values(), strict=True):
         np.testing.assert_array_equal(logits, expected)
         assert iou == expected_iou
         assert np.isfinite(logits).all()

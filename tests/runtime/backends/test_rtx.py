@@ -45,9 +45,9 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 @pytest.fixture
 def plans(trt: Any, bundle: Path, tmp_path: Path) -> Plans:
     request = PlanRequest(bundle, tmp_path / "plans", "tensorrt-rtx", "fp32", max_expressions=3)
-    found = build_plans(request, lambda line: None)
+    built = build_plans(request, lambda line: None)
     trt.calls.clear()
-    return found
+    return built
 
 
 def logits(engine: refsam_trt.Engine) -> list[np.ndarray]:
@@ -61,9 +61,9 @@ def logits(engine: refsam_trt.Engine) -> list[np.ndarray]:
 def test_a_session_on_plans_gives_what_the_graphs_give(plans: Plans, bundle: Path, trt: Any):
     with refsam_trt.load(bundle, plans=plans.folder) as engine:
         assert engine.backend == "tensorrt-rtx"
-        found = logits(engine)
+        ours = logits(engine)
     with refsam_trt.load(bundle, num_threads=1) as other:
-        for a, b in zip(found, logits(other), strict=True):
+        for a, b in zip(ours, logits(other), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
     kinds = [call[0] for call in trt.calls]
     assert kinds.index("get_engine_validity") < kinds.index("deserialize_cuda_engine")

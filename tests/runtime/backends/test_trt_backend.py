@@ -285,9 +285,9 @@ def test_results_are_those_of_the_graph(plans: Plans, bundle: Path):
     image = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
     expected = fake_bundle.run_graph(bundle, "image_encoder", {"image": image})
     for times in (1, 2, 3):  # enqueued, captured and launched, launched again
-        found = run(load(plans), image, times)
+        outputs = run(load(plans), image, times)
         for name, array in expected.items():
-            np.testing.assert_allclose(found[name], array, atol=1e-6)
+            np.testing.assert_allclose(outputs[name], array, atol=1e-6)
 
 
 def test_what_comes_again_is_captured_and_what_changes_is_not(plans: Plans, trt: Any):

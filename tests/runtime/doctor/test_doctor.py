@@ -29,7 +29,7 @@ def examined(monkeypatch, capfd):
 @pytest.fixture
 def answers(monkeypatch) -> dict[tuple[str, ...], dict]:
     """Answers of the probes, to be changed by a test: a machine without anything."""
-    given: dict[tuple[str, ...], dict] = {
+    replies: dict[tuple[str, ...], dict] = {
         ("onnxruntime",): {"error": "no ONNX Runtime"},
         ("video",): {"error": "no PyAV"},
         ("cuda",): {"error": "not found (libcuda.so.1)"},
@@ -38,23 +38,23 @@ def answers(monkeypatch) -> dict[tuple[str, ...], dict]:
         ("backend", "ort-cuda"): {"error": "no CUDA here"},
         ("backend", "ort-cpu"): {"error": "no CPU here"},
     }
-    monkeypatch.setattr(probe, "ask", lambda *question: given[question])
-    return given
+    monkeypatch.setattr(probe, "ask", lambda *question: replies[question])
+    return replies
 
 
 def test_this_machine_has_a_backend_that_works(examined):
     ended = examined("--json")
     assert (ended.code, ended.err) == (0, "")
-    found = json.loads(ended.out)
-    assert list(found["backends"]) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu"]
-    assert found["backends"]["ort-cpu"]["works"] is True
-    assert found["backends"]["ort-cpu"]["reason"].startswith("its test graph ran; fp32 runs as")
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["numpy"] == numpy.__version__
-    assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]
-    assert {"h264", "mjpeg"} <= set(found["video"]["decoders"])
-    assert found["video"]["encoders"] == ["libx264"]
-    assert 1 <= found["cpu"]["num_usable_cores"] <= found["cpu"]["num_cores"]
+    report = json.loads(ended.out)
+    assert list(report["backends"]) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu"]
+    assert report["backends"]["ort-cpu"]["works"] is True
+    assert report["backends"]["ort-cpu"]["reason"].startswith("its test graph ran; fp32 runs as")
+    assert report["python"] == platform.python_version()
+    assert report["packages"]["numpy"] == numpy.__version__
+    assert "CPUExecutionProvider" in report["onnxruntime"]["providers"]
+    assert {"h264", "mjpeg"} <= set(report["video"]["decoders"])
+    assert report["video"]["encoders"] == ["libx264"]
+    assert 1 <= report["cpu"]["num_usable_cores"] <= report["cpu"]["num_cores"]
 
 
 def test_nothing_works_and_every_reason_is_given(examined, answers, monkeypatch):
@@ -128,12 +128,14 @@ def test_both_onnxruntimes_at_once_are_a_problem(examined, answers, monkeypatch)
 def test_features_of_the_cpu(monkeypatch, tmp_path, cpuinfo, features, has_int8):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(doctor, "Path", lambda path: tmp_path / "cpuinfo")
-    found = doctor._cpu()
-    assert found["has_int8_dot_product"] is has_int8
+    report = doctor._cpu()
+    assert report["has_int8_dot_product"] is has_int8
     if features is None:
-        assert found["features"] is None
+        assert report["features"] is None
     else:
-        assert [name for name in found["features"] if name not in doctor._INT8_FEATURES] == features
+        assert [
+            name for name in report["features"] if name not in doctor._INT8_FEATURES
+        ] == features
 
 
 def test_a_probe_that_dies_is_an_answer(monkeypatch):

@@ -72,8 +72,8 @@ def test_results_come_at_the_end(late_folder: Path, late_engine: refsam_trt.Engi
 
 
 def test_track_gives_all_late_results(late_engine: refsam_trt.Engine) -> None:
-    found = list(late_engine.track(random_frames(3), TEXTS))
-    assert [(r.frame_index, r.text) for r in found] == [(i, t) for i in range(3) for t in TEXTS]
+    results = list(late_engine.track(random_frames(3), TEXTS))
+    assert [(r.frame_index, r.text) for r in results] == [(i, t) for i in range(3) for t in TEXTS]
 
 
 def test_a_video_begins_anew_after_reset(late_engine: refsam_trt.Engine) -> None:

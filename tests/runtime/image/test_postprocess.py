@@ -51,10 +51,10 @@ def random_low_res(hw=(16, 16), seed=0):
 def test_logits_equal_the_chain_step_by_step(hw, mode, short_side):
     sizes = geometry(hw, PreprocessConfig(64, short_side))
     low_res = random_low_res((16, 13))
-    found = Postprocessor(sizes, (16, 13), mode).logits(low_res)
-    assert found.dtype == np.float32
+    result = Postprocessor(sizes, (16, 13), mode).logits(low_res)
+    assert result.dtype == np.float32
     # float32 matrices and sums of logits up to about 30
-    np.testing.assert_allclose(found, naive_chain(low_res, sizes, mode), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(result, naive_chain(low_res, sizes, mode), rtol=0, atol=2e-5)
 
 
 def torch_chain(low_res, sizes, mode):
@@ -75,9 +75,9 @@ def torch_chain(low_res, sizes, mode):
 def test_logits_equal_torch_at_real_sizes(hw, mode):
     sizes = geometry(hw, PreprocessConfig(1024))
     low_res = random_low_res((256, 256))
-    found = Postprocessor(sizes, (256, 256), mode).logits(low_res)
+    logits = Postprocessor(sizes, (256, 256), mode).logits(low_res)
     # torch rounds positions and every step to float32; numpy and torch differ by up to 1e-3
-    np.testing.assert_allclose(found, torch_chain(low_res, sizes, mode), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(logits, torch_chain(low_res, sizes, mode), rtol=0, atol=2e-3)
 
 
 def test_real_masks_survive_the_way_down_and_up_also_turned():
@@ -152,8 +152,8 @@ def test_label_maps_equal_the_argmax_ties_included(num_expressions, background):
         logits = logits.astype(np.float32)
         expected = argmax_label_map(logits, background)
         for planes in (logits, iter(logits)):
-            found = label_map_from_logits(planes, background)
-            np.testing.assert_array_equal(found, expected, strict=True)
+            label_map = label_map_from_logits(planes, background)
+            np.testing.assert_array_equal(label_map, expected, strict=True)
 
 
 def test_label_maps_need_the_memory_of_a_few_planes_only():
@@ -161,12 +161,12 @@ def test_label_maps_need_the_memory_of_a_few_planes_only():
     planes = (random_low_res(shape, seed) for seed in range(64))
     tracemalloc.start()
     try:
-        found = label_map_from_logits(planes)
+        label_map = label_map_from_logits(planes)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     stacked = np.stack([random_low_res(shape, seed) for seed in range(64)])
-    np.testing.assert_array_equal(found, label_map_from_logits(stacked))
+    np.testing.assert_array_equal(label_map, label_map_from_logits(stacked))
     # float64 random numbers are made on the way to float32: 2 planes more
     assert peak_bytes < 8 * stacked[0].nbytes
 

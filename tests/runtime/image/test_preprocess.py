@@ -106,8 +106,8 @@ def pillow_resize(plane, hw):
     ],
 )
 def test_sizes_are_those_of_the_specification(original, downscaled, resized):
-    found = geometry(original, PreprocessConfig(1024))
-    assert (found.original_hw, found.downscaled_hw, found.resized_hw, found.image_size) == (
+    sizes = geometry(original, PreprocessConfig(1024))
+    assert (sizes.original_hw, sizes.downscaled_hw, sizes.resized_hw, sizes.image_size) == (
         original,
         downscaled,
         resized,
@@ -116,9 +116,9 @@ def test_sizes_are_those_of_the_specification(original, downscaled, resized):
 
 
 def test_without_downscaling_the_frame_goes_straight_to_the_long_side():
-    found = geometry((480, 854), PreprocessConfig(1024, downscale_short_side=None))
-    assert found.downscaled_hw == (480, 854)
-    assert found.resized_hw == (576, 1024)
+    sizes = geometry((480, 854), PreprocessConfig(1024, downscale_short_side=None))
+    assert sizes.downscaled_hw == (480, 854)
+    assert sizes.resized_hw == (576, 1024)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -166,35 +166,35 @@ def test_an_axis_that_keeps_its_size_has_no_table():
 def test_preprocessor_equals_the_slow_twin(hw, short_side):
     config = PreprocessConfig(48, short_side)
     frame = random_frame(hw)
-    found = Preprocessor(hw, config)(frame)
-    np.testing.assert_array_equal(found, network_input(frame, config, slow_resize), strict=True)
+    image = Preprocessor(hw, config)(frame)
+    np.testing.assert_array_equal(image, network_input(frame, config, slow_resize), strict=True)
 
 
 @pytest.mark.parametrize("parts", REAL_FRAMES)
 def test_real_landscape_frames_equal_pillow(parts):
     frame = real_frame(*parts)
     config = PreprocessConfig(1024)
-    found = Preprocessor(frame.shape[:2], config)(frame)
-    np.testing.assert_array_equal(found, network_input(frame, config, pillow_resize), strict=True)
+    image = Preprocessor(frame.shape[:2], config)(frame)
+    np.testing.assert_array_equal(image, network_input(frame, config, pillow_resize), strict=True)
 
 
 @pytest.mark.parametrize("hw", [(480, 854), (720, 1280), (1080, 1920), (240, 432)])
 def test_random_landscape_frames_equal_pillow(hw):
     frame = random_frame(hw)
     config = PreprocessConfig(1024)
-    found = Preprocessor(hw, config)(frame)
-    np.testing.assert_array_equal(found, network_input(frame, config, pillow_resize), strict=True)
+    image = Preprocessor(hw, config)(frame)
+    np.testing.assert_array_equal(image, network_input(frame, config, pillow_resize), strict=True)
 
 
 @pytest.mark.parametrize("parts", REAL_FRAMES[:3])
 def test_turned_frames_keep_to_the_rule_and_within_a_level_of_pillow(parts):
     frame = np.rot90(real_frame(*parts))
     config = PreprocessConfig(1024)
-    found = Preprocessor(frame.shape[:2], config)(frame)
-    np.testing.assert_array_equal(found, network_input(frame, config, dense_resize), strict=True)
+    image = Preprocessor(frame.shape[:2], config)(frame)
+    np.testing.assert_array_equal(image, network_input(frame, config, dense_resize), strict=True)
     pillow = network_input(frame, config, pillow_resize)
     # Pillow may take the rows first on tall shapes: one grey level in each of the two resizes.
-    assert np.abs((found - pillow) * STD[:, None, None]).max() <= 2.001
+    assert np.abs((image - pillow) * STD[:, None, None]).max() <= 2.001
 
 
 def test_a_given_output_is_wholly_overwritten_and_returned():
@@ -216,7 +216,7 @@ def test_strided_and_read_only_frames_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("frame", "found"),
+    ("frame", "text"),
     [
         (np.zeros((30, 50, 3), np.float32), "found float32 [30 x 50 x 3]"),
         (np.zeros((30, 50), np.uint8), "found uint8 [30 x 50]"),
@@ -226,11 +226,11 @@ def test_strided_and_read_only_frames_are_taken_as_they_are():
         ([[0]], "found list"),
     ],
 )
-def test_other_frames_are_refused(frame, found):
+def test_other_frames_are_refused(frame, text):
     preprocessor = Preprocessor((30, 50), PreprocessConfig(64, 20))
     with pytest.raises(VideoError) as error:
         preprocessor(frame)
-    assert found in str(error.value)
+    assert text in str(error.value)
     assert "uint8 [30 x 50 x 3], RGB" in str(error.value)
 
 

@@ -50,10 +50,10 @@ def test_pytorch_differs_only_where_its_rounding_decides(
     frame = frame_of(hw)
     image = torch.from_numpy(frame).permute(2, 0, 1)[None] / 255
     values = torch.nn.functional.interpolate(image, new_hw, mode="bilinear", antialias=True) * 255
-    found, expected = resized(frame, new_hw), values.byte()[0].permute(1, 2, 0).numpy()
+    resized_frame, expected = resized(frame, new_hw), values.byte()[0].permute(1, 2, 0).numpy()
     near = (values - values.round()).abs()[0].permute(1, 2, 0).numpy() < 1e-3
-    np.testing.assert_array_equal(found[~near], expected[~near])
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(resized_frame[~near], expected[~near])
+    assert np.abs(resized_frame.astype(int) - expected).max() <= 1
     assert (~near).mean() > 0.5
 
 

@@ -245,8 +245,8 @@ def test_videos_are_turned_as_their_display_matrix_says(tmp_path, turns):
     clip = video(tmp_path / "clip.mp4", (48, 64), 3)
     with open_frames(turned_video(tmp_path / "turned.mp4", clip, *TURNS[turns])) as source:
         assert source.original_hw == ((64, 48) if turns % 2 else (48, 64))
-        for found, frame in zip(source, open_frames(clip), strict=True):
-            np.testing.assert_array_equal(found, np.rot90(frame, turns), strict=True)
+        for image, frame in zip(source, open_frames(clip), strict=True):
+            np.testing.assert_array_equal(image, np.rot90(frame, turns), strict=True)
 
 
 def test_videos_turned_by_other_angles_are_refused(tmp_path):
@@ -354,17 +354,17 @@ def test_a_relative_file_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frames = small_videos.moving_frames(3)
     small_videos.write_video(tmp_path / "plain.mp4", frames).rename("http:1.mp4")
-    with open_frames("http:1.mp4") as found:
-        assert len(list(found)) == 3
+    with open_frames("http:1.mp4") as source:
+        assert len(list(source)) == 3
     with OverlayVideoWriter(Path("take:2.mp4"), 10, small_videos.HW) as writer:
         for frame in frames:
             writer.write(frame)
-    with open_frames("take:2.mp4") as found:
-        assert len(list(found)) == 3
+    with open_frames("take:2.mp4") as source:
+        assert len(list(source)) == 3
 
 
 def test_video_colours_are_red_green_blue(tmp_path):
     frame = np.full((32, 48, 3), (200, 90, 20), np.uint8)
     with open_frames(small_videos.write_video(tmp_path / "clip.mp4", [frame] * 3)) as source:
-        for found in source:
-            assert np.abs(found.astype(int) - frame).max() < 30
+        for image in source:
+            assert np.abs(image.astype(int) - frame).max() < 30

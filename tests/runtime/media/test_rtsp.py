@@ -56,9 +56,9 @@ def test_the_frames_that_are_sent_arrive(clip: Path, form: str):
     with serving(stream_of(clip, form)) as address, open_frames(clip) as frames:
         with open_source(f"rtsp://{address}/live") as stream:
             assert (stream.original_hw, stream.fps, stream.num_frames) == (HW, 10, None)
-            found = list(stream)
-        assert len(found) == NUM_FRAMES - NUM_LOST[form]
-        for ours, theirs in zip(found, frames, strict=False):
+            received = list(stream)
+        assert len(received) == NUM_FRAMES - NUM_LOST[form]
+        for ours, theirs in zip(received, frames, strict=False):
             np.testing.assert_array_equal(ours, theirs)
 
 

@@ -182,13 +182,15 @@ def test_supervision_gets_boxes_masks_and_ids(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=Detections))
     results = make_results(random_plane(), EMPTY, random_plane(1))
-    found = results.to_supervision().fields
+    detections = results.to_supervision().fields
     shown = [results[0], results[2]]
-    np.testing.assert_array_equal(found["xyxy"], [result.box_xyxy for result in shown])
-    np.testing.assert_array_equal(found["mask"], [result.mask for result in shown])
-    np.testing.assert_allclose(found["confidence"], [r.mask_confidence for r in shown], rtol=1e-6)
-    assert found["tracker_id"].tolist() == found["class_id"].tolist() == [10, 12]
-    assert found["data"]["text"].tolist() == ["thing 0", "thing 2"]
+    np.testing.assert_array_equal(detections["xyxy"], [result.box_xyxy for result in shown])
+    np.testing.assert_array_equal(detections["mask"], [result.mask for result in shown])
+    np.testing.assert_allclose(
+        detections["confidence"], [r.mask_confidence for r in shown], rtol=1e-6
+    )
+    assert detections["tracker_id"].tolist() == detections["class_id"].tolist() == [10, 12]
+    assert detections["data"]["text"].tolist() == ["thing 0", "thing 2"]
     assert results[2].to_supervision().fields["tracker_id"].tolist() == [12]
     assert results[1].to_supervision().fields == {}
 

@@ -77,8 +77,8 @@ def test_any_mask_survives_both_codings(mask):
 
 
 def test_runs_of_nothing_are_accepted():
-    found = mask_from_rle({"size": [2, 2], "counts": [1, 1, 0, 0, 2]})
-    np.testing.assert_array_equal(found, [[False, False], [True, False]])
+    decoded = mask_from_rle({"size": [2, 2], "counts": [1, 1, 0, 0, 2]})
+    np.testing.assert_array_equal(decoded, [[False, False], [True, False]])
 
 
 @pytest.mark.parametrize(

@@ -99,13 +99,13 @@ def test_masks_become_one_json(tmp_path):
         for index, label_map in enumerate(maps):
             writer.write(f"{index:05d}", masks_of(label_map))
         assert not (tmp_path / "dog.json").exists()
-    found = json.loads((tmp_path / "dog.json").read_text(encoding="utf-8"))
-    assert list(found) == ["video", "size", "expressions", "frames"]
-    assert found["video"] == "dog"
-    assert found["size"] == [20, 30]
-    assert found["expressions"] == ["the dog", 'ein "Hündchen"']
-    assert list(found["frames"]) == ["00000", "00001", "00002"]
-    for rles, label_map in zip(found["frames"].values(), maps, strict=True):
+    written = json.loads((tmp_path / "dog.json").read_text(encoding="utf-8"))
+    assert list(written) == ["video", "size", "expressions", "frames"]
+    assert written["video"] == "dog"
+    assert written["size"] == [20, 30]
+    assert written["expressions"] == ["the dog", 'ein "Hündchen"']
+    assert list(written["frames"]) == ["00000", "00001", "00002"]
+    for rles, label_map in zip(written["frames"].values(), maps, strict=True):
         for rle, mask in zip(rles, masks_of(label_map), strict=True):
             np.testing.assert_array_equal(mask_from_rle(rle), mask)
 
@@ -142,9 +142,9 @@ def test_a_video_is_read_back_odd_sizes_made_even(tmp_path, hw):
         assert source.original_hw == even
         assert source.num_frames == 6
         assert source.fps == 25.0
-        for found, frame in zip(source, moving_frames(hw, 6), strict=True):
+        for decoded, frame in zip(source, moving_frames(hw, 6), strict=True):
             # lossy coding and half-resolution colour, but the right frame and the right colours
-            assert np.abs(found[: hw[0], : hw[1]].astype(int) - frame).mean() < 6
+            assert np.abs(decoded[: hw[0], : hw[1]].astype(int) - frame).mean() < 6
 
 
 def test_frame_rates_are_kept_exactly(tmp_path):

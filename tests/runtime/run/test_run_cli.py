@@ -122,9 +122,9 @@ def test_default_outputs_and_what_is_printed(run, bundle, clip, tmp_path, caplog
 def test_json_prints_one_object_and_nothing_else(run, bundle, clip, tmp_path):
     out = tmp_path / "out"
     ended = run(bundle, clip, *TEXTS, "--output", out, "--save", "rle", "--json")
-    found = json.loads(ended.out)
-    assert found.pop("fps") > 0
-    assert found == {
+    report = json.loads(ended.out)
+    assert report.pop("fps") > 0
+    assert report == {
         "output": str(out),
         "num_frames": NUM_FRAMES,
         "files": ["rle.json", "run.json"],
@@ -173,7 +173,7 @@ def test_two_runs_give_identical_files(run, bundle, clip, tmp_path):
 def test_selected_frames_keep_their_names_and_follow_each_other(run, bundle, tmp_path):
     frames = moving_frames(9)
     images = write_images(tmp_path / "images", frames)
-    chosen = write_images(tmp_path / "chosen", frames[2:8:3])
+    selected = write_images(tmp_path / "chosen", frames[2:8:3])
     out = tmp_path / "out"
     ended = run(
         *(bundle, images, *TEXTS, "--output", out, "--save", "masks"),
@@ -182,7 +182,7 @@ def test_selected_frames_keep_their_names_and_follow_each_other(run, bundle, tmp
     assert ended.code == 0, ended.err
     assert [path.name for path in sorted((out / "masks").iterdir())] == ["00002.png", "00005.png"]
     for path, results in zip(
-        sorted((out / "masks").iterdir()), expected_results(bundle, chosen), strict=True
+        sorted((out / "masks").iterdir()), expected_results(bundle, selected), strict=True
     ):
         np.testing.assert_array_equal(read_png(path), results.label_map())
 
@@ -214,9 +214,9 @@ def test_random_weights_are_written_across_the_overlay(run, bundle, tmp_path):
     assert run(*args).code == 0
     (results,) = expected_results(bundle, tmp_path / "photo.png", ("a dog",))
     drawn = draw(frame, [results[0].mask], ["a dog"], colors_for(1))
-    found = read_png(out / "overlay.png")
-    changed = np.flatnonzero((found != drawn).any(axis=(1, 2)))
-    banner = found[changed[0] :]
+    picture = read_png(out / "overlay.png")
+    changed = np.flatnonzero((picture != drawn).any(axis=(1, 2)))
+    banner = picture[changed[0] :]
     assert len(changed) == len(banner) < 30  # only at the bottom
     assert (banner.max(axis=2) == banner.min(axis=2)).all()  # black, grey, white
     assert 0.02 < np.mean(banner > 128) < 0.5
@@ -296,6 +296,6 @@ def test_the_overlay_shows_each_mask_on_its_own_frame(run, trained, tmp_path, mo
     ended = run(trained, source, *TEXTS, "--output", tmp_path / "out", "--save", "overlay")
     assert ended.code == 0, ended.err
     expected = expected_results(trained, source)
-    for found, frame, results in zip(shown, frames, expected, strict=True):
+    for picture, frame, results in zip(shown, frames, expected, strict=True):
         masks = [result.mask for result in results]
-        np.testing.assert_array_equal(found, draw(frame, masks, TEXTS, colors_for(2)))
+        np.testing.assert_array_equal(picture, draw(frame, masks, TEXTS, colors_for(2)))

@@ -106,10 +106,10 @@ def test_ref_davis_gives_label_maps_per_annotator(run, bundle, tmp_path):
             logits = [logits_of(bundle, folder, text) for text in said]
             for index, frame in enumerate(FRAMES):
                 merged = label_map_from_logits(np.stack([one[index] for one in logits]))
-                found = read_png(out / f"{annotator}/{video}/{frame}.png")
-                assert found.max() > 0
+                image = read_png(out / f"{annotator}/{video}/{frame}.png")
+                assert image.max() > 0
                 # Logits differ in the last bits: batched here, alone in the twin.
-                assert np.mean(found != merged) < 0.005
+                assert np.mean(image != merged) < 0.005
 
 
 def leaking_logits(bundle: Path, folder: Path, texts: list[str]) -> list[list[np.ndarray]]:
@@ -121,7 +121,7 @@ def leaking_logits(bundle: Path, folder: Path, texts: list[str]) -> list[list[np
     embedded = [twin.embed(text) for text in texts]
     num_objects = len(texts) // NUM_ANNOTATORS
     tokens: list[np.ndarray | None] = [None] * num_objects
-    found = []
+    by_frame = []
     for name in FRAMES:
         frame = np.array(Image.open(folder / f"{name}.jpg").convert("RGB"))
         image = twin.run("image_encoder", {"image": twin.preprocess(frame)})
@@ -137,8 +137,8 @@ def leaking_logits(bundle: Path, folder: Path, texts: list[str]) -> list[list[np
                 out = twin.run("decoder_step", image | embedded[number] | state)
                 tokens[obj] = out["next_track_token"]
                 row[number] = out["low_res_logits"][0, 0]
-        found.append([row[number] for number in range(len(texts))])
-    return found
+        by_frame.append([row[number] for number in range(len(texts))])
+    return by_frame
 
 
 def test_annotators_share_tokens_as_in_the_released_scripts(run, bundle, tmp_path, monkeypatch):
@@ -195,9 +195,9 @@ def test_ref_youtube_vos_gives_masks_per_expression(run, bundle, tmp_path):
     for frame, logits in zip(
         FRAMES, logits_of(bundle, root / "valid/JPEGImages/cat", text), strict=True
     ):
-        found = read_png(out / f"cat/2/{frame}.png")
-        assert (found.shape, set(np.unique(found))) == (HW, {0, 255})
-        assert np.mean((found == 255) != (logits > 0.01)) < 0.005
+        image = read_png(out / f"cat/2/{frame}.png")
+        assert (image.shape, set(np.unique(image))) == (HW, {0, 255})
+        assert np.mean((image == 255) != (logits > 0.01)) < 0.005
     valid = root / "meta_expressions/valid/meta_expressions.json"
     write_ref_youtube_vos_zip(out, valid, tmp_path / "a.zip", test_meta_expressions=test)
     assert (tmp_path / "a.zip").stat().st_size > 0

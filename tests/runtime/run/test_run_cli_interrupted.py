@@ -91,8 +91,8 @@ def test_a_signal_lets_the_frame_in_hand_finish(
     ended = run(bundle, images, "a dog", "--output", out, "--json")
     assert ended.code == code
     assert ended.message == (f"refsam-run: {word}; 5 of 9 frames are finished and lie in {out}")
-    found = json.loads(ended.out)
-    assert (found["num_frames"], found["interrupted"]) == (5, word)
+    report = json.loads(ended.out)
+    assert (report["num_frames"], report["interrupted"]) == (5, word)
     check_finished(out, 5)
 
 

@@ -76,9 +76,9 @@ def test_random_weights_are_announced_once(
 
 def test_the_path_may_be_a_string_and_the_id_is_checked(folder: Path) -> None:
     with refsam_trt.load(str(folder)) as engine:
-        found = engine.bundle_id
-    with refsam_trt.load(folder, expect_id=found) as engine:
-        assert engine.bundle_id == found
+        bundle_id = engine.bundle_id
+    with refsam_trt.load(folder, expect_id=bundle_id) as engine:
+        assert engine.bundle_id == bundle_id
     with pytest.raises(BundleError, match="expected was 0000"):
         refsam_trt.load(folder, expect_id="0" * 64)
 
@@ -167,7 +167,7 @@ def test_bf16_is_refused_by_name_where_it_cannot_run(
 
 
 def test_half_precision_bundles_run(tmp_path: Path) -> None:
-    found = {}
+    results = {}
     for precision in ("fp32", "fp16"):
         folder = fake_bundle.make_bundle(tmp_path / precision, split="optimised")
         if precision == "fp16":
@@ -175,13 +175,13 @@ def test_half_precision_bundles_run(tmp_path: Path) -> None:
         with refsam_trt.load(folder, backend="fake") as engine, engine.open_video() as video:
             for text in ("dog", "a larger dog"):
                 video.add_expression(text)
-            found[precision] = [video.step(frame) for frame in random_frames(3)]
+            results[precision] = [video.step(frame) for frame in random_frames(3)]
             video.save_state(tmp_path / f"{precision}.state")
             (expected,) = [video.step(frame) for frame in random_frames(1)]
             video.load_state(tmp_path / f"{precision}.state")
             assert_same_results(video.step(random_frames(1)[0]), expected)
     assert load_file(tmp_path / "fp16.state")["track_token"].dtype == np.float16
-    for single, half in zip(*found.values(), strict=True):
+    for single, half in zip(*results.values(), strict=True):
         for a, b in zip(single, half, strict=True):
             assert b.low_res_logits.dtype == np.float32
             assert_close(b.low_res_logits, a.low_res_logits, 2e-2)
@@ -228,8 +228,8 @@ def test_cached_expressions_need_no_text_encoder(tmp_path: Path, split: Split) -
     for mode in ("cache-only", "lazy"):
         with refsam_trt.load(folder, text=mode) as engine, engine.open_video() as video:
             video.add_expression(" A dog")
-            found = video.step(random_frames(1)[0])[0]
-            np.testing.assert_array_equal(found.low_res_logits, expected.low_res_logits)
+            result = video.step(random_frames(1)[0])[0]
+            np.testing.assert_array_equal(result.low_res_logits, expected.low_res_logits)
             assert_same_embedding(family(engine).text_encoder.encode("a dog")[1], embedding)
             with pytest.raises(
                 ExpressionError,
@@ -254,13 +254,13 @@ def test_lazy_text_is_released_at_the_next_step(folder: Path) -> None:
 def test_track_yields_every_expression_of_every_frame(folder: Path, engine: Engine) -> None:
     frames = random_frames(3)
     texts = ["dog", "a cat"]
-    found = list(engine.track(frames, texts))
-    assert [(r.frame_index, r.text) for r in found] == [(i, t) for i in range(3) for t in texts]
-    for result in found:
+    results = list(engine.track(frames, texts))
+    assert [(r.frame_index, r.text) for r in results] == [(i, t) for i in range(3) for t in texts]
+    for result in results:
         twin = Twin(folder).track(frames, result.text)[result.frame_index]
         assert_close(result.low_res_logits, twin["low_res_logits"][0, 0])
     turned = list(engine.track(iter(frames[..., ::-1]), texts, color="bgr", threshold=0.5))
-    for a, b in zip(turned, found, strict=True):
+    for a, b in zip(turned, results, strict=True):
         np.testing.assert_array_equal(a.low_res_logits, b.low_res_logits)
         assert a.threshold == 0.5
         assert not (a.mask & ~b.mask).any()

@@ -38,20 +38,20 @@ def test_a_disk_cache_spares_the_next_run_the_text_encoder(
 ) -> None:
     names = paths_loaded(monkeypatch)
     frame = random_frames(1)[0]
-    found, statistics = [], []
+    results, statistics = [], []
     for text in ("lazy", "lazy", "cache-only"):
         with (
             refsam_trt.load(folder, text=text, text_cache=tmp_path) as engine,
             engine.open_video() as video,
         ):
             video.add_expression("A dog")
-            found.append(video.step(frame))
+            results.append(video.step(frame))
             statistics.append(family(engine).text_encoder.statistics)
     assert names.count(f"{TEXT_ENCODER}.onnx") == 1
     once_computed, later_found = TextStatistics(num_misses=1), TextStatistics(num_disk_hits=1)
     assert statistics == [once_computed, later_found, later_found]
-    for later in found[1:]:
-        assert_same_results(later, found[0])
+    for later in results[1:]:
+        assert_same_results(later, results[0])
 
 
 def test_cache_only_never_opens_the_text_graph(
@@ -99,13 +99,13 @@ def test_a_cache_that_cannot_be_written_changes_nothing_but_the_log(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = []
+    results = []
     for options in ({}, {"text_cache": tmp_path / "file" / "cache"}):
         with refsam_trt.load(folder, **options) as engine, engine.open_video() as video:
             for text in ("a dog", "a cat", "a cow"):
                 video.add_expression(text)
-            found.append(video.step(random_frames(1)[0]))
-    assert_same_results(found[1], found[0])
+            results.append(video.step(random_frames(1)[0]))
+    assert_same_results(results[1], results[0])
     said = [record.getMessage() for record in caplog.records]
     assert sum("text embeddings are not kept here" in text for text in said) == 1
 

@@ -61,7 +61,7 @@ def frames(count: int) -> list[np.ndarray]:
 
 def logits(engine: refsam_trt.Engine) -> list[np.ndarray]:
     """Five frames; a second expression joins, the first one goes."""
-    found = []
+    results = []
     with engine.open_video() as video:
         first = video.add_expression("a dog")
         for index, frame in enumerate(frames(6)):
@@ -69,8 +69,8 @@ def logits(engine: refsam_trt.Engine) -> list[np.ndarray]:
                 video.add_expression("the red ball on the left")
             if index == 4:
                 video.remove_expression(first)
-            found += [result.low_res_logits for result in video.step(frame)]
-    return found
+            results += [result.low_res_logits for result in video.step(frame)]
+    return results
 
 
 def test_sessions_have_streams_of_their_own_whichever_thread_drives_them(
@@ -90,17 +90,17 @@ def test_sessions_have_streams_of_their_own_whichever_thread_drives_them(
     for video in (first, second):
         video.add_expression("a dog")
     used.clear()
-    found = []
+    logits_by_step = []
     for frame in frames(2):
-        found.append(first.step(frame)[0].low_res_logits)
+        logits_by_step.append(first.step(frame)[0].low_res_logits)
         second.step(frame)
     with ThreadPoolExecutor(1) as pool:
         later = pool.submit(lambda: [first.step(frame) for frame in frames(4)[2:]]).result()
-    found += [results[0].low_res_logits for results in later]
+    logits_by_step += [results[0].low_res_logits for results in later]
     one, two = used[0], used[2]
     assert one != two
     assert used == [one, one, two, two] * 2 + [one] * 4
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(logits_by_step, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     first.close()
     second.close()
@@ -123,9 +123,9 @@ def test_a_session_on_plans_gives_what_the_graphs_give(engine: refsam_trt.Engine
     assert engine.backend == "tensorrt"
     with refsam_trt.load(bundle, num_threads=1) as other:
         expected = logits(other)
-    found = logits(engine)
-    assert len(found) == len(expected) == 8
-    for a, b in zip(found, expected, strict=True):
+    results = logits(engine)
+    assert len(results) == len(expected) == 8
+    for a, b in zip(results, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -184,15 +184,15 @@ def test_more_expressions_than_the_plans_take_are_decoded_in_turns(
     engine: refsam_trt.Engine, bundle: Path
 ):
     """The plans take three at once."""
-    found = []
+    results = []
     with refsam_trt.load(bundle, num_threads=1) as other:
         for opened in (engine, other):
             with opened.open_video() as video:
                 for text in ("a dog", "a cat", "a red ball", "the man", "a car"):
                     video.add_expression(text)
-                found.append([r.low_res_logits for frame in frames(4) for r in video.step(frame)])
-    assert len(found[0]) == 20
-    for a, b in zip(*found, strict=True):
+                results.append([r.low_res_logits for frame in frames(4) for r in video.step(frame)])
+    assert len(results[0]) == 20
+    for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

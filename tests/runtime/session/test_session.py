@@ -69,10 +69,10 @@ def test_reset_track_makes_the_next_frame_a_first_one(folder: Path, video: Sessi
     for frame in frames[:2]:
         video.step(frame)
     video.reset_track(1)
-    found = [logits_by_id(video.step(frame)) for frame in frames[2:]]
+    results = [logits_by_id(video.step(frame)) for frame in frames[2:]]
     kept = Twin(folder).track(frames, TEXTS[0])[2:]
     fresh = Twin(folder).track(frames, TEXTS[1], first=2)
-    for step, a, b in zip(found, kept, fresh, strict=True):
+    for step, a, b in zip(results, kept, fresh, strict=True):
         assert_close(step[0], a["low_res_logits"][0, 0])
         assert_close(step[1], b["low_res_logits"][0, 0])
 
@@ -98,8 +98,8 @@ def test_one_text_twice_is_two_tracks(video: Session) -> None:
     video.step(frames[0])
     video.step(frames[1])
     video.reset_track(b)
-    found = logits_by_id(video.step(frames[2]))
-    assert not np.array_equal(found[a], found[b])
+    results = logits_by_id(video.step(frames[2]))
+    assert not np.array_equal(results[a], results[b])
 
 
 def test_bgr_frames_are_turned(engine: Engine) -> None:
@@ -130,8 +130,8 @@ def test_run_yields_what_step_returns(engine: Engine) -> None:
         one.add_expression("dog")
         other.add_expression("dog")
         steps = [one.step(frame) for frame in frames]
-        for found, expected in zip(other.run(iter(frames)), steps, strict=True):
-            assert_same_results(found, expected)
+        for results, expected in zip(other.run(iter(frames)), steps, strict=True):
+            assert_same_results(results, expected)
         assert other.finish() == []
 
 

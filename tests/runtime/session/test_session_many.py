@@ -21,7 +21,7 @@ TEXTS = ["dog", "the small red frisbee in the air", "a b", "x" * 63]
 
 def test_chunks_equal_one_batch(split: Split, tmp_path: Path) -> None:
     texts = [f"thing number {i} {'!' * (i % 7)}" for i in range(70)]
-    found = []
+    results = []
     for max_expressions in (128, 64, 3):
         limits = Limits(max_frames=8, max_expressions=max_expressions, max_words=64)
         path = tmp_path / str(max_expressions)
@@ -32,12 +32,12 @@ def test_chunks_equal_one_batch(split: Split, tmp_path: Path) -> None:
         ):
             for text in texts:
                 video.add_expression(text)
-            found.append([video.step(frame) for frame in random_frames(3)])
+            results.append([video.step(frame) for frame in random_frames(3)])
             before = engine.transfers
             video.step(random_frames(1)[0])
             counts = engine.transfers - before
             assert (counts.num_uploads, counts.num_downloads, counts.num_copies) == (1, 2, 0)
-    whole, *all_chunked = found
+    whole, *all_chunked = results
     for chunked in all_chunked:
         for a, b in zip(chain(*whole), chain(*chunked), strict=True):
             assert a.text == b.text
@@ -49,19 +49,19 @@ def test_threads_get_the_same_masks_as_one_after_another(engine: Engine) -> None
 
     def work(seed: int) -> list[np.ndarray]:
         with engine.open_video() as video:
-            found = []
+            results = []
             for index, frame in enumerate(frames[seed % 2 :]):
                 video.add_expression(f"thing {seed} at {index}")
-                found += [result.mask for result in video.step(frame)]
-            return found
+                results += [result.mask for result in video.step(frame)]
+            return results
 
     expected = [work(seed) for seed in range(8)]
-    found: dict[int, list[np.ndarray]] = {}
+    results: dict[int, list[np.ndarray]] = {}
     together = threading.Barrier(8)
 
     def in_thread(seed: int) -> None:
         together.wait()
-        found[seed] = work(seed)
+        results[seed] = work(seed)
 
     threads = [threading.Thread(target=in_thread, args=(seed,)) for seed in range(8)]
     for thread in threads:
@@ -69,7 +69,7 @@ def test_threads_get_the_same_masks_as_one_after_another(engine: Engine) -> None
     for thread in threads:
         thread.join()
     for seed in range(8):
-        for a, b in zip(found[seed], expected[seed], strict=True):
+        for a, b in zip(results[seed], expected[seed], strict=True):
             np.testing.assert_array_equal(a, b)
 
 

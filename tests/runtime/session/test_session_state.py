@@ -91,9 +91,9 @@ def test_exchanged_tokens_exchange_the_memory(engine: Engine, tmp_path: Path) ->
         tensors["track_token"] = tensors["track_token"][::-1].copy()
         save_file(tensors, path, metadata)
         video.load_state(path)
-        found = logits_by_id(video.step(frames[3]))
-    np.testing.assert_array_equal(found[a], expected[b])
-    np.testing.assert_array_equal(found[b], expected[a])
+        results = logits_by_id(video.step(frames[3]))
+    np.testing.assert_array_equal(results[a], expected[b])
+    np.testing.assert_array_equal(results[b], expected[a])
 
 
 @pytest.fixture
@@ -119,10 +119,10 @@ def refusal(video: Session, path: Path, error: type[Exception] = StateError) -> 
     video.step(frames[0])
     with pytest.raises(error) as caught:
         video.load_state(path)
-    found = [video.step(frame) for frame in frames[1:]]
+    results = [video.step(frame) for frame in frames[1:]]
     video.reset()
     expected = [video.step(frame) for frame in frames]
-    for a, b in zip(found, expected[1:], strict=True):
+    for a, b in zip(results, expected[1:], strict=True):
         assert_same_results(a, b)
     return str(caught.value)
 

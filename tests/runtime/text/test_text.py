@@ -74,15 +74,15 @@ class Setting:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_embeddings_are_those_of_the_graph(bundles: dict[Split, Path], split: Split) -> None:
-    cleaned, found = Setting(bundles[split]).encoder().encode(" A  dog ")
+    cleaned, embedding = Setting(bundles[split]).encoder().encode(" A  dog ")
     assert cleaned == "a dog"
     expected = Twin(bundles[split]).embed("a dog")
-    for name, array in found.tensors().items():
+    for name, array in embedding.tensors().items():
         np.testing.assert_array_equal(array, expected[name][0])
-    assert (found.text_values is None) == (split == "baseline")
-    assert found.num_words == 6
+    assert (embedding.text_values is None) == (split == "baseline")
+    assert embedding.num_words == 6
     with pytest.raises(ValueError, match="read-only"):
-        found.words[0] = 0
+        embedding.words[0] = 0
 
 
 def test_each_expression_is_embedded_once(bundles: dict[Split, Path]) -> None:
@@ -259,11 +259,11 @@ def test_threads_embed_an_expression_once(bundles: dict[Split, Path]) -> None:
     setting = Setting(bundles["baseline"])
     encoder = setting.encoder()
     together = threading.Barrier(8)
-    found = []
+    embeddings = []
 
     def work() -> None:
         together.wait()
-        found.append([encoder.encode(text)[1] for text in ("one", "two", "three")])
+        embeddings.append([encoder.encode(text)[1] for text in ("one", "two", "three")])
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -272,4 +272,4 @@ def test_threads_embed_an_expression_once(bundles: dict[Split, Path]) -> None:
         thread.join()
     assert len(setting.loads) == 1
     assert encoder.statistics == TextStatistics(num_memory_hits=21, num_misses=3)
-    assert all(a is b for row in found for a, b in zip(row, found[0], strict=True))
+    assert all(a is b for row in embeddings for a, b in zip(row, embeddings[0], strict=True))

@@ -15,14 +15,14 @@ from refsam_trt.text.encoder import TextCache, write_text_cache
 def test_a_text_cache_comes_back_as_written(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     write_text_cache(cache, {"a dog": random_embedding(3), "a cat": random_embedding(5, 1)})
-    found = TextCache(cache)
-    assert found.expressions == ("a dog", "a cat")
-    dog, cat = found.get("a dog"), found.get("a cat")
+    opened = TextCache(cache)
+    assert opened.expressions == ("a dog", "a cat")
+    dog, cat = opened.get("a dog"), opened.get("a cat")
     assert dog is not None
     assert cat is not None
     assert_same_embedding(dog, random_embedding(3))
     assert_same_embedding(cat, random_embedding(5, 1))
-    assert found.get("a cow") is None
+    assert opened.get("a cow") is None
     bare = random_embedding(2, values=False)
     write_text_cache(tmp_path / "bare", {"x": bare})
     assert_same_embedding(TextCache(tmp_path / "bare").get("x") or random_embedding(1), bare)

@@ -39,10 +39,10 @@ def test_what_was_put_is_found_bit_by_bit_by_another_process_s_cache(cache: Text
     cache.put('ein Hund \u00e4\u2028\U0001f415"\\', random_embedding(5, 1))
     other = TextDiskCache(cache.folder, KEY, TENSORS)
     for text, num_words, seed in (("a dog", 3, 0), ('ein Hund \u00e4\u2028\U0001f415"\\', 5, 1)):
-        found = other.get(text, num_words=num_words)
-        assert found is not None
-        assert_same_embedding(found, random_embedding(num_words, seed))
-        assert not found.words.flags.writeable
+        embedding = other.get(text, num_words=num_words)
+        assert embedding is not None
+        assert_same_embedding(embedding, random_embedding(num_words, seed))
+        assert not embedding.words.flags.writeable
     assert other.get("a cat", num_words=3) is None
 
 
@@ -52,10 +52,10 @@ def test_half_precision_and_the_baseline_split_are_kept_as_they_are(tmp_path: Pa
     whole = random_embedding(4, values=False)
     half = type(whole)(whole.words.astype(np.float16), whole.sentence.astype(np.float16), None)
     cache.put("a dog", half)
-    found = cache.get("a dog", num_words=4)
-    assert found is not None
-    assert found.words.dtype == np.float16
-    assert_same_embedding(found, half)
+    embedding = cache.get("a dog", num_words=4)
+    assert embedding is not None
+    assert embedding.words.dtype == np.float16
+    assert_same_embedding(embedding, half)
     assert TextDiskCache(tmp_path, KEY, TENSORS).get("a dog", num_words=4) is None
 
 
@@ -171,10 +171,10 @@ def test_no_damage_whatever_raises_or_gives_other_values(cache: TextDiskCache) -
         for place in rng.integers(0, rng.choice([9, 700, len(whole)]), rng.integers(1, 4)):
             content[place] = rng.integers(256)
         path.write_bytes(content[: rng.integers(len(whole))] if rng.random() < 0.1 else content)
-        found = cache.get("a dog", num_words=3)
-        if found is not None:  # nothing that counts was changed
+        embedding = cache.get("a dog", num_words=3)
+        if embedding is not None:  # nothing that counts was changed
             num_found += 1
-            assert_same_embedding(found, random_embedding(3))
+            assert_same_embedding(embedding, random_embedding(3))
     assert num_found < 30
 
 
@@ -205,8 +205,8 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
         os.utime(newest, (1000 + age_s, 1000 + age_s))
     cache.put("four", random_embedding(4))
     assert mine.exists()
-    found = [cache.get(text, num_words=4) is not None for text in ("one", "two", "three", "four")]
-    assert found == [False, True, True, True]
+    is_kept = [cache.get(text, num_words=4) is not None for text in ("one", "two", "three", "four")]
+    assert is_kept == [False, True, True, True]
 
 
 def test_what_killed_processes_left_goes_too(tmp_path: Path) -> None:

@@ -24,15 +24,15 @@ def tokenizer(file: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("given", "cleaned"),
+    ("expression", "cleaned"),
     [
         ("a dog", "a dog"),
         ("  The RED\tdog \n on\u00a0the left ", "the red dog on the left"),
         ("Ägypten ÇA", "ägypten ça"),
     ],
 )
-def test_clean_up(tokenizer: Tokenizer, given: str, cleaned: str) -> None:
-    assert tokenizer.clean(given) == cleaned
+def test_clean_up(tokenizer: Tokenizer, expression: str, cleaned: str) -> None:
+    assert tokenizer.clean(expression) == cleaned
 
 
 def test_case_is_kept_when_the_bundle_says_so(file: Path) -> None:
@@ -41,7 +41,7 @@ def test_case_is_kept_when_the_bundle_says_so(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("expression", "message"),
     [
         ("", "the expression is empty; say in words what to look for"),
         (" \t\n", "the expression is empty"),
@@ -51,9 +51,11 @@ def test_case_is_kept_when_the_bundle_says_so(file: Path) -> None:
         ("dog " * 1025, r"expression 'dog dog .*\.\.\.' has 4100 characters, at most 4096"),
     ],
 )
-def test_unusable_expressions_are_refused(tokenizer: Tokenizer, given: str, message: str) -> None:
+def test_unusable_expressions_are_refused(
+    tokenizer: Tokenizer, expression: str, message: str
+) -> None:
     with pytest.raises(ExpressionError, match=message):
-        tokenizer.clean(given)
+        tokenizer.clean(expression)
 
 
 def test_too_many_tokens_are_refused_never_cut(tokenizer: Tokenizer) -> None:
