@@ -66,9 +66,9 @@ def test_the_library_opens_none(folder: Path, clip: Path, images: Path, tmp_path
 def test_the_commands_open_none(folder: Path, clip: Path, images: Path, tmp_path: Path):
     for source in (clip, images):
         output = ["--output", tmp_path / f"{source.stem}-out", "--save", "masks,rle,overlay,json"]
-        done = run(COMMAND.format("cli"), folder, source, "dog", *output)
+        done = run(COMMAND.format("run.cli"), folder, source, "dog", *output)
         assert done.returncode == 0, done.stderr
-    done = run(COMMAND.format("doctor"))
+    done = run(COMMAND.format("doctor.cli"))
     assert done.returncode == 0, done.stderr
 
 
@@ -102,7 +102,7 @@ def test_a_socket_from_python_is_seen():
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_the_address_that_the_user_names_does(folder: Path, tmp_path: Path, scheme: str):
     arguments = [folder, f"{scheme}://127.0.0.1:9/a", "dog", "--output", tmp_path / "out"]
-    done = run(COMMAND.format("cli"), *arguments)
+    done = run(COMMAND.format("run.cli"), *arguments)
     assert done.returncode == -signal.SIGSYS
 
 
