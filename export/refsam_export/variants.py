@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from refsam_export.onnx.onnx_export import OPSET, export_graph
+from refsam_export.onnx.export import OPSET, export_graph
 from refsam_export.onnx.weight_storage import WeightStorage
 from refsam_export.precision.policy import POLICIES, graph_precision
 from refsam_export.precision.typed_program import typed_module

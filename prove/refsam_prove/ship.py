@@ -68,7 +68,7 @@ def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
         ParityError: the graphs differ from the PyTorch reference.
     """
     from refsam_train.recipe import RECIPE_NAME, read_recipe
-    from refsam_train.run.run_log import LOG_NAME
+    from refsam_train.run.log import LOG_NAME
 
     for run in request.runs:
         for name in (RECIPE_NAME, LOG_NAME):
@@ -180,7 +180,7 @@ def _export(preset: str, weights: Path, output: Path, report: Callable[[str], No
 
 def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
     from refsam_train.recipe import RECIPE_NAME
-    from refsam_train.run.run_log import LOG_NAME
+    from refsam_train.run.log import LOG_NAME
 
     request.record.parent.mkdir(parents=True, exist_ok=True)
     earlier, new = record["runs"][: -len(request.runs)], record["runs"][-len(request.runs) :]

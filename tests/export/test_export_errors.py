@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from refsam_export.onnx import onnx_export
+from refsam_export.onnx import export
 from refsam_export.refsam.model import sam
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import InternalError, MissingExtraError
@@ -38,23 +38,21 @@ def exported(input_name: str, *op_types: str) -> Any:
 
 
 def test_tensors_of_another_name_break_the_contract():
-    onnx_export._finish(exported("x", "Add"), GraphSpec((X,), (Y,)))
+    export._finish(exported("x", "Add"), GraphSpec((X,), (Y,)))
     with pytest.raises(InternalError, match=r"exported tensors \['z'\] break the contract"):
-        onnx_export._finish(exported("z", "Add"), GraphSpec((X,), (Y,)))
+        export._finish(exported("z", "Add"), GraphSpec((X,), (Y,)))
 
 
-@pytest.mark.parametrize("op_type", sorted(onnx_export.FORBIDDEN_OPS))
+@pytest.mark.parametrize("op_type", sorted(export.FORBIDDEN_OPS))
 def test_operators_that_compilers_cannot_take_are_forbidden(op_type: str):
     with pytest.raises(InternalError, match=rf"holds forbidden operators \['{op_type}'\]"):
-        onnx_export._finish(exported("x", "Add", op_type), GraphSpec((X,), (Y,)))
+        export._finish(exported("x", "Add", op_type), GraphSpec((X,), (Y,)))
 
 
 def test_an_exporter_that_returns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
     with pytest.raises(InternalError, match=r"torch\.onnx\.export returned nothing"):
-        onnx_export.export_graph(
-            nn.Identity(), GraphSpec((X,), (Y,)), tmp_path / "g.onnx", {"B": 4}
-        )
+        export.export_graph(nn.Identity(), GraphSpec((X,), (Y,)), tmp_path / "g.onnx", {"B": 4})
     assert not list(tmp_path.iterdir())
 
 

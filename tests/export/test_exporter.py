@@ -187,7 +187,7 @@ from pathlib import Path
 from refsam_export.refsam.programs import LIMITS
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.graphs import build_graphs
-from refsam_export.onnx.onnx_export import export_graph
+from refsam_export.onnx.export import export_graph
 from refsam_trt.contract.refsam import contract
 
 model = load_model("tiny", random_init=0).model

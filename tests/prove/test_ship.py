@@ -23,8 +23,8 @@ from refsam_prove.ship import ShipRequest, command, commands, ship
 from refsam_train.cli import cli
 from refsam_train.recipe import read_recipe
 from refsam_train.run.publish import publish
-from refsam_train.run.session import RunRequest, train
 from refsam_train.run.start import Sources
+from refsam_train.run.train import RunRequest, train
 from refsam_trt.bundle import shipped
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
 

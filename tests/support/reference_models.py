@@ -9,10 +9,10 @@ from torch import Tensor
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.refsam.checkpoint import LoadedModel, empty_model, load_model
 from refsam_export.refsam.graphs import build_graphs
-from refsam_export.refsam.init.realistic_init import realistic_init
+from refsam_export.refsam.init.fill import realistic_init
 from refsam_export.refsam.model.config import preset
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_export.text.text_encoders import small_text_source
+from refsam_export.text.encoders import small_text_source
 from refsam_trt.contract.refsam import contract
 from refsam_trt.image.preprocess import Preprocessor
 

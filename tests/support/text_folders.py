@@ -9,7 +9,7 @@ from reference_models import model
 from small_tokenizers import VOCAB_SIZE, write_clip, write_roberta
 
 from refsam_export.refsam.checkpoint import empty_model
-from refsam_export.refsam.init.realistic_init import realistic_init
+from refsam_export.refsam.init.fill import realistic_init
 
 NUM_TOKENS = VOCAB_SIZE + 600  # single bytes, their endings and special tokens besides the merges
 SIZES = {

@@ -74,8 +74,8 @@ def run(
     with 130 (143 for SIGTERM), and --resume continues as if nothing had happened. For several GPUs:
     torchrun --nproc-per-node 8 -m refsam_train.cli RECIPE ...
     """
-    from refsam_train.run.session import RunRequest, train
     from refsam_train.run.start import Sources
+    from refsam_train.run.train import RunRequest, train
 
     sources = Sources(sam_checkpoint, weights, text_encoder)
     request = RunRequest(

@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import fx, nn
 
-from refsam_export.onnx.onnx_export import onnx_program
+from refsam_export.onnx.export import onnx_program
 from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.errors import MissingExtraError
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from refsam_calibration.quantise.schemes import Scheme, scale_of
-from refsam_export.onnx.onnx_export import module_of
+from refsam_export.onnx.export import module_of
 from refsam_trt.errors import InternalError
 
 _CODES = {

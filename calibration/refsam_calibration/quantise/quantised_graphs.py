@@ -11,7 +11,7 @@ from torch import nn
 from refsam_calibration.quantise.layers import select_layers
 from refsam_calibration.quantise.qdq import QuantisedLinear, insert_qdq
 from refsam_calibration.quantise.schemes import Scheme
-from refsam_export.onnx.onnx_export import export_graph
+from refsam_export.onnx.export import export_graph
 from refsam_export.precision.policy import POLICIES
 from refsam_export.precision.typed_program import trace, typed_module
 from refsam_export.refsam.graphs import ImageEncoderGraph

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from refsam_export.onnx.onnx_export import example_inputs, is_variadic, quiet
+from refsam_export.onnx.export import example_inputs, is_variadic, quiet
 from refsam_export.precision.policy import PrecisionPolicy, half_nodes, is_float, operator_name
 from refsam_trt.contract.specs import GraphSpec
 

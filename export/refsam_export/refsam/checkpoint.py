@@ -26,19 +26,19 @@ from refsam_export.refsam.configuration import (
     derive,
     hda_facts,
 )
-from refsam_export.refsam.init.realistic_init import realistic_init
+from refsam_export.refsam.init.fill import realistic_init
 from refsam_export.refsam.model.config import ModelConfig, preset
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.own_file import own_metadata, read_own_record
 from refsam_export.refsam.parts import read_parts
-from refsam_export.text.text_encoders import (
+from refsam_export.text.encoders import (
     TEXT_PREFIX,
     TextSource,
     build_text_encoder,
     read_text_folder,
     small_text_source,
 )
-from refsam_export.text.text_families import text_family
+from refsam_export.text.families import text_family
 from refsam_trt.contract.manifest import Source, Training, Weights
 from refsam_trt.errors import CheckpointError, UsageError
 

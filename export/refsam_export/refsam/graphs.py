@@ -22,7 +22,7 @@ from refsam_export.refsam.model.mask_decoder import ImageProjections, decode, po
 from refsam_export.refsam.model.refsam import RefSam, zero_absent
 from refsam_export.refsam.model.text_encoder import embed_text
 from refsam_export.refsam.rewrites import rewritten
-from refsam_export.text.text_graph import text_graph
+from refsam_export.text.graph import text_graph
 from refsam_trt.contract.refsam import (
     DECODER_STEP,
     IMAGE_ENCODER,

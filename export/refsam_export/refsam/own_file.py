@@ -15,7 +15,7 @@ import msgspec
 
 from refsam_export.files.tensor_files import read_metadata
 from refsam_export.refsam.model.config import ModelConfig
-from refsam_export.text.text_encoders import TextSource, stored_text_source
+from refsam_export.text.encoders import TextSource, stored_text_source
 from refsam_trt.contract.manifest import Training
 from refsam_trt.errors import CheckpointError, UsageError
 

@@ -27,7 +27,7 @@ from refsam_calibration.ranges.watching import RangeWatcher, watching
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.exporter import ExportRequest
-from refsam_export.onnx.onnx_export import export_graph
+from refsam_export.onnx.export import export_graph
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.graphs import ImageEncoderGraph

@@ -10,7 +10,7 @@ from reference_models import loaded
 
 from refsam_bench.gpu import pytorch
 from refsam_bench.gpu.pytorch import TorchSession, compiled_graphs, eager_graphs, torch_device
-from refsam_export.onnx.onnx_export import example_inputs
+from refsam_export.onnx.export import example_inputs
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.programs import LIMITS

@@ -15,7 +15,7 @@ from reference_models import image_of, model, relative, tokens
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from refsam_export.onnx.onnx_export import export_graph
+from refsam_export.onnx.export import export_graph
 from refsam_export.parity.bounds import BOUNDS
 from refsam_export.precision.policy import (
     POLICIES,

@@ -10,7 +10,7 @@ import shared_data
 from checkpoint_files import save_t5
 from small_tokenizers import Encode, write_clip, write_roberta, write_t5
 
-from refsam_export.text.text_encoders import read_text_folder
+from refsam_export.text.encoders import read_text_folder
 from refsam_trt.text.encoder import Tokenizer
 
 NUM_EXPRESSIONS = 2096

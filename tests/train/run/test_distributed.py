@@ -13,7 +13,7 @@ import torch
 from tiny_training import write_recipe
 
 from refsam_train.run.distributed import launched_place, wrapped
-from refsam_train.run.session import RunRequest, train
+from refsam_train.run.train import RunRequest, train
 
 
 def test_without_the_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

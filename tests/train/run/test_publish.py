@@ -14,8 +14,8 @@ from refsam_bench.synthetic import vocabulary
 from refsam_export.refsam.checkpoint import canonical_tensors, load_model, save_source
 from refsam_train.recipe import read_recipe
 from refsam_train.run.publish import publish, round_to_fp16
-from refsam_train.run.session import RunRequest, train
 from refsam_train.run.start import Sources
+from refsam_train.run.train import RunRequest, train
 from refsam_trt.contract.manifest import Training, TrainingRun
 from refsam_trt.errors import CheckpointError
 

@@ -20,7 +20,7 @@ from tiny_training import write_recipe
 
 from refsam_train.run import checkpoints
 from refsam_train.run.checkpoints import read_weights
-from refsam_train.run.session import RunRequest, train
+from refsam_train.run.train import RunRequest, train
 from refsam_trt.command.ending import Terminated
 from refsam_trt.errors import CheckpointError, UsageError
 

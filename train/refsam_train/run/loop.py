@@ -21,7 +21,7 @@ from refsam_train.recipe import Recipe
 from refsam_train.run.checkpoints import RunState, load_checkpoint, save_checkpoint
 from refsam_train.run.distributed import any_process, wrapped
 from refsam_train.run.interrupts import StopRequest
-from refsam_train.run.run_log import RunLog
+from refsam_train.run.log import RunLog
 from refsam_train.run.start import seeded
 from refsam_trt.command.progress import Progress
 from refsam_trt.errors import UsageError

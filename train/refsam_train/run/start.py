@@ -15,7 +15,7 @@ from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load
 from refsam_export.refsam.model.config import TEXT_SCALE
 from refsam_export.refsam.model.itm import ITM_NAMES
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_export.text.text_encoders import build_text_encoder
+from refsam_export.text.encoders import build_text_encoder
 from refsam_train.learn.local_attention import look_at_neighbours, tell_places
 from refsam_train.recipe import Recipe
 from refsam_trt.errors import CheckpointError, UsageError

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from refsam_export.files.tensor_files import describe, read_json_object, read_tensors
+from refsam_export.text.families import TextFamily, text_family
 from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
-from refsam_export.text.text_families import TextFamily, text_family
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError
 

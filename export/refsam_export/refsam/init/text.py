@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from refsam_export.refsam.init.realistic_draw import Draw, Rule, after_activation, linear, noise
+from refsam_export.refsam.init.draw import Draw, Rule, after_activation, linear, noise
 
 
 def _t5_query_weight(draw: Draw) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.refsam.checkpoint import canonical_tensors, load_model, save_source
-from refsam_export.refsam.init.realistic_init import realistic_init
-from refsam_export.text.text_encoders import read_text_folder
-from refsam_export.text.text_graph import text_graph
+from refsam_export.refsam.init.fill import realistic_init
+from refsam_export.text.encoders import read_text_folder
+from refsam_export.text.graph import text_graph
 from refsam_trt.errors import CheckpointError, UsageError
 
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from refsam_export.refsam.init.realistic_draw import (
+from refsam_export.refsam.init.draw import (
     Draw,
     Rule,
     after_activation,

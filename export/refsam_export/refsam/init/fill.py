@@ -14,7 +14,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from refsam_export.refsam.init.realistic_draw import (
+from refsam_export.refsam.init.draw import (
     Draw,
     Rule,
     after_activation,
@@ -23,8 +23,8 @@ from refsam_export.refsam.init.realistic_draw import (
     noise,
     seeded,
 )
-from refsam_export.refsam.init.realistic_encoder import ENCODER_RULES
-from refsam_export.refsam.init.realistic_text import TEXT_RULES
+from refsam_export.refsam.init.encoder import ENCODER_RULES
+from refsam_export.refsam.init.text import TEXT_RULES
 from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.errors import UsageError

@@ -1,6 +1,6 @@
 """What differs between text encoders: T5, RoBERTa and CLIP (refsam-model 3.2, 3.4).
 
-Reading a folder is `text_encoders`' job, the export form `text_graph`'s.
+Reading a folder is the job of `encoders`, the form that is exported that of `graph`.
 """
 
 from __future__ import annotations
