@@ -196,6 +196,3 @@ def _monitor(flavour: Flavour, options: BuildOptions) -> Any:
             return not options.should_stop()
 
     return Monitor()
-
-
-__all__ = ["BuildOptions", "GraphSource", "build_plan"]

@@ -75,8 +75,8 @@ def command(bundle: Path, inspect: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         from msgspec import to_builtins
 
-        found = {"plans": str(plans.folder), "plan_id": plans.plan_id}
-        click.echo(json.dumps({**found, "manifest": to_builtins(plans.manifest)}))
+        ids = {"plans": str(plans.folder), "plan_id": plans.plan_id}
+        click.echo(json.dumps({**ids, "manifest": to_builtins(plans.manifest)}))
         return
     if inspect:
         from refsam_engines.inspect import report_lines

@@ -36,19 +36,19 @@ def golden_source(bundle: Bundle, variant_name: str) -> str:
         UsageError: a bf16 variant alone, which nothing on a CPU can run.
     """
     variants = bundle.manifest.variants
-    chosen = variants[variant_name]
-    if chosen.precision in QUANTISED and chosen.precision not in REFUSED_PRECISIONS[_REFEREE]:
+    built = variants[variant_name]
+    if built.precision in QUANTISED and built.precision not in REFUSED_PRECISIONS[_REFEREE]:
         alike = [
             name
             for name, variant in sorted(variants.items())
-            if (variant.precision, variant.split) == (chosen.precision, chosen.split)
-            and variant.attention == chosen.attention
+            if (variant.precision, variant.split) == (built.precision, built.split)
+            and variant.attention == built.attention
         ]
         return str(only_variant(bundle.manifest, alike, _REFEREE))
     for name, variant in sorted(variants.items()):
-        if variant.precision == "fp32" and variant.split == chosen.split:
+        if variant.precision == "fp32" and variant.split == built.split:
             return name
-    if chosen.precision == "bf16":
+    if built.precision == "bf16":
         raise UsageError(
             f"{bundle.folder}: no fp32 variant that bf16 plans could be compared with; export the "
             "bundle anew with --precision fp32,bf16"
@@ -90,15 +90,15 @@ class _Values:
         )
         self.ids = encoder.encode(encoder.clean(_SENTENCE))[: sizes.max_words]
         self.num_expressions = min(2, sizes.max_expressions)
-        self.made: dict[str, np.ndarray] = {}
+        self.outputs: dict[str, np.ndarray] = {}
         self._random = np.random.default_rng(_SEED)
 
     def of(self, tensor: TensorSpec, num_rows: int) -> np.ndarray:
         """Return the value of an input; `num_rows` stands for B."""
         shape = tensor.shape({"M": 1, "B": num_rows, "N": len(self.ids)})
-        if tensor.name in self.made:
-            made = self.made[tensor.name]
-            return np.repeat(made, num_rows, axis=0) if shape[0] != made.shape[0] else made
+        if tensor.name in self.outputs:
+            value = self.outputs[tensor.name]
+            return value if len(value) == shape[0] else np.repeat(value, num_rows, axis=0)
         if tensor.name == "input_ids":
             return np.broadcast_to(self.ids, shape).astype(np.int64)
         dtype = numpy_dtype(tensor.dtype, _REFEREE)
@@ -115,12 +115,12 @@ class _Values:
 def _in_order(variant: Variant, graphs: tuple[str, ...]) -> list[str]:
     """Return the graphs so that each comes after those that make its inputs."""
     specs = {name: variant.graphs[name].spec for name in graphs}
-    made = {tensor.name for spec in specs.values() for tensor in spec.outputs}
+    outputs = {tensor.name for spec in specs.values() for tensor in spec.outputs}
 
-    def num_made(name: str) -> int:
-        return sum(tensor.name in made for tensor in specs[name].inputs)
+    def num_inputs_from_graphs(name: str) -> int:
+        return sum(tensor.name in outputs for tensor in specs[name].inputs)
 
-    return sorted(graphs, key=lambda name: (num_made(name), name))
+    return sorted(graphs, key=lambda name: (num_inputs_from_graphs(name), name))
 
 
 def _run(backend: Backend, path: Path, spec: GraphSpec, values: _Values) -> GoldenRun:
@@ -131,9 +131,6 @@ def _run(backend: Backend, path: Path, spec: GraphSpec, values: _Values) -> Gold
     outputs = {t.name: backend.empty(t.shape(sizes), t.dtype) for t in spec.outputs}
     uploaded = {name: backend.upload(np.ascontiguousarray(a)) for name, a in inputs.items()}
     backend.load(path, spec).context().run(uploaded, outputs)
-    found = {name: backend.download(buffer) for name, buffer in outputs.items()}
-    values.made.update(found)
-    return GoldenRun(inputs, {name: array.astype(np.float32) for name, array in found.items()})
-
-
-__all__ = ["golden_source", "write_golden_runs"]
+    arrays = {name: backend.download(buffer) for name, buffer in outputs.items()}
+    values.outputs.update(arrays)
+    return GoldenRun(inputs, {name: array.astype(np.float32) for name, array in arrays.items()})

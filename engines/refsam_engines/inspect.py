@@ -88,6 +88,3 @@ def _known(number: int | None) -> str:
 
 def _mb(size_bytes: int | None) -> str:
     return "unknown" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
-
-
-__all__ = ["count_fused_attention", "report_lines", "report_on"]

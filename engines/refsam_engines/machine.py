@@ -26,20 +26,17 @@ def examine_machine(flavour: Flavour) -> BuildMachine:
     Raises:
         PlanDeviceError: TensorRT proper measures kernels on the GPU, and there is none.
     """
-    found = probe.ask("cuda")
-    devices = found.get("devices") or []
+    driver = probe.ask("cuda")
+    devices = driver.get("devices") or []
     if devices:
         first = devices[0]
         return BuildMachine(
-            platform_name(), first["name"], first["compute_capability"], found["driver_version"]
+            platform_name(), first["name"], first["compute_capability"], driver["driver_version"]
         )
     if not flavour.is_rtx:
         raise PlanDeviceError(
             f"backend {flavour.backend} builds on the GPU that is to run the plans, and there is "
-            f"none here: CUDA driver {found.get('error', 'has no device')}; run refsam-build on "
+            f"none here: CUDA driver {driver.get('error', 'has no device')}; run refsam-build on "
             "that machine, or use --backend tensorrt-rtx, which builds without one"
         )
     return BuildMachine(platform_name(), None, None, None)
-
-
-__all__ = ["BuildMachine", "examine_machine"]

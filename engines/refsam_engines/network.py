@@ -52,10 +52,10 @@ def parse_graph(flavour: Flavour, network: Any, logger: Any, log: TrtLog, path: 
 
 def stated_types(path: Path) -> dict[str, dict[str, int]]:
     """Return per operator and element type how many nodes an ONNX file has, without TensorRT."""
-    found: dict[str, dict[str, int]] = {}
+    types: dict[str, dict[str, int]] = {}
     for (operator, dtype), count in summarise_onnx(path).typed_nodes.items():
-        found.setdefault(operator, {})[dtype] = count
-    return found
+        types.setdefault(operator, {})[dtype] = count
+    return types
 
 
 def count_types(network: Any) -> LayerTypes:
@@ -77,8 +77,8 @@ def check_tensors(path: Path, network: Any, spec: GraphSpec) -> None:
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    for kind, found, specs in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
-        is_there = {tensor.name: tensor.dtype.name for tensor in found}
+    for kind, tensors, specs in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        is_there = {tensor.name: tensor.dtype.name for tensor in tensors}
         expected = {tensor.name: _TYPES[tensor.dtype] for tensor in specs}
         if is_there != expected:
             raise PlanBuildError(
@@ -88,7 +88,7 @@ def check_tensors(path: Path, network: Any, spec: GraphSpec) -> None:
 
 
 def check_precision(
-    path: Path, precision: str, found: LayerTypes, stated: dict[str, dict[str, int]]
+    path: Path, precision: str, layers: LayerTypes, stated: dict[str, dict[str, int]]
 ) -> None:
     """Refuse a network whose arithmetic is not of the precision that the bundle states.
 
@@ -96,7 +96,7 @@ def check_precision(
         path: of the ONNX file, for the message.
         precision: of the graph, such as `fp16` or `int8-fp16`; its nodes were held to that when the
             bundle was opened.
-        found: what `count_types` returned.
+        layers: what `count_types` returned.
         stated: what `stated_types` returned.
 
     Raises:
@@ -105,7 +105,7 @@ def check_precision(
     quantised, base = split_precision(precision)
     allowed = _FLOATS[base] | ({_TYPES[quantised]} if quantised else set())
     # Weights may be stored in fp16 and cast: a constant computes nothing.
-    used = {dtype for name, types in found.items() if name != "CONSTANT" for dtype in types}
+    used = {dtype for name, types in layers.items() if name != "CONSTANT" for dtype in types}
     used &= _ALL_FLOATS
     if wrong := sorted(used - allowed):
         raise PlanBuildError(
@@ -119,9 +119,9 @@ def check_precision(
                 # TensorRT gives a product of dequantised values the type that it hands on.
                 is_quantised = operator == "MatMul" and dtype == quantised
                 expected[_FLOAT_TYPES[base] if is_quantised else _TYPES.get(dtype, dtype)] += count
-        if dict(expected) != found.get(layer, {}):
+        if dict(expected) != layers.get(layer, {}):
             raise PlanBuildError(
-                f"{path}: TensorRT parsed {layer} layers of types {found.get(layer, {})}, the "
+                f"{path}: TensorRT parsed {layer} layers of types {layers.get(layer, {})}, the "
                 f"graph has {dict(expected)}: the plan would not be {precision} as the graph is; "
                 "use another version of TensorRT, or export the bundle anew with refsam-export"
             )
@@ -139,14 +139,3 @@ one for one."""
 
 def _problem(error: Any) -> str:
     return f"node {error.node()}: {error.desc()}"
-
-
-__all__ = [
-    "ARITHMETIC",
-    "LayerTypes",
-    "check_precision",
-    "check_tensors",
-    "count_types",
-    "parse_graph",
-    "stated_types",
-]

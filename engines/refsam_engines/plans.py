@@ -11,13 +11,13 @@ from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.golden import golden_source, write_golden_runs
 from refsam_engines.machine import BuildMachine, examine_machine
 from refsam_engines.profiles import Sizes, profiles_for, sizes_within
-from refsam_engines.rtx_header import RtxHeader, read_rtx_header
+from refsam_engines.rtx_header import read_rtx_header
 from refsam_engines.variants import variant_for
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
 from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, sha256_of_file
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import Plans, is_plans, open_plans
-from refsam_trt.contract.manifest import FileEntry, GraphEntry
+from refsam_trt.contract.manifest import FileEntry
 from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
     PLAN_SCHEMA_VERSION,
@@ -33,7 +33,7 @@ from refsam_trt.versions import version_of
 
 _TOOLS = ("refsam-trt", "onnxruntime", "numpy", "msgspec")
 
-Report = Callable[[str], None]
+ShowLine = Callable[[str], None]
 
 
 class BuildStopped(Exception):
@@ -58,12 +58,12 @@ class PlanRequest:
     options: BuildOptions = field(default_factory=BuildOptions)
 
 
-def build_plans(request: PlanRequest, report: Report) -> Plans:
+def build_plans(request: PlanRequest, show_line: ShowLine) -> Plans:
     """Build the plans of one variant of a bundle.
 
     Args:
         request: what to build and where to.
-        report: called with one line per stage.
+        show_line: called with one line per stage.
 
     Raises:
         BundleError, UsageError: no such bundle or variant, or sizes that it does not have.
@@ -90,17 +90,16 @@ def build_plans(request: PlanRequest, report: Report) -> Plans:
         max_words=request.max_words,
     )
     machine = examine_machine(flavour)
-    work = _Work(flavour, bundle, variant, sizes, request.options, report)
     with atomic_folder(request.output, request.overwrite) as folder:
-        entries = work.build(folder)
-        report(f"running variant {golden} on the CPU, to compare the plans with")
+        entries = _build_graphs(flavour, bundle, variant, sizes, request.options, folder, show_line)
+        show_line(f"running variant {golden} on the CPU, to compare the plans with")
         write_golden_runs(bundle, golden, tuple(entries), sizes, folder / GOLDEN_FILE)
         manifest = PlanManifest(
             schema_version=PLAN_SCHEMA_VERSION,
             bundle_id=bundle.bundle_id,
             variant=variant,
             precision=request.precision,
-            builder=_builder(flavour, machine, request.options, work.headers),
+            builder=_builder(flavour, machine, request.options, sorted(folder.glob("*.plan"))),
             limits=sizes.limits(),
             tools=_tools(),
             graphs=entries,
@@ -115,49 +114,29 @@ def build_plans(request: PlanRequest, report: Report) -> Plans:
     return open_plans(request.output)
 
 
-class _Work:
-    """Builds the graphs one after the other and keeps what their headers say."""
-
-    def __init__(
-        self,
-        flavour: Flavour,
-        bundle: Bundle,
-        variant: str,
-        sizes: Sizes,
-        options: BuildOptions,
-        report: Report,
-    ) -> None:
-        self.headers: list[RtxHeader | None] = []
-        self._flavour = flavour
-        self._bundle = bundle
-        self._variant = bundle.manifest.variants[variant]
-        self._sizes = sizes
-        self._options = options
-        self._report = report
-
-    def build(self, folder: Path) -> dict[str, PlanEntry]:
-        """Build every graph of the variant into `folder`."""
-        return {
-            name: self._build(name, entry, folder / f"{name}.plan")
-            for name, entry in sorted(self._variant.graphs.items())
-        }
-
-    def _build(self, name: str, entry: GraphEntry, target: Path) -> PlanEntry:
-        self._report(f"building {name}")
-        profiles = profiles_for(entry.spec, self._sizes)
-        source = GraphSource(
-            self._bundle.verify_file(entry.file),
-            entry.spec,
-            entry.precision,
-            profiles,
-        )
-        report = build_plan(self._flavour, source, self._options, target)
+def _build_graphs(
+    flavour: Flavour,
+    bundle: Bundle,
+    variant: str,
+    sizes: Sizes,
+    options: BuildOptions,
+    folder: Path,
+    show_line: ShowLine,
+) -> dict[str, PlanEntry]:
+    """Build every graph of the variant into `folder`, one after the other."""
+    entries = {}
+    for name, graph in sorted(bundle.manifest.variants[variant].graphs.items()):
+        show_line(f"building {name}")
+        target, profiles = folder / f"{name}.plan", profiles_for(graph.spec, sizes)
+        source = GraphSource(bundle.verify_file(graph.file), graph.spec, graph.precision, profiles)
+        report = build_plan(flavour, source, options, target)
         if report is None:
             raise BuildStopped
-        if self._flavour.is_rtx:
-            self.headers.append(read_rtx_header(target))
-        graph_id = self._bundle.content_id(entry.file)
-        return PlanEntry(target.name, graph_id, entry.precision, entry.spec, profiles, report)
+        graph_id = bundle.content_id(graph.file)
+        entries[name] = PlanEntry(
+            target.name, graph_id, graph.precision, graph.spec, profiles, report
+        )
+    return entries
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
@@ -181,14 +160,14 @@ def _builder(
     flavour: Flavour,
     machine: BuildMachine,
     options: BuildOptions,
-    headers: list[RtxHeader | None],
+    plans: list[Path],
 ) -> Builder:
     return Builder(
         backend=flavour.backend,
         version=flavour.version,
         cuda_major=flavour.cuda_major,
         platform=machine.platform,
-        compute_capabilities=_capabilities(flavour, machine, headers),
+        compute_capabilities=_capabilities(flavour, machine, plans),
         gpu_name=machine.gpu_name,
         driver_version=machine.driver_version,
         has_tf32=options.has_tf32,
@@ -197,18 +176,19 @@ def _builder(
 
 
 def _capabilities(
-    flavour: Flavour, machine: BuildMachine, headers: list[RtxHeader | None]
+    flavour: Flavour, machine: BuildMachine, plans: list[Path]
 ) -> tuple[str, ...] | None:
+    """Return the GPUs that every plan has code for; None where a plan does not say."""
     if not flavour.is_rtx:
         return (machine.compute_capability,) if machine.compute_capability else None
-    known = [header for header in headers if header]
-    if len(known) < len(headers):
+    headers = [header for plan in plans if (header := read_rtx_header(plan))]
+    if len(headers) < len(plans):
         return None
-    for header in known:
+    for header in headers:
         if header.version != flavour.version:
             raise InternalError(f"{flavour.version} wrote a plan of version {header.version}")
-    common = set.intersection(*(set(header.compute_capabilities) for header in known))
-    return tuple(name for name in known[0].compute_capabilities if name in common)
+    common = set.intersection(*(set(header.compute_capabilities) for header in headers))
+    return tuple(name for name in headers[0].compute_capabilities if name in common)
 
 
 def _tools() -> dict[str, str]:
@@ -218,6 +198,3 @@ def _tools() -> dict[str, str]:
 
 def _file_entry(path: Path) -> FileEntry:
     return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
-
-
-__all__ = ["BuildStopped", "PlanRequest", "build_plans"]

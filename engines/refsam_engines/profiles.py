@@ -15,7 +15,7 @@ from refsam_trt.errors import InternalError, UsageError
 
 TUNED_EXPRESSIONS = 4
 TUNED_WORDS = 12
-"""Sizes that kernels are chosen for; refering expressions have 5 to 15 tokens."""
+"""Sizes that kernels are tuned for; referring expressions have 5 to 15 tokens."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,25 @@ def sizes_within(
         if value is not None and not 1 <= value <= largest:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} {value}: the bundle's graphs take 1 to {largest}")
-    chosen = {
-        name: default if value is None else value for name, (value, default, _) in asked.items()
-    }
-    return Sizes(**chosen)
+    return Sizes(
+        **{name: default if value is None else value for name, (value, default, _) in asked.items()}
+    )
 
 
 def profiles_for(spec: GraphSpec, sizes: Sizes) -> dict[str, Profile]:
     """Return the profile of every input with a symbol in its dims."""
-    ranges = {symbol: _range(symbol, spec, sizes) for symbol in _symbols(spec)}
-    shapes = (
-        (tensor, [{s: r[kind] for s, r in ranges.items()} for kind in range(3)])
+    symbols = {symbol for tensor in spec.inputs for symbol in tensor.symbols}
+    ranges = {symbol: _range(symbol, spec, sizes) for symbol in symbols}
+    smallest, tuned, largest = ({s: r[kind] for s, r in ranges.items()} for kind in range(3))
+    return {
+        tensor.name: Profile(tensor.shape(smallest), tensor.shape(tuned), tensor.shape(largest))
         for tensor in spec.inputs
         if tensor.symbols
-    )
-    return {t.name: Profile(*(t.shape(chosen) for chosen in kinds)) for t, kinds in shapes}
-
-
-def _symbols(spec: GraphSpec) -> set[str]:
-    return {symbol for tensor in spec.inputs for symbol in tensor.symbols}
+    }
 
 
 def _range(symbol: str, spec: GraphSpec, sizes: Sizes) -> tuple[int, int, int]:
-    """Return smallest, tuned-for and largest size of a symbol (`families.base.TensorSpec`)."""
+    """Return smallest, tuned-for and largest size of a symbol (`specs.TensorSpec`)."""
     if symbol == "M":
         return 1, 1, sizes.max_frames
     if symbol == "N":
@@ -94,6 +90,3 @@ def _range(symbol: str, spec: GraphSpec, sizes: Sizes) -> tuple[int, int, int]:
     if {tensor.scope for tensor in spec.inputs} == {"expression"}:
         return 1, 1, sizes.max_texts
     return 1, min(TUNED_EXPRESSIONS, sizes.max_expressions), sizes.max_expressions
-
-
-__all__ = ["TUNED_EXPRESSIONS", "TUNED_WORDS", "Sizes", "profiles_for", "sizes_within"]

@@ -37,6 +37,3 @@ def read_rtx_header(path: Path) -> RtxHeader | None:
     version = ".".join(str(part) for part in raw[24:28])
     names = tuple(name for bit, name in enumerate(_CAPABILITIES) if mask >> bit & 1)
     return RtxHeader(version, size_bytes, names)
-
-
-__all__ = ["HEADER_BYTES", "RtxHeader", "read_rtx_header"]

@@ -71,7 +71,7 @@ def export_command(
 ) -> str:
     """Return the command that exports the model again with `precision` added."""
     have = {variant.precision for variant in manifest.variants.values()}
-    wanted = [name for name in PRECISIONS if name in have | {precision}]
+    precisions = [name for name in PRECISIONS if name in have | {precision}]
     arguments = ["--backbone", manifest.preset]
     sources = manifest.weights.sources
     for source in sources:
@@ -81,10 +81,7 @@ def export_command(
         arguments += ["--text-encoder", "FOLDER"]
     if manifest.weights.random_init_seed is not None:
         arguments += ["--random-init", str(manifest.weights.random_init_seed)]
-    arguments += ["--precision", ",".join(wanted)]
+    arguments += ["--precision", ",".join(precisions)]
     for option, value in (("--attention", attention), ("--split", split)):
         arguments += [option, value] if value else []
     return f"refsam-export {shlex.join(arguments)} --output NEW_BUNDLE"
-
-
-__all__ = ["PRECISIONS", "export_command", "variant_for"]

@@ -30,32 +30,32 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
     manifest = bundle.manifest
     if folder is None and manifest.source is not None:
         return load_model(manifest.preset, checkpoint=bundle.path(manifest.source))
-    wanted = manifest.weights
-    if folder is None and wanted.sources:
+    recorded = manifest.weights
+    if folder is None and recorded.sources:
         raise CheckpointError(_no_source_message(bundle))
-    if folder is not None and not wanted.sources:
+    if folder is not None and not recorded.sources:
         raise CheckpointError(
             f"{folder}: the bundle was made from no file (its weights are random), so there is "
             "nothing to look for there; leave --source out"
         )
     sam, own, text = (
-        _find(folder, role, [source for source in wanted.sources if source.role == role])
+        _find(folder, role, [source for source in recorded.sources if source.role == role])
         for role in ("sam_checkpoint", "checkpoint", "text_encoder")
     )
-    parts = [source for source in wanted.sources if source.role == "part"]
+    parts = [source for source in recorded.sources if source.role == "part"]
     loaded = load_model(
         manifest.preset,
         sam_checkpoint=next(iter(sam), None),
         checkpoint=next(iter(own), None),
         parts=[path for part in parts for path in _find(folder, "part", [part])],
         text_encoder=text[0].parent if text else None,
-        random_init=wanted.random_init_seed,
+        random_init=recorded.random_init_seed,
         asked=_recorded_fields(bundle),
     )
-    if loaded.weights != wanted:
+    if loaded.weights != recorded:
         raise CheckpointError(
             f"{folder}: beside the files that the bundle was made from lie others that take their "
-            f"place; found {_names(loaded.weights.sources)}, expected {_names(wanted.sources)}"
+            f"place; found {_names(loaded.weights.sources)}, expected {_names(recorded.sources)}"
         )
     return loaded
 
@@ -66,16 +66,16 @@ def _recorded_fields(bundle: Bundle) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def _find(folder: Path | None, role: str, wanted: Sequence[Source]) -> list[Path]:
-    """Return files of one role that lie in one folder; [] if none are wanted."""
-    if folder is None or not wanted:
+def _find(folder: Path | None, role: str, sources: Sequence[Source]) -> list[Path]:
+    """Return files of one role that lie in one folder; [] if there are no `sources`."""
+    if folder is None or not sources:
         return []
-    places = sorted({path.parent for path in folder.rglob("*") if path.name == wanted[0].name})
+    places = sorted({path.parent for path in folder.rglob("*") if path.name == sources[0].name})
     for place in places:
-        if all(_is(place / source.name, source) for source in wanted):
-            return [place / source.name for source in wanted]
+        if all(_is(place / source.name, source) for source in sources):
+            return [place / source.name for source in sources]
     seen = f"{len(places)} of that name differ" if places else "none of that name"
-    listed = ", ".join(f"{source.name} ({source.sha256[:16]}...)" for source in wanted)
+    listed = ", ".join(f"{source.name} ({source.sha256[:16]}...)" for source in sources)
     raise CheckpointError(
         f"{folder}: {role} {listed} not found by SHA-256 ({seen}); the bundle was made from other "
         "files"

@@ -55,39 +55,16 @@ def cli() -> None:
 @_sam
 @_text
 @_json
-def run(
-    recipe: Path,
-    data_root: Path | None,
-    output: Path | None,
-    resume: bool,
-    max_steps: int | None,
-    threads: int | None,
-    workers: int | None,
-    weights: Path | None,
-    sam_checkpoint: Path | None,
-    text_encoder: Path | None,
-    as_json: bool,
-) -> None:
+def run(recipe: Path, as_json: bool, **options: Any) -> None:
     """Train with RECIPE, a TOML file such as those in train/recipes.
 
     Checkpoint and log go to the output folder. Interrupt it whenever you like: it saves and ends
     with 130 (143 for SIGTERM), and --resume continues as if nothing had happened. For several GPUs:
     torchrun --nproc-per-node 8 -m refsam_train.cli RECIPE ...
     """
-    from refsam_train.run.start import Sources
     from refsam_train.run.train import RunRequest, train
 
-    sources = Sources(sam_checkpoint, weights, text_encoder)
-    request = RunRequest(
-        sources,
-        data_root,
-        output,
-        resume,
-        max_steps,
-        threads,
-        workers,
-        show_progress=not as_json,
-    )
+    request = RunRequest(_sources(options), show_progress=not as_json, **options)
     summary = train(recipe, request)
     _report(summary, as_json, "{checkpoint}: {step} steps of {recipe}")
 
@@ -100,15 +77,7 @@ def run(
 @_sam
 @_text
 @_json
-def publish(
-    recipe: Path,
-    checkpoint: Path,
-    output: Path,
-    weights: Path | None,
-    sam_checkpoint: Path | None,
-    text_encoder: Path | None,
-    as_json: bool,
-) -> None:
+def publish(recipe: Path, checkpoint: Path, output: Path, as_json: bool, **files: Any) -> None:
     """Write the weights in CHECKPOINT, a run of RECIPE, rounded to what fp16 can hold.
 
     What the run did not train comes from the files it was started from: give them again. A bundle
@@ -116,10 +85,8 @@ def publish(
     """
     from refsam_train.recipe import read_recipe
     from refsam_train.run.publish import publish as write
-    from refsam_train.run.start import Sources
 
-    sources = Sources(sam_checkpoint, weights, text_encoder)
-    done = write(read_recipe(recipe), checkpoint, sources, output)
+    done = write(read_recipe(recipe), checkpoint, _sources(files), output)
     summary = {
         "weights": str(output),
         "step": done.step,
@@ -148,6 +115,14 @@ def synthetic(folder: Path, slice_name: Any, seed: int, num_videos: int, as_json
             folder, seed=seed, slice=slice_name, num_videos=num_videos, advance=progress.update
         )
     _report({"folder": str(folder), "videos": names}, as_json, "{folder}: written")
+
+
+def _sources(options: dict[str, Any]) -> Any:
+    """Take the files to start from out of the options (`start.Sources`)."""
+    from refsam_train.run.start import Sources
+
+    names = ("sam_checkpoint", "weights", "text_encoder")
+    return Sources(*(options.pop(name) for name in names))
 
 
 def _report(summary: dict[str, Any], as_json: bool, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,8 +131,8 @@ def _said(record: msgspec.Struct) -> dict[str, Any]:
     said = {}
     for field in msgspec.structs.fields(record):
         value = getattr(record, field.name)
-        made = field.default_factory
-        if value != (field.default if made is msgspec.NODEFAULT else made()):
+        factory = field.default_factory
+        if value != (field.default if factory is msgspec.NODEFAULT else factory()):
             said[field.name] = _said(value) if isinstance(value, msgspec.Struct) else value
     return said
 
@@ -185,57 +186,44 @@ def _heard(recipe: Recipe) -> int:
     return min(recipe.loss.decoded or offered, offered)
 
 
+_AT_LEAST_ONE = (
+    "steps",
+    "accumulate",
+    "checkpoint_every",
+    "evaluate_every",
+    "data.clips_per_batch",
+    "data.expressions_per_clip",
+    "data.num_frames",
+    "data.max_stride",
+)
+_AT_LEAST_ZERO = (
+    "data.workers",
+    "optimiser.warmup_steps",
+    "optimiser.decay_steps",
+    "optimiser.clip_norm",
+    "optimiser.matrix_rate",
+    "loss.cells",
+    "loss.decoded",
+    "loss.recall",
+)
+_SHARES = ("data.single_frame_share", "data.crowd_share", "data.muted_share", "data.misled_share")
+
+
 def _out_of_range(recipe: Recipe) -> list[str]:
-    data, optimiser = recipe.data, recipe.optimiser
-    at_least_one = {
-        "steps": recipe.steps,
-        "accumulate": recipe.accumulate,
-        "checkpoint_every": recipe.checkpoint_every,
-        "evaluate_every": recipe.evaluate_every,
-        "data.clips_per_batch": data.clips_per_batch,
-        "data.expressions_per_clip": data.expressions_per_clip,
-        "data.num_frames": data.num_frames,
-        "data.max_stride": data.max_stride,
-    }
-    at_least_zero = {
-        "data.workers": data.workers,
-        "optimiser.warmup_steps": optimiser.warmup_steps,
-        "optimiser.decay_steps": optimiser.decay_steps,
-        "optimiser.clip_norm": optimiser.clip_norm,
-        "optimiser.matrix_rate": optimiser.matrix_rate,
-        "loss.cells": recipe.loss.cells,
-        "loss.decoded": recipe.loss.decoded,
-        "loss.recall": recipe.loss.recall,
-    }
-    shares = {
-        "data.single_frame_share": data.single_frame_share,
-        "data.crowd_share": data.crowd_share,
-        "data.muted_share": data.muted_share,
-        "data.misled_share": data.misled_share,
-        "data.muted_share + data.misled_share": data.muted_share + data.misled_share,
-    }
-    return [
-        *(
-            f"{name} {value}: expected 1 or more"
-            for name, value in at_least_one.items()
-            if value < 1
-        ),
-        *(
-            f"{name} {value}: expected 0 or more"
-            for name, value in at_least_zero.items()
-            if value < 0
-        ),
-        *(
-            f"{name} {value}: expected 0 to 1"
-            for name, value in shares.items()
-            if not 0.0 <= value <= 1.0
-        ),
-        *(
-            [f"average {recipe.average}: expected 0 to below 1"]
-            if not 0.0 <= recipe.average < 1.0
-            else []
-        ),
-    ]
+    def values(names: tuple[str, ...]) -> dict[str, float]:
+        return {name: operator.attrgetter(name)(recipe) for name in names}
+
+    shares = values(_SHARES)
+    # One draw decides whether an expression is muted, misled or neither.
+    both = ("data.muted_share", "data.misled_share")
+    shares[" + ".join(both)] = sum(shares[name] for name in both)
+    ones, zeros = values(_AT_LEAST_ONE), values(_AT_LEAST_ZERO)
+    problems = [f"{n} {value}: expected 1 or more" for n, value in ones.items() if value < 1]
+    problems += [f"{n} {value}: expected 0 or more" for n, value in zeros.items() if value < 0]
+    problems += [f"{n} {v}: expected 0 to 1" for n, v in shares.items() if not 0.0 <= v <= 1.0]
+    if not 0.0 <= recipe.average < 1.0:
+        problems.append(f"average {recipe.average}: expected 0 to below 1")
+    return problems
 
 
 def _wrong_rates(recipe: Recipe) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from refsam_trt.bundle.folder import sha256_of_file
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError, OutputError
 
@@ -86,21 +86,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
         CheckpointError: missing, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: found JSON of a {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise CheckpointError(f"{path}: found JSON of a {kind}, expected an object")
+    return content
 
 
 def describe(role: str, path: Path) -> Source:
     """Return the manifest's record of a source file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return Source(role, path.name, path.stat().st_size, digest.hexdigest())
+    return Source(role, path.name, path.stat().st_size, sha256_of_file(path))
 
 
 def _require_file(path: Path) -> None:

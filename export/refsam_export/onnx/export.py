@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,21 +123,15 @@ def module_of(node: Any) -> str:
 
 def node_types(model: Any) -> dict[str, int]:
     """Count the nodes of each operator type, sub-graphs included."""
-    counts: dict[str, int] = {}
-    for node in model.graph.all_nodes():
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(node.op_type for node in model.graph.all_nodes()).items()))
 
 
 def _example(tensor: TensorSpec) -> Tensor:
     shape = tensor.shape(_EXAMPLE_SIZES)
-    if tensor.dtype == "bool":
-        return torch.ones(shape, dtype=torch.bool)
-    if tensor.dtype == "int64":
-        return torch.ones(shape, dtype=torch.int64)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
-        getattr(torch, tensor.dtype)
-    )
+    dtype = getattr(torch, tensor.dtype)
+    if tensor.dtype in ("bool", "int64"):
+        return torch.ones(shape, dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def _dynamic_dims(tensor: TensorSpec, dims: Mapping[str, Any]) -> dict[int, Any]:
@@ -173,8 +168,8 @@ def _finish(model: Any, spec: GraphSpec) -> None:
             raise InternalError(f"exported tensors {[v.name for v in values]} break the contract")
         for value, tensor in zip(values, tensors, strict=True):
             value.shape = onnx_ir.Shape(tensor.dims)
-    if found := FORBIDDEN_OPS & set(node_types(model)):
-        raise InternalError(f"exported graph holds forbidden operators {sorted(found)}")
+    if forbidden := FORBIDDEN_OPS & set(node_types(model)):
+        raise InternalError(f"exported graph holds forbidden operators {sorted(forbidden)}")
 
 
 @contextlib.contextmanager

@@ -83,11 +83,11 @@ def parse_precisions(text: str) -> tuple[str, ...]:
 
 def half_nodes(graph: fx.Graph, policy: PrecisionPolicy) -> frozenset[str]:
     """Return the names of the nodes of an exported graph that compute in half."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in graph.nodes:
-        if _is_half(node, policy, found):
-            found.add(node.name)
-    return frozenset(found)
+        if _is_half(node, policy, names):
+            names.add(node.name)
+    return frozenset(names)
 
 
 def is_float(node: fx.Node) -> bool:
@@ -117,7 +117,7 @@ def _is_half(node: fx.Node, policy: PrecisionPolicy, half: set[str]) -> bool:
         return False
     if node.target is operator.getitem:
         return node.all_input_nodes[0].name in half
-    if not any(is_float(given) for given in node.all_input_nodes):
+    if not any(is_float(source) for source in node.all_input_nodes):
         return False  # made from nothing: it has the type that it was made with
     name = operator_name(node)
     return name not in policy.island_ops | _CASTS and not _is_in_island(node)

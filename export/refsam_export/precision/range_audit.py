@@ -57,9 +57,9 @@ class RangeAudit:
         policy: PrecisionPolicy,
         graphs: tuple[str, ...] | None = None,
     ) -> None:
-        chosen = policy.graphs if graphs is None else graphs
+        half_graphs = policy.graphs if graphs is None else graphs
         self._recorders = {
-            name: _Recorder(program, _half_tensors(program, policy) if name in chosen else {})
+            name: _Recorder(program, _half_tensors(program, policy) if name in half_graphs else {})
             for name, program in programs.items()
         }
 
@@ -70,12 +70,12 @@ class RangeAudit:
 
     def extents(self) -> list[Extent]:
         """Return every half tensor seen, the largest first."""
-        found = [
+        extents = [
             Extent(graph, node.name, operator_name(node) or node.op, module_path(node), maximum)
             for graph, recorder in self._recorders.items()
             for node, maximum in recorder.maxima.items()
         ]
-        return sorted(found, key=lambda extent: (-extent.max_abs, extent.graph, extent.tensor))
+        return sorted(extents, key=lambda extent: (-extent.max_abs, extent.graph, extent.tensor))
 
     def to_json(self, num_shown: int = 20) -> dict[str, Any]:
         """Return the verdict, the number of tensors and the largest of them."""
@@ -92,39 +92,38 @@ class RangeAudit:
 
 def _half_tensors(program: fx.GraphModule, policy: PrecisionPolicy) -> dict[str, fx.Node]:
     half = half_nodes(program.graph, policy)
-    found: dict[str, fx.Node] = {}
+    tensors: dict[str, fx.Node] = {}
     for node in program.graph.nodes:
         if node.name not in half:
             continue
         if operator_name(node) not in VIEWS:
-            found[node.name] = node
-        for given in node.all_input_nodes:
-            if is_float(given) and given.name not in half:
-                found[given.name] = given
-    return found
+            tensors[node.name] = node
+        for source in node.all_input_nodes:
+            if is_float(source) and source.name not in half:
+                tensors[source.name] = source
+    return tensors
 
 
 class _Recorder(fx.Interpreter):
     """Runs a program; the interpreter frees each value after its last use."""
 
-    def __init__(self, program: fx.GraphModule, wanted: Mapping[str, fx.Node]) -> None:
+    def __init__(self, program: fx.GraphModule, tensors: Mapping[str, fx.Node]) -> None:
         super().__init__(program)
-        self._wanted = wanted
+        self._tensors = tensors
         self.maxima: dict[fx.Node, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.name in self._wanted and not (n.op == "get_attr" and n in self.maxima):
+        if n.name in self._tensors and not (n.op == "get_attr" and n in self.maxima):
             self.maxima[n] = max(self.maxima.get(n, 0.0), _max_abs(value))
         return value
 
 
 def _max_abs(value: Any) -> float:
-    tensors = value if isinstance(value, list | tuple) else [value]
-    found = 0.0
-    for tensor in tensors:
+    maximum = 0.0
+    for tensor in value if isinstance(value, list | tuple) else [value]:
         if tensor.numel():
             low, high = torch.aminmax(tensor)
             largest = max(-float(low), float(high))
-            found = max(found, math.inf if math.isnan(largest) else largest)
-    return found
+            maximum = max(maximum, math.inf if math.isnan(largest) else largest)
+    return maximum

@@ -90,18 +90,18 @@ def rounded_module(program: fx.GraphModule, policy: PrecisionPolicy) -> fx.Graph
     def round_node(x: fx.Node, dtype: torch.dtype) -> fx.Node:
         return x.graph.call_function(rounded, (x, dtype))
 
-    found = _copy(program)
-    half = half_nodes(found.graph, policy)
-    weights = _convert_weights(found, half, lambda value: rounded(value, policy.dtype))
-    _insert(found.graph, half | weights, round_node, policy.dtype, widen=False)
-    for node in list(found.graph.nodes):
+    rounding = _copy(program)
+    half = half_nodes(rounding.graph, policy)
+    weights = _convert_weights(rounding, half, lambda value: rounded(value, policy.dtype))
+    _insert(rounding.graph, half | weights, round_node, policy.dtype, widen=False)
+    for node in list(rounding.graph.nodes):
         if node.name in half and operator_name(node) not in VIEWS:
-            with found.graph.inserting_after(node):
+            with rounding.graph.inserting_after(node):
                 after = round_node(node, policy.dtype)
             node.replace_all_uses_with(
                 after, delete_user_cb=lambda user, keep=after: user is not keep
             )
-    return _done(found)
+    return _done(rounding)
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,7 +116,11 @@ def moved_program(program: fx.GraphModule, device: torch.device) -> fx.GraphModu
         return device if isinstance(argument, torch.device) else argument
 
     moved = _copy(program)
-    values = {str(node.target): weight(moved, node) for node in moved.graph.nodes if _is_held(node)}
+    values = {
+        str(node.target): weight(moved, node)
+        for node in moved.graph.nodes
+        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
+    }
     for target, value in values.items():
         there = value.detach().to(device)
         is_parameter = isinstance(value, nn.Parameter)
@@ -125,10 +129,6 @@ def moved_program(program: fx.GraphModule, device: torch.device) -> fx.GraphModu
         node.args = fx.node.map_aggregate(node.args, placed)
         node.kwargs = fx.node.map_aggregate(node.kwargs, placed)
     return _done(moved)
-
-
-def _is_held(node: fx.Node) -> bool:
-    return node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
 
 
 def weight(program: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -205,27 +205,23 @@ def _insert(
     widen: bool,
 ) -> None:
     """Put `to` where a float tensor enters half nodes and, if `widen`, where it leaves them."""
-    made: dict[tuple[fx.Node, bool], fx.Node] = {}
+    conversions: dict[tuple[fx.Node, bool], fx.Node] = {}
 
     def converted(x: fx.Node, to_half: bool) -> fx.Node:
-        if (x, to_half) not in made:
+        if (x, to_half) not in conversions:
             with graph.inserting_after(_last_input(x)):
-                made[x, to_half] = to(x, dtype if to_half else torch.float32)
-        return made[x, to_half]
+                conversions[x, to_half] = to(x, dtype if to_half else torch.float32)
+        return conversions[x, to_half]
 
     for node in list(graph.nodes):
         is_half = node.name in half
-        if node.op not in ("call_function", "output") or _is_getitem(node):
+        if node.op not in ("call_function", "output") or operator_name(node) == "getitem":
             continue
         if node.op == "call_function" and not is_float(node):
             continue
-        for given in node.all_input_nodes:
-            if is_float(given) and (given.name in half) != is_half and (is_half or widen):
-                node.replace_input_with(given, converted(given, is_half))
-
-
-def _is_getitem(node: fx.Node) -> bool:
-    return operator_name(node) == "getitem"
+        for source in node.all_input_nodes:
+            if is_float(source) and (source.name in half) != is_half and (is_half or widen):
+                node.replace_input_with(source, converted(source, is_half))
 
 
 def _last_input(node: fx.Node) -> fx.Node:

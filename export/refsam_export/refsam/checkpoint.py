@@ -152,41 +152,41 @@ def _own_files(
         tensors = read_tensors(checkpoint)
         file = _File(str(checkpoint), "RefSAM", tensors, sources, record.training)
         return config, record.text, [file], ()
-    found = read_parts(parts)
-    warnings = [warning for part in found for warning in part.warnings]
-    if found and "adapter_act" not in asked:
+    part_files = read_parts(parts)
+    warnings = [warning for part in part_files for warning in part.warnings]
+    if part_files and "adapter_act" not in asked:
         asked = {**asked, "adapter_act": OFFICIAL_ACT}
         warnings.append(ASSUMED_ACT)
-    facts = [Facts(str(part.path), part.facts) for part in found]
-    config = derive(base, asked, facts + hda_facts({p.kind: str(p.path) for p in found}))
-    files = [_File(str(p.path), p.kind, p.tensors, (describe("part", p.path),)) for p in found]
+    facts = [Facts(str(part.path), part.facts) for part in part_files]
+    config = derive(base, asked, facts + hda_facts({p.kind: str(p.path) for p in part_files}))
+    files = [_File(str(p.path), p.kind, p.tensors, (describe("part", p.path),)) for p in part_files]
     return config, None, files, tuple(warnings)
 
 
 def _training(files: Iterable[_File], *, has_other_text: bool) -> Training | None:
     """Return how the weights were trained; another text encoder knows other words."""
-    found = next((file.training for file in files if file.training is not None), None)
-    if found is None or not has_other_text:
-        return found
-    return Training(found.runs)
+    training = next((file.training for file in files if file.training is not None), None)
+    if training is None or not has_other_text:
+        return training
+    return Training(training.runs)
 
 
 def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...], tuple[str, ...]]:
     """Copy the files' tensors into the model; return the reports and the keys in no file."""
-    wanted = canonical_tensors(model)
-    found: dict[str, Tensor] = {}
+    targets = canonical_tensors(model)
+    values: dict[str, Tensor] = {}
     reports: list[FileReport] = []
     for file in files:
-        unexpected = tuple(sorted(file.tensors.keys() - wanted.keys()))
+        unexpected = tuple(sorted(file.tensors.keys() - targets.keys()))
         num_loaded = len(file.tensors) - len(unexpected)
         reports.append(FileReport(file.name, file.kind, num_loaded, unexpected))
-        for key in sorted(file.tensors.keys() & wanted.keys()):
+        for key in sorted(file.tensors.keys() & targets.keys()):
             value = file.tensors[key]
-            _check_tensor(f"{file.name}: {key}", model.config.preset, value, wanted[key])
-            found[key] = value
-    for key, value in found.items():
-        wanted[key].data.copy_(value)
-    return tuple(reports), tuple(sorted(set(wanted) - set(found)))
+            _check_tensor(f"{file.name}: {key}", model.config.preset, value, targets[key])
+            values[key] = value
+    for key, value in values.items():
+        targets[key].data.copy_(value)
+    return tuple(reports), tuple(sorted(set(targets) - set(values)))
 
 
 def empty_model(config: ModelConfig, text_config: Mapping[str, Any]) -> RefSam:
@@ -240,19 +240,19 @@ def _sam_file(path: Path | None, config: ModelConfig) -> list[_File]:
     return [_File(str(path), "SAM", kept, (describe("sam_checkpoint", path),))]
 
 
-def _check_tensor(name: str, backbone: str, found: Tensor, wanted: Tensor) -> None:
-    if found.shape != wanted.shape:
+def _check_tensor(name: str, backbone: str, value: Tensor, target: Tensor) -> None:
+    if value.shape != target.shape:
         raise CheckpointError(
-            f"{name} has shape {list(found.shape)}, preset {backbone} expects "
-            f"{list(wanted.shape)}: a checkpoint of another preset, or another text encoder? See "
+            f"{name} has shape {list(value.shape)}, preset {backbone} expects "
+            f"{list(target.shape)}: a checkpoint of another preset, or another text encoder? See "
             "--backbone and --text-encoder"
         )
-    if found.dtype not in _DTYPES:
+    if value.dtype not in _DTYPES:
         raise CheckpointError(
-            f"{name} is {str(found.dtype).removeprefix('torch.')}; expected floating-point numbers "
+            f"{name} is {str(value.dtype).removeprefix('torch.')}; expected floating-point numbers "
             "of 16, 32 or 64 bits, not a quantised checkpoint"
         )
-    if not bool(torch.isfinite(found.to(wanted.dtype)).all()):
+    if not bool(torch.isfinite(value.to(target.dtype)).all()):
         raise CheckpointError(f"{name} holds values that are not finite in float32")
 
 

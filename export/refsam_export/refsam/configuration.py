@@ -93,19 +93,19 @@ def derive(base: ModelConfig, asked: Asked, facts: Sequence[Facts]) -> ModelConf
         CheckpointError: a file fixes another value than was asked for, or two files do.
         UsageError: fields that make no model.
     """
-    given = {name: (value, "asked for") for name, value in asked.items()}
+    settled = {name: (value, "asked for") for name, value in asked.items()}
     fields = {}
     for fact in facts:
         for name, value in fact.fields.items():
-            wanted, by = given.get(name, (value, ""))
-            if wanted != value and name not in _FREE:
+            expected, by = settled.get(name, (value, ""))
+            if expected != value and name not in _FREE:
                 raise CheckpointError(
-                    f"{fact.name}: is for {name} = {value!r}, but {wanted!r} is {by}; leave out "
+                    f"{fact.name}: is for {name} = {value!r}, but {expected!r} is {by}; leave out "
                     "the option or the file that says otherwise (--configuration, --adapter-act, "
                     "--ablation)"
                 )
             fields[name] = value
-            given.setdefault(name, (value, f"what {fact.name} is for"))
+            settled.setdefault(name, (value, f"what {fact.name} is for"))
     return dataclasses.replace(base, **{**fields, **asked})
 
 
@@ -117,10 +117,11 @@ def hda_facts(files: Mapping[str, str]) -> list[Facts]:
     """
     has_fpn, has_dense = "fpn_conv" in files, "dense_conv2" in files
     if has_fpn != has_dense:
-        found, lacks = ("fpn_conv", "dense_conv2") if has_fpn else ("dense_conv2", "fpn_conv")
+        present, lacks = ("fpn_conv", "dense_conv2") if has_fpn else ("dense_conv2", "fpn_conv")
         raise CheckpointError(
-            f"{files[found]}: {found} without {lacks}; a model with four levels of dense attention "
-            "has both, one with a single level neither: give both files or leave this one out"
+            f"{files[present]}: {present} without {lacks}; a model with four levels of dense "
+            "attention has both, one with a single level neither: give both files or leave this "
+            "one out"
         )
     if has_fpn:
         return [Facts(files["fpn_conv"], {"hda_levels": 4})]

@@ -137,18 +137,20 @@ class DecoderStepGraph(_Shared):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Decode one frame for B expressions; inputs in the order of the contract."""
-        given = dict(zip(self.names, inputs, strict=True))
+        tensors = dict(zip(self.names, inputs, strict=True))
         if self.split == "optimised":
-            return self._optimised(given)
-        given.setdefault("hda_features", no_features(given["image_embedding"]))
-        return tuple(self.model.step(**given))
+            return self._optimised(tensors)
+        tensors.setdefault("hda_features", no_features(tensors["image_embedding"]))
+        return tuple(self.model.step(**tensors))
 
-    def _optimised(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        word_mask, has_track = given["word_mask"], given["has_track"]
-        words, track_token = zero_absent(given["words"], word_mask, given["track_token"], has_track)
-        base = given["image_base"]
-        language = self._language(given, words)
-        parts = torch.split(language, [EMBED_DIM, *[given["image_k0"].shape[-1]] * 3], dim=-1)
+    def _optimised(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        word_mask, has_track = tensors["word_mask"], tensors["has_track"]
+        words, track_token = zero_absent(
+            tensors["words"], word_mask, tensors["track_token"], has_track
+        )
+        base = tensors["image_base"]
+        language = self._language(tensors, words)
+        parts = torch.split(language, [EMBED_DIM, *[tensors["image_k0"].shape[-1]] * 3], dim=-1)
         src = base + parts[0].transpose(1, 2).unflatten(-1, base.shape[-2:])
         out = decode(
             self.model.mask_decoder,
@@ -157,33 +159,37 @@ class DecoderStepGraph(_Shared):
             self.model.prompts(words, track_token),
             key_bias(torch.cat([has_track[:, None], word_mask], dim=1), words.dtype),
             ImageProjections(
-                given["image_k0"] + parts[1],
-                given["image_v0"] + parts[2],
-                given["image_q0"] + parts[3],
+                tensors["image_k0"] + parts[1],
+                tensors["image_v0"] + parts[2],
+                tensors["image_q0"] + parts[3],
             ),
             mask_select=self.model.config.mask_select,
         )
         token = self.model.next_track_token(out.main_mask_token, track_token, has_track)
         return out.logits, out.iou, token
 
-    def _language(self, given: Mapping[str, Tensor], words: Tensor) -> Tensor:
+    def _language(self, tensors: Mapping[str, Tensor], words: Tensor) -> Tensor:
         """Return what the dense prompt takes from the text, and layer 0 from that, [B, h*w, 640].
 
         sum_l A_l [G_l | G_l Wk^T | ...]: one product over levels and tokens.
         """
-        sentence, embedding = given["sentence"], given["image_embedding"]
+        sentence, embedding = tensors["sentence"], tensors["image_embedding"]
         if not self.dense_convs:
             added = sentence if self.model.config.dense_origin else torch.zeros_like(sentence)
             everywhere = self.with_projections(added)[:, None]
             return everywhere.expand(-1, embedding.shape[-1] ** 2, -1)
-        levels = [given["hda_features"][0], embedding] if "hda_features" in given else [embedding]
+        levels = (
+            [tensors["hda_features"][0], embedding] if "hda_features" in tensors else [embedding]
+        )
         text = torch.cat([sentence[:, None], words], dim=1)
-        valid = torch.cat([torch.ones_like(given["word_mask"][:, :1]), given["word_mask"]], dim=1)
+        valid = torch.cat(
+            [torch.ones_like(tensors["word_mask"][:, :1]), tensors["word_mask"]], dim=1
+        )
         pixels = torch.cat(levels).flatten(-2).transpose(-1, -2)[None]  # [1, levels, h*w, 256]
         scores = pixels @ text.transpose(-1, -2)[:, None]
         bias = key_bias(valid, words.dtype)[:, None, None]
         attention = torch.softmax(scores * TEXT_SCALE + bias, dim=-1)  # [B, levels, h*w, N+1]
-        return attention.transpose(1, 2).flatten(-2) @ given["text_values"].flatten(1, 2)
+        return attention.transpose(1, 2).flatten(-2) @ tensors["text_values"].flatten(1, 2)
 
 
 def build_graphs(

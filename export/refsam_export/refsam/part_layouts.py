@@ -13,7 +13,7 @@ from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.itm import ITM_NAMES
 from refsam_trt.errors import CheckpointError
 
-Found: TypeAlias = tuple[str, dict[str, Tensor], dict[str, Any]]
+Layout: TypeAlias = tuple[str, dict[str, Tensor], dict[str, Any]]
 """Kind, tensors by canonical key, facts: as in `parts.Part`."""
 
 NUM_LEVELS = 3
@@ -35,7 +35,7 @@ def experimental(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
     return _EXPERIMENTAL.get(tuple(weight.shape))
 
 
-def mlp_of_three(tensors: Mapping[str, Tensor]) -> Found | None:
+def mlp_of_three(tensors: Mapping[str, Tensor]) -> Layout | None:
     """Recognise the paper's tracking module: Linear [H, 256], Linear [256, H], LayerNorm [256].
 
     Its inner names are unknown (7.1), so order and shapes decide: `linear1/linear2/norm`,
@@ -59,7 +59,7 @@ def mlp_of_three(tensors: Mapping[str, Tensor]) -> Found | None:
     return "track_token_mlp", renamed, {"itm": "ffn", "itm_dim": first[0]}
 
 
-def convolutions(path: Path, tensors: Mapping[str, Tensor]) -> Found | None:
+def convolutions(path: Path, tensors: Mapping[str, Tensor]) -> Layout | None:
     """Recognise the 1x1 convolutions of HDA: one, or one per intermediate map (5.2).
 
     `fpn_conv` and `dense_conv2` may be un-indexed (shared by the three levels) and may be Linear.

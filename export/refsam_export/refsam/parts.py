@@ -82,14 +82,14 @@ def read_part(path: Path) -> Part:
             f"{path}: an experimental part of the released scripts ({option}), which RefSAM does "
             "not have; a model that was trained with it cannot be exported"
         )
-    found = mlp_of_three(tensors) or _resizer(tensors) or convolutions(path, tensors)
-    if found is None:
+    layout = mlp_of_three(tensors) or _resizer(tensors) or convolutions(path, tensors)
+    if layout is None:
         raise CheckpointError(
             f"{path}: no part of RefSAM has this layout: {shown(tensors)}; expected a file of "
             "the official training scripts (resizer_*, dense_conv_*, mask_decoder_*, track_net_* "
             "and so on); SAM's weights go to --sam-checkpoint, ours to --checkpoint"
         )
-    kind, renamed, facts = found
+    kind, renamed, facts = layout
     return Part(path, kind, renamed, facts)
 
 

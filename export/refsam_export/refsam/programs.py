@@ -50,11 +50,11 @@ class GraphChain:
     def __init__(self, programs: Mapping[str, Any], specs: Mapping[str, GraphSpec]) -> None:
         self._programs, self.specs = programs, specs
 
-    def run(self, graph: str, given: Mapping[str, Tensor]) -> Tensors:
+    def run(self, graph: str, tensors: Mapping[str, Tensor]) -> Tensors:
         """Run one graph on its inputs, among others, by name; returns its outputs by name."""
         spec = self.specs[graph]
         with torch.no_grad():
-            values = self._programs[graph](*(given[tensor.name] for tensor in spec.inputs))
+            values = self._programs[graph](*(tensors[tensor.name] for tensor in spec.inputs))
         return {t.name: value for t, value in zip(spec.outputs, values, strict=True)}
 
     def encode_image(self, image: Tensor) -> Tensors:
@@ -65,8 +65,8 @@ class GraphChain:
         """Encode one expression, unpadded."""
         input_ids = torch.tensor([list(ids)])
         mask = torch.ones_like(input_ids)
-        found = self.run(TEXT_ENCODER, {"input_ids": input_ids, "attention_mask": mask})
-        return {**found, "word_mask": mask > 0}
+        embedding = self.run(TEXT_ENCODER, {"input_ids": input_ids, "attention_mask": mask})
+        return {**embedding, "word_mask": mask > 0}
 
     def step(self, frame: Tensors, text: Tensors, token: Tensor | None) -> Tensors:
         """Decode a frame for one expression; `token` [1, 256] is None without a track."""

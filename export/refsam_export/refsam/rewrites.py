@@ -144,17 +144,17 @@ def _each_adapter_block(
     encoder: ImageEncoder, change: Callable[[RewrittenBlock], None]
 ) -> ImageEncoder:
     memo: dict[int, Any] = {id(t): t for t in encoder.state_dict(keep_vars=True).values()}
-    found = copy.deepcopy(encoder, memo)
-    for index, block in enumerate(found.blocks):
+    copied = copy.deepcopy(encoder, memo)
+    for index, block in enumerate(copied.blocks):
         if isinstance(block, AdapterBlock):
-            found.blocks[index] = RewrittenBlock(block)
-        if isinstance(found.blocks[index], RewrittenBlock):
-            change(found.blocks[index])
-    return found
+            copied.blocks[index] = RewrittenBlock(block)
+        if isinstance(copied.blocks[index], RewrittenBlock):
+            change(copied.blocks[index])
+    return copied
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0])
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    made.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return made
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear

@@ -102,10 +102,10 @@ def stored_text_source(config: Any, tokenizer: Any, where: str) -> TextSource:
     config = family.complete(config)
     family.check(config, where)
     try:
-        found = Tokenizer.from_str(tokenizer)
+        parsed = Tokenizer.from_str(tokenizer)
     except Exception as error:  # `tokenizers` raises a bare Exception
         raise CheckpointError(f"{where}: not a readable tokenizer: {error}") from error
-    return _checked(config, found, where)
+    return _checked(config, parsed, where)
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:

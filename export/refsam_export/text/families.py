@@ -78,12 +78,12 @@ class TextFamily(ABC):
     def special_ids(self, tokenizer: Tokenizer, where: str) -> list[int]:
         """Return the ids of `special`, the begin token left out where there is none."""
         tokens = [token for token in self.special if token]
-        found = [(token, tokenizer.token_to_id(token)) for token in tokens]
-        if lacks := [token for token, id_ in found if id_ is None]:
+        ids = [tokenizer.token_to_id(token) for token in tokens]
+        if lacks := [token for token, id_ in zip(tokens, ids, strict=True) if id_ is None]:
             raise CheckpointError(
                 f"{where}: lacks the tokens {', '.join(lacks)} of {self.title}'s tokenizer"
             )
-        return [id_ for _, id_ in found if id_ is not None]
+        return [id_ for id_ in ids if id_ is not None]
 
     def check_tokenizer(self, tokenizer: Tokenizer, where: str) -> int:
         """Refuse a tokenizer of another family; return the id of the pad token.
@@ -200,11 +200,11 @@ class _Absolute(TextFamily):
         named = {key.removeprefix(self.prefix): value for key, value in tensors.items()}
         return {key: value for key, value in named.items() if not self.others.search(key)}
 
-    def _filled(self, config: Mapping[str, Any], made: Any) -> Config:
+    def _filled(self, config: Mapping[str, Any], defaults: Any) -> Config:
         """Return `config` reduced to what the encoder is made of, gaps filled from `made`."""
         keys = (*self.sizes, *self.settings)
-        return {"model_type": made.model_type} | {
-            key: config[key] if key in config else getattr(made, key) for key in keys
+        return {"model_type": defaults.model_type} | {
+            key: config[key] if key in config else getattr(defaults, key) for key in keys
         }
 
 

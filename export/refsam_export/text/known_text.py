@@ -33,15 +33,15 @@ def clean_expressions(
     Raises:
         ExpressionError: a line that no session could use; the text says which.
     """
-    found: dict[str, None] = {}
+    expressions: dict[str, None] = {}
     for number, text in lines:
         try:
             cleaned = tokenizer.clean(text)
             tokenizer.encode(cleaned)
         except ExpressionError as error:
             raise ExpressionError(f"{file}, line {number}: {error}") from error
-        found[cleaned] = None
-    return tuple(found)
+        expressions[cleaned] = None
+    return tuple(expressions)
 
 
 def write_known_expressions(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from refsam_export.refsam.model.config import ModelConfig
 from refsam_train.learn.cells import CellLabels, Shown, cell_labels
@@ -25,8 +26,7 @@ class Clip:
     """One sample, wholly in memory.
 
     frames: uint8 [T, H, W, 3], RGB. masks: bool [E, T, H, W]. texts: one per expression. name:
-    where it came from, for messages.
-    shown: what the frames show; None where nobody knows.
+    where it came from, for messages. shown: what the frames show; None where nobody knows.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -94,8 +94,8 @@ class Batch:
         for group in self.groups:
             kept = new_row[group.rows] >= 0
             if kept.any():
-                chosen = new_row[group.rows[kept]]
-                groups.append(MaskGroup(chosen, group.masks[:, kept], group.resized_hw))
+                rows_kept = new_row[group.rows[kept]]
+                groups.append(MaskGroup(rows_kept, group.masks[:, kept], group.resized_hw))
         return dataclasses.replace(
             self,
             input_ids=self.input_ids[rows],
@@ -126,8 +126,7 @@ class Collator:
 
     Args:
         config: the model's configuration. Frames are not brought to `downscale_short_side`:
-        training
-            skips that step (refsam-model 9.4).
+            training skips that step (refsam-model 9.4).
         tokenizer: of the model's text encoder.
     """
 
@@ -171,20 +170,15 @@ class Collator:
         rows = []
         for clip in clips:
             for text in clip.texts:
-                cleaned = " ".join((text.lower() if self._config.lowercase else text).split())
-                rows.append(self._tokenizer.encode(cleaned).ids)
+                rows.append(self._tokenizer.encode(self._config.cleaned(text)).ids)
                 if len(rows[-1]) > self._config.max_words:
                     raise DatasetError(
                         f"{clip.name}: expression {text!r} has {len(rows[-1])} tokens, at most "
                         f"{self._config.max_words} are accepted; shorten it or leave it out"
                     )
-        length = max(map(len, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return ids, mask
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        mask = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
+        return ids, mask.long()
 
     def _groups(self, clips: Sequence[Clip], clip_of: Tensor) -> tuple[MaskGroup, ...]:
         sizes = [clip.frames.shape[1:3] for clip in clips]

@@ -75,9 +75,8 @@ def read_image_samples(root: Path, sets: Sequence[str] = SETS) -> tuple[ImageSam
     """Return the training expressions of the sets, one after the other.
 
     Raises:
-        DatasetError: the first fault found, by file name: a file missing or not of this form, an
-        entry
-            without image, caption or outline.
+        DatasetError: the first fault, by file name: a file is missing or not of this form, or an
+            entry has no image, caption or outline.
     """
     samples: list[ImageSample] = []
     for name in sets:

@@ -70,9 +70,9 @@ class SyntheticClips:
             frame_indices=frames,
             texts_per_object=_PHRASES_PER_OBJECT,
         )
-        chosen = self._expressions(rng, video.expressions)
-        masks = np.stack([video.mask(expression.object_id) for expression in chosen])
-        texts = tuple(expression.text for expression in chosen)
+        expressions = self._expressions(rng, video.expressions)
+        masks = np.stack([video.mask(expression.object_id) for expression in expressions])
+        texts = tuple(expression.text for expression in expressions)
         times = [frame / (NUM_FRAMES - 1) for frame in video.frame_indices]
         shown = shown_objects(video.scene, video.label_map, times)
         return Clip(video.frames, masks, texts, f"synthetic {name} {seed}/{index}", shown)

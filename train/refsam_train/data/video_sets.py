@@ -63,8 +63,7 @@ def read_video_samples(root: Path, split: str) -> tuple[VideoSample, ...]:
         split: usually `train`.
 
     Raises:
-        DatasetError: the first fault found, by file name: no expression file, a frame or mask
-        missing,
+        DatasetError: the first fault, by file name: no expression file, a frame or mask missing,
             masks of another size, an object id that no mask of the video has.
     """
     path = root / "meta_expressions" / split / "meta_expressions.json"
@@ -135,9 +134,9 @@ def _frame_numbers(rng: np.random.Generator, total: int, num_frames: int) -> lis
     """Return sorted numbers: a frame, one up to three before, one up to three after, then any."""
     middle = int(rng.integers(total))
     before, after = (int(rng.integers(1, _FARTHEST + 1)) for _ in range(2))
-    chosen = [middle, max(0, middle - before), min(total - 1, middle + after)][:num_frames]
-    chosen += [int(rng.integers(total)) for _ in range(num_frames - len(chosen))]
-    return sorted(chosen)
+    numbers = [middle, max(0, middle - before), min(total - 1, middle + after)][:num_frames]
+    numbers += [int(rng.integers(total)) for _ in range(num_frames - len(numbers))]
+    return sorted(numbers)
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:

@@ -44,12 +44,12 @@ class TuningSet:
     @torch.no_grad()
     def scores(self, model: RefSam, device: torch.device) -> dict[str, float]:
         """Return the mean IoU per slice, over frames and expressions, and their mean as `all`."""
-        found: dict[str, list[float]] = {}
+        by_slice: dict[str, list[float]] = {}
         for start in range(0, len(self._keys), _CLIPS_AT_ONCE):
             clips = [_clip(*key) for key in self._keys[start : start + _CLIPS_AT_ONCE]]
             for name, score in self._clip_scores(model, clips, device):
-                found.setdefault(name, []).append(score)
-        scores = {name: float(np.mean(values)) for name, values in found.items()}
+                by_slice.setdefault(name, []).append(score)
+        scores = {name: float(np.mean(values)) for name, values in by_slice.items()}
         return {**scores, "all": float(np.mean(list(scores.values())))}
 
     def _clip_scores(
@@ -65,6 +65,6 @@ class TuningSet:
 
 def _clip(name: Slice, index: int, frames: list[int]) -> Clip:
     video = generate(TUNE_SEED, index, slice=name, frame_indices=frames)
-    chosen = video.expressions[:2]
-    masks = np.stack([video.mask(expression.object_id) for expression in chosen])
-    return Clip(video.frames, masks, tuple(e.text for e in chosen), name)
+    expressions = video.expressions[:2]
+    masks = np.stack([video.mask(expression.object_id) for expression in expressions])
+    return Clip(video.frames, masks, tuple(e.text for e in expressions), name)

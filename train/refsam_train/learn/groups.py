@@ -57,7 +57,7 @@ def trained_parameters(
     Raises:
         UsageError: `frozen` of the recipe names no tensor.
     """
-    chosen: dict[str, tuple[nn.Parameter, float]] = {}
+    trained: dict[str, tuple[nn.Parameter, float]] = {}
     names = [name for name, _ in training.model.named_parameters()]
     if unknown := [x for x in recipe.frozen if not any(name.startswith(x) for name in names)]:
         raise UsageError(
@@ -67,14 +67,14 @@ def trained_parameters(
         rate = _rate(name, recipe)
         parameter.requires_grad_(rate > 0.0)
         if rate > 0.0:
-            chosen[name] = (parameter, rate)
+            trained[name] = (parameter, rate)
     rate = recipe.optimiser.learning_rate or max(recipe.optimiser.rates.values())
     for name in ("cell_heads", "match", "recall"):
         heads = getattr(training, name)
         if heads is not None:
             for inner, parameter in heads.named_parameters():
-                chosen[f"{AUXILIARY}{name}.{inner}"] = (parameter, rate)
-    return chosen
+                trained[f"{AUXILIARY}{name}.{inner}"] = (parameter, rate)
+    return trained
 
 
 def _rate(name: str, recipe: Recipe) -> float:

@@ -38,7 +38,7 @@ def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
         logits: float [..., H, W], a pixel belongs to the mask above 0.
         target: float [..., H, W], a pixel belongs to the mask from 0.5 on.
     """
-    found, wanted = logits > 0.0, target >= 0.5
-    both = (found & wanted).sum((-2, -1)).float()
-    either = (found | wanted).sum((-2, -1)).float()
+    predicted, annotated = logits > 0.0, target >= 0.5
+    both = (predicted & annotated).sum((-2, -1)).float()
+    either = (predicted | annotated).sum((-2, -1)).float()
     return torch.where(either > 0, both / either.clamp_min(1.0), torch.ones_like(both))

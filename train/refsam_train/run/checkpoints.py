@@ -99,8 +99,8 @@ def read_weights(path: Path) -> RunWeights:
     """
     record, tensors = _record(path), read_tensors(path)
     prefix = _AVERAGE if any(key.startswith(_AVERAGE) for key in tensors) else _MODEL
-    chosen = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return RunWeights(int(record["step"]), str(record["recipe"]), chosen)
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return RunWeights(int(record["step"]), str(record["recipe"]), weights)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], state: RunState) -> None:
-    found = {key.removeprefix(_MODEL) for key in tensors if key.startswith(_MODEL)}
-    if found != set(state.parameters):
-        differing = sorted(found ^ set(state.parameters))
+    names = {key.removeprefix(_MODEL) for key in tensors if key.startswith(_MODEL)}
+    if names != set(state.parameters):
+        differing = sorted(names ^ set(state.parameters))
         raise CheckpointError(
             f"{path}: trains other parameters than this run, {len(differing)} differ: "
             f"{', '.join(differing[:4])}; start anew without --resume"

@@ -20,11 +20,11 @@ from refsam_train.learn.optimiser import MovingAverage, optimiser_of, rate_facto
 from refsam_train.recipe import Recipe
 from refsam_train.run.checkpoints import RunState, load_checkpoint, save_checkpoint
 from refsam_train.run.distributed import any_process, wrapped
-from refsam_train.run.interrupts import StopRequest
 from refsam_train.run.log import RunLog
 from refsam_train.run.start import seeded
 from refsam_trt.command.progress import Progress
 from refsam_trt.errors import UsageError
+from refsam_trt.run.interruption import Interruption
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
@@ -113,18 +113,20 @@ class Trainer:
         batches = batches_from(self._batches, self.step, workers)
         shown = self._options.show_progress and self._options.place.rank == 0
         progress = Progress(self.recipe.name, max(last - self.step, 0), enabled=shown)
-        with StopRequest() as request, progress:
-            while self.step < last and not self._is_stopped(request):
+        with Interruption() as interruption, progress:
+            while self.step < last and not self._is_stopped(interruption):
                 progress.update(1, self._one_step(next(batches)))
                 if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
                     self._evaluate()
                 if self.step % self.recipe.checkpoint_every == 0:
                     self.save()
             self.save()
-            request.raise_if_pending()
+            if interruption.reason is not None:
+                raise interruption.reason
 
-    def _is_stopped(self, request: StopRequest) -> bool:
-        return any_process(request.is_pending, self._options.place, self._options.device)
+    def _is_stopped(self, interruption: Interruption) -> bool:
+        has_signal = interruption.reason is not None
+        return any_process(has_signal, self._options.place, self._options.device)
 
     def save(self) -> None:
         """Write the checkpoint, on the first process only."""
@@ -152,10 +154,10 @@ class Trainer:
         self.step += 1
         if self._average.values:
             self._average.update(self.step)
-        self._record(results, norm.item(), time.monotonic() - started)
+        self._log_means(results, norm.item(), time.monotonic() - started)
         return f"loss {results[-1].loss.item():.3f} iou {results[-1].iou.item():.3f}"
 
-    def _record(self, results: list[ClipResult], norm: float, seconds: float) -> None:
+    def _log_means(self, results: list[ClipResult], norm: float, seconds: float) -> None:
         """Log the means of the last steps, now and then."""
         for result in results:
             self._recent.append([getattr(result, name).item() for name in _LOGGED])

@@ -63,18 +63,17 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
         _adapters_as_identity(fresh)
         if recipe.mode == "full":
             _fill_for_full_training(fresh)
-    initial, wanted = canonical_tensors(fresh), canonical_tensors(loaded.model)
-    anew = [key for key in wanted if key.startswith(recipe.fresh)]
-    if unknown := [name for name in recipe.fresh if not any(k.startswith(name) for k in wanted)]:
+    initial, tensors = canonical_tensors(fresh), canonical_tensors(loaded.model)
+    anew = [key for key in tensors if key.startswith(recipe.fresh)]
+    if unknown := [name for name in recipe.fresh if not any(k.startswith(name) for k in tensors)]:
         raise UsageError(f"recipe {recipe.name}: fresh: no tensor begins with {', '.join(unknown)}")
     for key in {*loaded.missing, *anew}:
-        wanted[key].data.copy_(initial[key].data)
+        tensors[key].data.copy_(initial[key].data)
     return loaded
 
 
 def _needs_text(loaded: LoadedModel, recipe: Recipe) -> bool:
-    wanted = [*loaded.missing, *recipe.fresh]
-    return any(key.startswith("text_encoder.") for key in wanted)
+    return any(k.startswith("text_encoder.") for k in (*loaded.missing, *recipe.fresh))
 
 
 @contextlib.contextmanager

@@ -51,8 +51,7 @@ def train(recipe_path: Path, request: RunRequest) -> dict[str, Any]:
 
     Raises:
         UsageError, DatasetError, CheckpointError, OutputError: recipe, data, weights or folder
-        cannot
-            be used.
+            cannot be used.
     """
     recipe = read_recipe(recipe_path)
     source = open_source(recipe, request.data_root)

@@ -171,8 +171,8 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 @contextmanager
-def _hooks(wanted: Sequence[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in wanted]
+def _hooks(hooks: Sequence[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
     finally:

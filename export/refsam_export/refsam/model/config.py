@@ -196,7 +196,7 @@ def preset(name: str) -> ModelConfig:
     Raises:
         UsageError: no such preset.
     """
-    found = PRESETS.get(name.replace("_", "").lower())
-    if found is None:
+    config = PRESETS.get(name.replace("_", "").lower())
+    if config is None:
         raise UsageError(f"no preset named {name!r}; choose one of {', '.join(PRESETS)}")
-    return found
+    return config

@@ -153,11 +153,11 @@ def decode(
     )
     grid = src.transpose(1, 2).reshape(batch, EMBED_DIM, height, width)
     upscaled = decoder.output_upscaling(grid)
-    wanted = 1 if mask_select == "main" else NUM_MASK_TOKENS
+    num_masks = 1 if mask_select == "main" else NUM_MASK_TOKENS
     hyper = torch.stack(
-        [decoder.output_hypernetworks_mlps[i](q[:, 1 + i]) for i in range(wanted)], dim=1
+        [decoder.output_hypernetworks_mlps[i](q[:, 1 + i]) for i in range(num_masks)], dim=1
     )
-    iou = decoder.iou_prediction_head(q[:, 0])[:, :wanted]
+    iou = decoder.iou_prediction_head(q[:, 0])[:, :num_masks]
     if mask_select == "best_iou":
         best = iou.argmax(dim=1, keepdim=True)
         # Not `take_along_dim`, with which torch 2.13 exports a fixed batch.
