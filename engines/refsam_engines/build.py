@@ -107,6 +107,7 @@ def _built(
     config = _config(flavour, builder, source, options)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
+        # A builder that was told to stop returns nothing either.
         if options.should_stop():
             return None
         raise PlanBuildError(
@@ -135,6 +136,7 @@ def _count_engine_layers(flavour: Flavour, logger: Any, plan: bytes) -> int | No
 def _config(flavour: Flavour, builder: Any, source: GraphSource, options: BuildOptions) -> Any:
     trt = flavour.trt
     config = builder.create_builder_config()
+    # Layers keep their names and types, without which a plan cannot be inspected.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if not options.has_tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -163,6 +165,7 @@ def _load_timing_cache(config: Any, path: Path) -> None:
             f"{path}: cannot be read ({error.strerror}); give another --timing-cache"
         ) from error
     cache = config.create_timing_cache(raw)
+    # False: a cache that another GPU or version has written is refused, not ignored.
     if cache is None or not config.set_timing_cache(cache, False):
         raise PlanBuildError(
             f"{path}: no timing cache of this TensorRT and GPU; remove it, or give another "

@@ -80,7 +80,7 @@ def write_golden_runs(
 
 
 class _Values:
-    """Values for inputs: what graphs made so far, else drawn; always the same for one bundle."""
+    """Values for inputs: outputs of graphs that ran before, else drawn; the same for one bundle."""
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         tokenizer = bundle.manifest.tokenizer

@@ -1,7 +1,7 @@
 """What a plan is made of: from the builder's log and the plan's bytes; from a GPU where one is.
 
-Everything that nothing tells is None. The fused attention count is a heuristic that was checked for
-the versions of TensorRT-RTX listed here, and is made for no other.
+What nothing tells is None. The count of fused attention is a heuristic, which was checked for the
+versions of TensorRT-RTX listed here; other versions get None.
 """
 
 from __future__ import annotations

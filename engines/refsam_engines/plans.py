@@ -101,10 +101,13 @@ def build_plans(request: PlanRequest, show_line: ShowLine) -> Plans:
             precision=request.precision,
             builder=_builder(flavour, machine, request.options, sorted(folder.glob("*.plan"))),
             limits=sizes.limits(),
-            tools=_tools(),
+            tools={"python": platform.python_version()} | {t: version_of(t) for t in _TOOLS},
             graphs=entries,
             golden_source=golden,
-            files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+            files={
+                path.name: FileEntry(path.stat().st_size, sha256_of_file(path))
+                for path in sorted(folder.iterdir())
+            },
         )
         raw = manifest.to_bytes()
         (folder / MANIFEST_FILE).write_bytes(raw)
@@ -189,12 +192,3 @@ def _capabilities(
             raise InternalError(f"{flavour.version} wrote a plan of version {header.version}")
     common = set.intersection(*(set(header.compute_capabilities) for header in headers))
     return tuple(name for name in headers[0].compute_capabilities if name in common)
-
-
-def _tools() -> dict[str, str]:
-    versions = {name: version_of(name) for name in _TOOLS}
-    return {"python": platform.python_version(), **versions}
-
-
-def _file_entry(path: Path) -> FileEntry:
-    return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))

@@ -70,6 +70,7 @@ def _find(folder: Path | None, role: str, sources: Sequence[Source]) -> list[Pat
     """Return files of one role that lie in one folder; [] if there are no `sources`."""
     if folder is None or not sources:
         return []
+    # Files of one role belong together, as the files of a text encoder: one folder must have all.
     places = sorted({path.parent for path in folder.rglob("*") if path.name == sources[0].name})
     for place in places:
         if all(_is(place / source.name, source) for source in sources):

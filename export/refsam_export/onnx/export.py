@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -27,6 +28,7 @@ from refsam_trt.errors import InternalError
 OPSET = 20
 # `Attention` is unknown to TensorRT 10.3, `NonZero` has no kernel in TensorRT-RTX, `If` hides work.
 FORBIDDEN_OPS = frozenset({"Attention", "If", "Loop", "NonZero", "Scan"})
+# No two alike and none 1: `torch.export` would take equal sizes for one, and a size 1 for fixed.
 _EXAMPLE_SIZES = {"M": 2, "B": 3, "N": 5}
 
 
@@ -62,6 +64,7 @@ def export_graph(
     _finish(program.model, spec)
     if weight_storage == "fp16":
         store_exact_fp16(program.model)
+    # Small tensors stay in the file itself: shape inference reads the shapes among them.
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     _check(path)
     return node_types(program.model)
@@ -145,7 +148,7 @@ def _dynamic_dims(tensor: TensorSpec, dims: Mapping[str, Any]) -> dict[int, Any]
 
 def is_variadic(module: nn.Module) -> bool:
     """Whether a module takes its inputs as `*inputs`, one argument to `torch.export`."""
-    return bool(module.forward.__code__.co_flags & 0x04)
+    return bool(module.forward.__code__.co_flags & inspect.CO_VARARGS)
 
 
 def _finish(model: Any, spec: GraphSpec) -> None:

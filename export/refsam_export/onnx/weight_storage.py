@@ -16,6 +16,7 @@ from torch import Tensor
 from refsam_trt.errors import CheckpointError
 
 WeightStorage = Literal["fp32", "fp16"]
+# A smaller tensor would save less than the cast that it needs costs.
 _MIN_ELEMENTS = 1024
 
 

@@ -33,6 +33,7 @@ ISLAND_MODULES = frozenset({"LayerNorm", "LayerNorm2d", "L2Norm", "RmsNorm"})
 _ISLAND_OPS = frozenset(
     {"_softmax", "layer_norm", "linalg_vector_norm", "mean", "native_layer_norm", "softmax", "sum"}
 )
+# Casts keep the type that they name: the policy changes computations alone.
 _CASTS = frozenset({"_to_copy", "convert_element_type", "to"})
 _NO_BF16 = frozenset({"conv2d", "conv_transpose2d", "convolution", "einsum"})
 
@@ -118,7 +119,7 @@ def _is_half(node: fx.Node, policy: PrecisionPolicy, half: set[str]) -> bool:
     if node.target is operator.getitem:
         return node.all_input_nodes[0].name in half
     if not any(is_float(source) for source in node.all_input_nodes):
-        return False  # made from nothing: it has the type that it was made with
+        return False  # a constant keeps the type that it was created with
     name = operator_name(node)
     return name not in policy.island_ops | _CASTS and not _is_in_island(node)
 

@@ -114,6 +114,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        # Weights are the same in every run, so they are measured once.
         if n.name in self._tensors and not (n.op == "get_attr" and n in self.maxima):
             self.maxima[n] = max(self.maxima.get(n, 0.0), _max_abs(value))
         return value
@@ -125,5 +126,6 @@ def _max_abs(value: Any) -> float:
         if tensor.numel():
             low, high = torch.aminmax(tensor)
             largest = max(-float(low), float(high))
+            # NaN compares as smaller than everything, so it must become the largest number.
             maximum = max(maximum, math.inf if math.isnan(largest) else largest)
     return maximum

@@ -64,6 +64,7 @@ def trace(module: nn.Module, spec: GraphSpec, limits: Mapping[str, int]) -> fx.G
         # The exporter's own checks of sizes, and of types, which another precision has.
         if node.op == "call_module" or operator_name(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
+    # The exporter's own code packs and unpacks structures; plain code takes and returns tensors.
     graph.set_codegen(fx.graph.CodeGen())
     graph.eliminate_dead_code()
     flat = fx.GraphModule(unlifted, graph)
@@ -98,6 +99,7 @@ def rounded_module(program: fx.GraphModule, policy: PrecisionPolicy) -> fx.Graph
         if node.name in half and operator_name(node) not in VIEWS:
             with rounding.graph.inserting_after(node):
                 after = round_node(node, policy.dtype)
+            # The rounding node reads the node itself, or it would read its own result.
             node.replace_all_uses_with(
                 after, delete_user_cb=lambda user, keep=after: user is not keep
             )
@@ -122,9 +124,7 @@ def moved_program(program: fx.GraphModule, device: torch.device) -> fx.GraphModu
         if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
     }
     for target, value in values.items():
-        there = value.detach().to(device)
-        is_parameter = isinstance(value, nn.Parameter)
-        _set(moved, target, nn.Parameter(there, requires_grad=False) if is_parameter else there)
+        _replace(moved, target, value.detach().to(device))
     for node in moved.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, placed)
         node.kwargs = fx.node.map_aggregate(node.kwargs, placed)
@@ -145,6 +145,13 @@ def _share_weights(program: fx.GraphModule, module: nn.Module) -> None:
     for node in program.graph.nodes:
         if node.op == "get_attr" and str(node.target) in own:
             _set(program, str(node.target), own[str(node.target)])
+
+
+def _replace(program: fx.GraphModule, target: str, value: Tensor) -> None:
+    """Set a new value, as a parameter where the old one is a parameter."""
+    parent, name = _holder(program, target)
+    is_parameter = name in parent._parameters
+    _set(program, target, nn.Parameter(value, requires_grad=False) if is_parameter else value)
 
 
 def _set(program: fx.GraphModule, target: str, value: Tensor) -> None:
@@ -184,9 +191,7 @@ def _convert_weights(
         if not half.issuperset(users):
             continue
         old = weight(program, nodes[0])
-        new = convert(old.detach())
-        is_parameter = isinstance(old, nn.Parameter)
-        _set(program, target, nn.Parameter(new, requires_grad=False) if is_parameter else new)
+        _replace(program, target, convert(old.detach()))
         names.update(node.name for node in nodes)
     return frozenset(names)
 
@@ -208,6 +213,7 @@ def _insert(
     conversions: dict[tuple[fx.Node, bool], fx.Node] = {}
 
     def converted(x: fx.Node, to_half: bool) -> fx.Node:
+        # A value that several nodes read is converted once.
         if (x, to_half) not in conversions:
             with graph.inserting_after(_last_input(x)):
                 conversions[x, to_half] = to(x, dtype if to_half else torch.float32)

@@ -98,7 +98,8 @@ class ImageEncoderGraph(_Shared):
 class TextEncoderGraph(_Shared):
     """`input_ids`, `attention_mask` -> the expression-scope tensors."""
 
-    # Apart, because fp16 holds the first as exactly as the model's weights, and the second not.
+    # Two tensors, because `--weight-storage fp16` can hold the first, which are the model's own
+    # weights, but not the second, which are products of them.
     language: Tensor  # [levels, 256, 256]: Q_l^T of each level
     projected: Tensor  # [levels, 256, 384]: Q_l^T [Wk^T | Wv^T | Wq^T]
 

@@ -1,18 +1,17 @@
-"""Exact rewrites of the adapter blocks (refsam-model 4.4), each a pass over an image encoder.
+"""Exact rewrites of the adapter blocks of an image encoder (refsam-model 4.4).
 
-* `adapter_after_merge`: `Space_Adapter` works per token, so it may run after the windows are merged
+* `adapter-after-merge`: `Space_Adapter` works per token, so it may run after the windows are merged
   and the padding is dropped: 16 % fewer tokens at 64x64.
-* `merge_mlp_adapter`: `mlp` and `MLP_Adapter` read the same input and their outputs are added, so
+* `merged-mlp`: `mlp` and `MLP_Adapter` read the same input and their outputs are added, so
   they are one MLP of hidden width 4.25 D. With ReLU in the adapter the activation is per slice.
 
-Relative position is `attention`'s, LoRA is merged when a checkpoint is read (`parts`). The passes
-compose in any order; weights are shared where they do not change.
+Relative position is rewritten by `attention`; LoRA is merged when a checkpoint is read (`parts`).
+Weights are shared where they do not change.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,21 +51,23 @@ class MergedMlp(nn.Module):
 
 
 class RewrittenBlock(nn.Module):
-    """An adapter block whose order of work can be changed; equal to `AdapterBlock` as made.
+    """An adapter block with another order of work.
 
-    Attributes:
+    Args:
+        block: whose weights are shared.
         is_adapter_last: `Space_Adapter` runs after the windows are merged.
-        merged: `mlp` and `MLP_Adapter` in one, or None.
+        has_one_mlp: `mlp` and `MLP_Adapter` are one.
     """
 
-    def __init__(self, block: AdapterBlock) -> None:
+    def __init__(self, block: AdapterBlock, *, is_adapter_last: bool, has_one_mlp: bool) -> None:
         super().__init__()
         self.norm1, self.attn, self.norm2 = block.norm1, block.attn, block.norm2
-        self.mlp, self.window_size = block.mlp, block.window_size
-        self.Space_Adapter, self.MLP_Adapter = block.Space_Adapter, block.MLP_Adapter
-        self.adapter_scale = block.adapter_scale
-        self.is_adapter_last = False
-        self.merged: MergedMlp | None = None
+        self.window_size, self.adapter_scale = block.window_size, block.adapter_scale
+        self.Space_Adapter = block.Space_Adapter
+        self.is_adapter_last = is_adapter_last
+        self.merged = MergedMlp(block) if has_one_mlp else None
+        if not has_one_mlp:
+            self.mlp, self.MLP_Adapter = block.mlp, block.MLP_Adapter
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [M, h, w, D] to [M, h, w, D]."""
@@ -88,43 +89,21 @@ class RewrittenBlock(nn.Module):
         return y + self.Space_Adapter(y) if self.is_adapter_last else y
 
 
-def adapter_after_merge(encoder: ImageEncoder) -> ImageEncoder:
-    """Return the encoder with `Space_Adapter` behind the merging of windows."""
-
-    def change(block: RewrittenBlock) -> None:
-        block.is_adapter_last = True
-
-    return _each_adapter_block(encoder, change)
-
-
-def merge_mlp_adapter(encoder: ImageEncoder) -> ImageEncoder:
-    """Return the encoder with `mlp` and `MLP_Adapter` merged."""
-
-    def change(block: RewrittenBlock) -> None:
-        block.merged = MergedMlp(block)  # type: ignore[arg-type]
-        del block.mlp, block.MLP_Adapter
-
-    return _each_adapter_block(encoder, change)
-
-
-REWRITES: dict[str, Callable[[ImageEncoder], ImageEncoder]] = {
-    "adapter-after-merge": adapter_after_merge,
-    "merged-mlp": merge_mlp_adapter,
-}
-"""Passes by the name that `--rewrite` takes."""
+REWRITES = ("adapter-after-merge", "merged-mlp")
+"""Names that `--rewrites` takes."""
 
 DEFAULT_REWRITES = ("adapter-after-merge",)
 """`merged-mlp` trades two small products for copies where the adapter has ReLU: ask for it."""
 
 
 def parse_rewrites(text: str) -> tuple[str, ...]:
-    """Return the passes of a comma-separated list, each once, in the order of `REWRITES`.
+    """Return the rewrites of a comma-separated list, each once, in the order of `REWRITES`.
 
     Raises:
-        UsageError: no such pass.
+        UsageError: no such rewrite.
     """
     names = [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
-    if unknown := sorted(set(names) - REWRITES.keys()):
+    if unknown := sorted(set(names) - set(REWRITES)):
         raise UsageError(
             f"rewrite {', '.join(map(repr, unknown))}: choose among {', '.join(REWRITES)}, "
             "separated by commas, or none"
@@ -133,23 +112,18 @@ def parse_rewrites(text: str) -> tuple[str, ...]:
 
 
 def rewritten(encoder: ImageEncoder, names: tuple[str, ...]) -> ImageEncoder:
-    """Return the encoder after the named passes, in the order of `REWRITES`."""
-    for name, apply in REWRITES.items():
-        if name in names:
-            encoder = apply(encoder)
-    return encoder
-
-
-def _each_adapter_block(
-    encoder: ImageEncoder, change: Callable[[RewrittenBlock], None]
-) -> ImageEncoder:
+    """Return the encoder with the named rewrites; without any it is the encoder itself."""
+    if not names:
+        return encoder
     memo: dict[int, Any] = {id(t): t for t in encoder.state_dict(keep_vars=True).values()}
     copied = copy.deepcopy(encoder, memo)
     for index, block in enumerate(copied.blocks):
         if isinstance(block, AdapterBlock):
-            copied.blocks[index] = RewrittenBlock(block)
-        if isinstance(copied.blocks[index], RewrittenBlock):
-            change(copied.blocks[index])
+            copied.blocks[index] = RewrittenBlock(
+                block,
+                is_adapter_last="adapter-after-merge" in names,
+                has_one_mlp="merged-mlp" in names,
+            )
     return copied
 
 

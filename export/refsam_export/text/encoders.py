@@ -116,6 +116,7 @@ def build_text_encoder(config: Mapping[str, Any]) -> Any:
 
 def _checked(config: dict[str, Any], tokenizer: Tokenizer, where: str) -> TextSource:
     """Return a source without weights whose tokenizer belongs to its configuration."""
+    # A tokenizer file may ask for both; the runtime refuses long expressions and pads by itself.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     family = text_family(config, where)

@@ -25,6 +25,7 @@ _AFTER_CROP_PX: Final[dict[Sizes, tuple[int, ...]]] = {
 }
 _BEFORE_CROP_PX: Final = (400, 500, 600)
 _SMALLEST_CROP_PX, _LARGEST_CROP_PX = 384, 600
+# No boundary behind the words: "leftmost" and "rightmost" are exchanged too.
 _SIDES: Final = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 

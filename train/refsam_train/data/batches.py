@@ -36,6 +36,7 @@ class StepBatches(Dataset[list[Batch]]):
         self._source = source
         self._collator = collator
         self._place = place
+        # Recipes with the same seed shall not see the same data.
         self._salt = int.from_bytes(hashlib.sha256(recipe.name.encode()).digest()[:4], "little")
 
     def __len__(self) -> int:
@@ -49,6 +50,7 @@ class StepBatches(Dataset[list[Batch]]):
         data = self._recipe.data
         num_clips, num_frames = data.clips_per_batch, data.num_frames
         if self._is_single_frame(step):
+            # As many frames as in a step of clips, so both cost the same.
             num_clips, num_frames = num_clips * num_frames, 1
         first = (micro * self._place.world_size + self._place.rank) * num_clips
         return self._collator(
@@ -88,6 +90,7 @@ def batches_from(batches: StepBatches, first_step: int, num_workers: int) -> Ite
 
 
 def _start_worker(worker: int) -> None:
+    # Workers would otherwise take the cores that the training itself computes with.
     torch.set_num_threads(1)
     # Ctrl-C and schedulers signal the whole group: the run decides then, and saves first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

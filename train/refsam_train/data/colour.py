@@ -10,6 +10,7 @@ F32 = npt.NDArray[np.float32]
 _CHANCE = 0.7
 _HUE = 0.1
 _FACTORS = (0.5, 1.5)
+# Weights of red, green and blue in a grey value (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 

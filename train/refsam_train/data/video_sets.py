@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,10 @@ from refsam_trt.errors import DatasetError
 
 # The neighbours of a frame are at most this far (refsam-model 9.2).
 _FARTHEST = 3
+# An object that so many draws do not show is rare; an empty mask is a valid target (9.3).
 _DRAWS = 8
+# Values of label maps that are no object: the background, and pixels that nobody judges.
+_NO_OBJECTS = {0, 255}
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _check_frames(images: Path, annotations: Path, frames: tuple[str, ...]) -> s
                 f"{image_path} has {_size(size_hw)}; restore the pair"
             )
         present.update(int(value) for value in np.unique(label_map))
-    return present - {0, 255}
+    return present - _NO_OBJECTS
 
 
 def _object_id(value: str, where: str) -> int:
@@ -119,11 +124,8 @@ def _object_id(value: str, where: str) -> int:
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise DatasetError(f"{path}: no readable frame ({error}); restore the file") from error
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def _size(hw: tuple[int, ...]) -> str:
@@ -145,9 +147,16 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         DatasetError: no readable image.
     """
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    # Of Pillow's many readers only these two: data sets hold nothing else.
     try:
         with Image.open(path, formats=["JPEG", "PNG"]) as image:
-            return np.asarray(image.convert("RGB"))
+            yield image
     except OSError as error:
         raise DatasetError(f"{path}: no readable frame ({error}); restore the file") from error
 

@@ -15,6 +15,7 @@ from refsam_train.learn.forward import clip_logits, encode_frames, encode_texts,
 from refsam_train.learn.losses import mask_iou
 from refsam_train.recipe import Data
 
+# Bounds the memory; the scores do not depend on it.
 _CLIPS_AT_ONCE = 8
 _CLIPS_PER_SLICE = 24
 

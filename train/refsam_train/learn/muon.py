@@ -16,6 +16,7 @@ from torch import Tensor
 MATRIX: Final = "matrix"
 """Key of a parameter group: whether Muon updates it."""
 
+# Momentum, coefficients and iterations are those of the authors' own code.
 _MOMENTUM: Final = 0.95
 _COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
 _ITERATIONS: Final = 5

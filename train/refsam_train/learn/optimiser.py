@@ -13,6 +13,7 @@ from refsam_train.learn.muon import MATRIX, MuonAdamW
 from refsam_train.recipe import Optimiser
 
 _BASE_RATE = "base_rate"
+# Rows of tables are looked up one by one, so nothing maps through them as through a matrix.
 _TABLES = ("mask_tokens", "iou_token", "embed_tokens", "shared", "relative_attention_bias")
 
 
@@ -73,6 +74,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the parameters after this step into account."""
+        # TensorFlow's schedule: else the initial values would stay for some 1 / (1 - decay) steps.
         decay = min(self._decay, (1.0 + step) / (10.0 + step))
         current: list[Tensor] = [p.detach() for p in self._parameters]
         torch._foreach_lerp_(list(self.values.values()), current, 1.0 - decay)

@@ -22,6 +22,7 @@ from refsam_trt.files.atomic import atomic_path
 _METADATA_KEY = "refsam_train"
 _SCHEMA = 1
 _MODEL, _AVERAGE, _OPTIMISER = "model.", "average.", "optimiser."
+# Names of AdamW's state in PyTorch; a matrix of Muon has the first alone.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 

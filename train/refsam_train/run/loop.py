@@ -29,6 +29,7 @@ from refsam_trt.run.interruption import Interruption
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _CPU, _ALONE = torch.device("cpu"), Place()
 _LOG_EVERY = 10
+# So far apart that no two of seed, process and step give the same random numbers.
 _SEED_STRIDE = 1 << 32
 _RANK_STRIDE = 10_000_019
 _LOGGED = ("loss", "dice", "focal", "iou", "cells", "shapes", "recall")
@@ -147,6 +148,7 @@ class Trainer:
         for batch in batches:
             results.append(self._training(batch.to(self._options.device)))
             (results[-1].loss / len(batches)).backward()
+        # Without a limit nothing is clipped, but the log still gets the norm.
         limit = settings.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.state.parameters.values(), limit)
         self.state.optimiser.step()

@@ -12,7 +12,7 @@ from refsam_train.data.clips import ClipSource
 from refsam_train.data.ref_coco import ImageClips, read_image_samples
 from refsam_train.data.synthetic_clips import SyntheticClips
 from refsam_train.data.video_sets import VideoClips, read_video_samples
-from refsam_train.recipe import RECIPE_NAME, Data, Recipe, read_recipe
+from refsam_train.recipe import RECIPE_NAME, Recipe, read_recipe
 from refsam_train.run.distributed import launched_device, launched_place
 from refsam_train.run.loop import CHECKPOINT_NAME, RunOptions, Trainer
 from refsam_train.run.start import Sources, start_model
@@ -100,14 +100,10 @@ def open_source(recipe: Recipe, data_root: Path | None) -> ClipSource:
         )
     if data_root is None:
         raise UsageError(f"recipe {recipe.name} needs {data.kind}: give its folder with --data")
-    return _real_source(data, data_root)
-
-
-def _real_source(data: Data, root: Path) -> ClipSource:
     sizes = None if data.augmentation == "none" else data.augmentation
     if data.kind == "refcoco":
-        return ImageClips(read_image_samples(root), sizes)
-    return VideoClips(read_video_samples(root, _SPLITS[data.kind]), sizes)
+        return ImageClips(read_image_samples(data_root), sizes)
+    return VideoClips(read_video_samples(data_root, _SPLITS[data.kind]), sizes)
 
 
 def _prepare_folder(folder: Path, recipe_path: Path, *, resume: bool) -> None:

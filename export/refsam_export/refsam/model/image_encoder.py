@@ -39,7 +39,15 @@ class AdapterBlock(Block):  # type: ignore[misc]
     """A ViT block with a serial adapter after attention and one beside the MLP (4.2)."""
 
     def __init__(self, config: ModelConfig, *, window_size: int) -> None:
-        super().__init__(**_block_arguments(config, window_size))
+        super().__init__(
+            dim=config.width,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=window_size,
+            input_size=(config.grid_size, config.grid_size),
+        )
         self.Space_Adapter = Adapter(config.width, config.adapter_dim, config.adapter_act)
         self.MLP_Adapter = Adapter(config.width, config.adapter_dim, config.adapter_act)
         self.adapter_scale = config.adapter_scale
@@ -98,19 +106,6 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
             if index in self.intermediate_blocks:
                 intermediate.append(x)
         return self.neck(x.permute(0, 3, 1, 2)), intermediate
-
-
-def _block_arguments(config: ModelConfig, window_size: int) -> dict[str, object]:
-    grid = config.grid_size
-    return {
-        "dim": config.width,
-        "num_heads": config.num_heads,
-        "mlp_ratio": config.mlp_ratio,
-        "norm_layer": functools.partial(nn.LayerNorm, eps=1e-6),
-        "use_rel_pos": True,
-        "window_size": window_size,
-        "input_size": (grid, grid),
-    }
 
 
 class L2Norm(nn.Module):
