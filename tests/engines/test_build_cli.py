@@ -39,9 +39,9 @@ def test_plans_are_built_shown_and_read_again(
 @needs_rtx
 def test_json_prints_one_object(command: Commands, plans: Plans):
     done = command(main, plans.folder, "--inspect", "--json")
-    found = json.loads(done.out)
-    assert found["plan_id"] == plans.plan_id
-    assert found["manifest"]["graphs"]["image_encoder"]["report"]["num_engine_layers"] is None
+    record = json.loads(done.out)
+    assert record["plan_id"] == plans.plan_id
+    assert record["manifest"]["graphs"]["image_encoder"]["report"]["num_engine_layers"] is None
 
 
 @pytest.mark.parametrize("option", ["--backend", "--precision", "--output"])

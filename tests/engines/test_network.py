@@ -44,8 +44,8 @@ def network(inputs: dict[str, str], outputs: dict[str, str]) -> SimpleNamespace:
 def test_layers_are_counted_by_type_and_output():
     layers = [layer("SOFTMAX", "FLOAT"), layer("CONVOLUTION", "HALF"), layer("ASSERTION")]
     layers.append(layer("CONVOLUTION", "FLOAT"))
-    found = count_types(SimpleNamespace(num_layers=4, get_layer=layers.__getitem__))
-    assert found == {"CONVOLUTION": {"FLOAT": 1, "HALF": 1}, "SOFTMAX": {"FLOAT": 1}}
+    counts = count_types(SimpleNamespace(num_layers=4, get_layer=layers.__getitem__))
+    assert counts == {"CONVOLUTION": {"FLOAT": 1, "HALF": 1}, "SOFTMAX": {"FLOAT": 1}}
 
 
 def test_other_tensors_than_the_manifests_are_refused():

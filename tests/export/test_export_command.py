@@ -106,17 +106,17 @@ def test_output_for_programs(call: Commands, place: Path, tmp_path: Path) -> Non
     done = call(main, *TINY, "--sam-checkpoint", sam, "--output", target, "--json")
     assert done.code == 0
     assert done.out.count("\n") == 1
-    found = json.loads(done.out)
+    record = json.loads(done.out)
     opened = open_bundle(target)
-    assert found["bundle"] == str(target)
-    assert found["bundle_id"] == opened.bundle_id
-    assert found["parity"] == opened.manifest.parity
-    assert found["loaded"]["random_init_seed"] == 0
-    assert found["loaded"]["num_missing"] == len(found["loaded"]["missing"])
-    (file,) = found["loaded"]["files"]
+    assert record["bundle"] == str(target)
+    assert record["bundle_id"] == opened.bundle_id
+    assert record["parity"] == opened.manifest.parity
+    assert record["loaded"]["random_init_seed"] == 0
+    assert record["loaded"]["num_missing"] == len(record["loaded"]["missing"])
+    (file,) = record["loaded"]["files"]
     assert (file["name"], file["kind"], file["unexpected"]) == (str(sam), "SAM", ["extra.weight"])
     weights = opened.manifest.weights
-    assert weights.num_random_tensors == len(found["loaded"]["missing"])
+    assert weights.num_random_tensors == len(record["loaded"]["missing"])
     assert [source.role for source in weights.sources] == ["sam_checkpoint"]
 
 

@@ -161,11 +161,11 @@ def test_random_weights_are_declared(bundle: Bundle) -> None:
 
 def test_the_source_inside_is_the_exported_model(bundle: Bundle) -> None:
     assert bundle.manifest.source == "source.safetensors"
-    found = canonical_tensors(
+    tensors = canonical_tensors(
         load_model("tiny", checkpoint=bundle.path("source.safetensors")).model
     )
     for key, value in canonical_tensors(model("tiny")).items():
-        assert torch.equal(found[key], value)
+        assert torch.equal(tensors[key], value)
 
 
 def test_manifest_describes_the_model(bundle: Bundle) -> None:

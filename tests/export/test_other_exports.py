@@ -161,10 +161,10 @@ def test_capital_letters_are_kept_where_they_were_asked_for(
 
 
 def test_the_source_is_found_again(released: Bundle, files: Path, tmp_path: Path) -> None:
-    found = load_source(released, files)
-    assert found.weights == released.manifest.weights
-    assert found.model.config.to_json() == released.manifest.configuration["model"]
-    write_reference(found.model, found.tokenizer, "optimised", 3, tmp_path)
+    restored = load_source(released, files)
+    assert restored.weights == released.manifest.weights
+    assert restored.model.config.to_json() == released.manifest.configuration["model"]
+    write_reference(restored.model, restored.tokenizer, "optimised", 3, tmp_path)
     assert compare(released.folder, tmp_path).passed
     with pytest.raises(CheckpointError, match="holds no PyTorch weights; give --source FOLDER wit"):
         load_source(released)
@@ -177,10 +177,10 @@ def test_the_source_is_found_again(released: Bundle, files: Path, tmp_path: Path
 
 
 def test_the_source_inside_is_the_model(ablated: Bundle) -> None:
-    found = load_source(ablated)
-    assert found.model.config.to_json() == ablated.manifest.configuration["model"]
-    assert found.text_config["model_type"] == "roberta"
-    assert found.missing == ()
+    restored = load_source(ablated)
+    assert restored.model.config.to_json() == ablated.manifest.configuration["model"]
+    assert restored.text_config["model_type"] == "roberta"
+    assert restored.missing == ()
 
 
 def test_a_changed_tracking_module_fails(released: Bundle, files: Path, tmp_path: Path) -> None:

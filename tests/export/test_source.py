@@ -73,8 +73,8 @@ def test_from_the_seed(bundle: Bundle) -> None:
 
 
 def test_from_sub_folders(bundle: Bundle, exported_from: LoadedModel, files: Path) -> None:
-    found = load_source(without_source(bundle, exported_from.weights), files)
-    assert_same(found, exported_from)
+    restored = load_source(without_source(bundle, exported_from.weights), files)
+    assert_same(restored, exported_from)
 
 
 def test_a_file_and_the_seed_for_the_rest(bundle: Bundle, files: Path) -> None:
@@ -91,8 +91,8 @@ def test_files_of_the_same_name_are_told_apart_by_hash(
     # Another T5, first by name, whose configuration and tokenizer are the same files.
     changed = {key: value + 1 for key, value in t5_tensors().items()}
     save_t5(tmp_path / "a", whole_bin, changed)
-    found = load_source(without_source(bundle, exported_from.weights), tmp_path)
-    assert_same(found, exported_from)
+    restored = load_source(without_source(bundle, exported_from.weights), tmp_path)
+    assert_same(restored, exported_from)
     shutil.rmtree(copy / "t5")
     weights = exported_from.weights
     assert "text_encoder config.json (" in refusal(without_source(bundle, weights), tmp_path)
@@ -104,8 +104,8 @@ def test_a_folder_for_a_bundle_made_from_no_file(bundle: Bundle, tmp_path: Path)
 
 
 def test_no_folder(bundle: Bundle, exported_from: LoadedModel) -> None:
-    found = refusal(without_source(bundle, exported_from.weights), None)
-    assert found == (
+    message = refusal(without_source(bundle, exported_from.weights), None)
+    assert message == (
         f"{bundle.folder}: holds no PyTorch weights; give --source FOLDER with sam[1].pth, "
         "refsam.safetensors, config.json, tokenizer.json, pytorch_model.bin, or export with "
         "--include-source"
@@ -117,9 +117,9 @@ def test_nothing_of_that_name(
     folder: str, bundle: Bundle, exported_from: LoadedModel, tmp_path: Path
 ) -> None:
     weights = exported_from.weights
-    found = refusal(without_source(bundle, weights), tmp_path / folder)
+    message = refusal(without_source(bundle, weights), tmp_path / folder)
     digest = weights.sources[0].sha256[:16]
-    assert found == (
+    assert message == (
         f"{tmp_path / folder}: sam_checkpoint sam[1].pth ({digest}...) not found by SHA-256 (none "
         "of that name); the bundle was made from other files"
     )
@@ -133,9 +133,9 @@ def test_a_changed_file(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    found = refusal(without_source(bundle, exported_from.weights), copy)
-    assert "checkpoint refsam.safetensors (" in found
-    assert "not found by SHA-256 (1 of that name differ); the bundle was made from other" in found
+    message = refusal(without_source(bundle, exported_from.weights), copy)
+    assert "checkpoint refsam.safetensors (" in message
+    assert "not found by SHA-256 (1 of that name differ); the bundle was made from other" in message
 
 
 def test_a_file_that_would_take_the_place_of_the_right_one(
@@ -144,8 +144,8 @@ def test_a_file_that_would_take_the_place_of_the_right_one(
     """Of a T5 folder, model.safetensors is read before pytorch_model.bin."""
     copy = Path(shutil.copytree(files, tmp_path / "copy"))
     save_t5(copy / "t5", tensors={key: value + 1 for key, value in t5_tensors().items()})
-    found = refusal(without_source(bundle, exported_from.weights), copy)
+    message = refusal(without_source(bundle, exported_from.weights), copy)
     assert "beside the files that the bundle was made from lie others that take their place" in (
-        found
+        message
     )
-    assert "tokenizer.json, model.safetensors, expected sam[1].pth" in found
+    assert "tokenizer.json, model.safetensors, expected sam[1].pth" in message

@@ -56,9 +56,9 @@ def test_synthetic_videos_are_written_as_a_data_set(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     names = json.loads(result.stdout)["videos"]
-    found = load_meta_expressions(folder / "meta_expressions" / "valid" / "meta_expressions.json")
-    assert list(found) == names
-    assert len(found[names[0]].frames) == 16
+    videos = load_meta_expressions(folder / "meta_expressions" / "valid" / "meta_expressions.json")
+    assert list(videos) == names
+    assert len(videos[names[0]].frames) == 16
 
 
 def test_a_recipe_for_real_data_needs_its_folder(tmp_path: Path) -> None:

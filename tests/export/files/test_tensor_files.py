@@ -192,9 +192,9 @@ def test_written_files_are_read_back_and_open_to_others(tmp_path: Path) -> None:
         write_tensors(path, {**TENSORS, "turned": TENSORS["a"].T}, {"key": "value"})
     finally:
         os.umask(before)
-    found = read_tensors(path)
-    assert torch.equal(found.pop("turned"), TENSORS["a"].T)
-    assert_same(found)
+    tensors = read_tensors(path)
+    assert torch.equal(tensors.pop("turned"), TENSORS["a"].T)
+    assert_same(tensors)
     assert read_metadata(path) == {"key": "value"}
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -241,6 +241,6 @@ def test_json_object(tmp_path: Path) -> None:
 def test_a_source_is_described_without_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(b"abc")
-    found = describe("checkpoint", path)
-    assert (found.role, found.name, found.size_bytes) == ("checkpoint", "weights.bin", 3)
-    assert found.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    source = describe("checkpoint", path)
+    assert (source.role, source.name, source.size_bytes) == ("checkpoint", "weights.bin", 3)
+    assert source.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -110,7 +110,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bf16_is_judged_in_pytorch(reference: Path) -> None:
     of = model("tiny")
-    found = half_figures(
+    figures = half_figures(
         "bf16-x",
         trace_graphs(of, "optimised", "augmented"),
         specs_of(of, "optimised"),
@@ -119,8 +119,8 @@ def test_bf16_is_judged_in_pytorch(reference: Path) -> None:
         of.config.preprocess,
         reference,
     )
-    assert set(found) == {"rounded"}  # the range is that of fp32
-    rounded = found["rounded"]
+    assert set(figures) == {"rounded"}  # the range is that of fp32
+    rounded = figures["rounded"]
     assert rounded["passed"]
     assert BOUNDS["fp16"].max_relative_error < rounded["max_graph_error"]
     assert verdict(rounded).startswith("parity passed: ")

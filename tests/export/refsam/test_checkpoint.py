@@ -62,17 +62,17 @@ class TestSam:
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
     def test_random_weights_fill_exactly_what_it_lacks(self, zipped: bool, tmp_path: Path) -> None:
         path = save_sam(tmp_path / "sam.pth", _use_new_zipfile_serialization=zipped)
-        found = load_model("tiny", sam_checkpoint=path, random_init=7)
+        restored = load_model("tiny", sam_checkpoint=path, random_init=7)
         given = expected_of_sam(sam_tensors())
-        assert_holds(found, tensors_of(loaded("tiny", 7)), given)
-        assert set(found.missing) == tensors_of(found).keys() - given.keys()
-        (report,) = found.reports
+        assert_holds(restored, tensors_of(loaded("tiny", 7)), given)
+        assert set(restored.missing) == tensors_of(restored).keys() - given.keys()
+        (report,) = restored.reports
         assert (report.name, report.kind) == (str(path), "SAM")
         assert (report.num_loaded, report.unexpected) == (len(given), ())
-        assert found.weights.random_init_seed == 7
-        assert found.weights.num_random_tensors == len(found.missing)
-        assert [source.role for source in found.weights.sources] == ["sam_checkpoint"]
-        assert found.weights.sources[0].name == "sam.pth"
+        assert restored.weights.random_init_seed == 7
+        assert restored.weights.num_random_tensors == len(restored.missing)
+        assert [source.role for source in restored.weights.sources] == ["sam_checkpoint"]
+        assert restored.weights.sources[0].name == "sam.pth"
 
     def test_adapters_and_refsams_own_modules_are_what_it_lacks(self, tmp_path: Path) -> None:
         path = save_sam(tmp_path / "sam.pth")
@@ -141,24 +141,24 @@ class TestOwnFile:
         before = loaded("tiny", 3)
         path = tmp_path / "refsam.safetensors"
         save_source(path, before)
-        found = load_model("tiny", checkpoint=path)
-        assert_holds(found, tensors_of(before))
-        assert found.missing == ()
-        assert found.weights.random_init_seed is None
-        assert found.weights.num_random_tensors == 0
-        assert found.model.config == before.model.config
-        assert found.text_config == before.text_config
-        assert found.tokenizer.to_str() == before.tokenizer.to_str()
-        (report,) = found.reports
+        restored = load_model("tiny", checkpoint=path)
+        assert_holds(restored, tensors_of(before))
+        assert restored.missing == ()
+        assert restored.weights.random_init_seed is None
+        assert restored.weights.num_random_tensors == 0
+        assert restored.model.config == before.model.config
+        assert restored.text_config == before.text_config
+        assert restored.tokenizer.to_str() == before.tokenizer.to_str()
+        (report,) = restored.reports
         assert (report.kind, report.unexpected) == ("RefSAM", ())
         assert report.num_loaded == len(tensors_of(before))
 
     def test_a_whole_file_leaves_nothing_to_the_seed(self, tmp_path: Path) -> None:
         path = tmp_path / "refsam.safetensors"
         save_source(path, loaded("tiny", 3))
-        found = load_model("tiny", checkpoint=path, random_init=9)
-        assert_holds(found, tensors_of(loaded("tiny", 3)))
-        assert found.weights.random_init_seed is None
+        restored = load_model("tiny", checkpoint=path, random_init=9)
+        assert_holds(restored, tensors_of(loaded("tiny", 3)))
+        assert restored.weights.random_init_seed is None
 
     def test_a_configuration_other_than_the_presets_is_kept(self, tmp_path: Path) -> None:
         record = refsam_record()
@@ -168,12 +168,12 @@ class TestOwnFile:
 
     def test_without_text_encoder_the_seed_fills_that_alone(self, tmp_path: Path) -> None:
         path = save_refsam(tmp_path / "refsam.safetensors")
-        found = load_model("tiny", checkpoint=path, random_init=4)
-        assert_holds(found, tensors_of(loaded("tiny", 4)), refsam_tensors())
-        assert found.missing
-        assert all(key.startswith(TEXT) for key in found.missing)
-        assert found.weights.random_init_seed == 4
-        assert found.weights.num_random_tensors == len(found.missing)
+        restored = load_model("tiny", checkpoint=path, random_init=4)
+        assert_holds(restored, tensors_of(loaded("tiny", 4)), refsam_tensors())
+        assert restored.missing
+        assert all(key.startswith(TEXT) for key in restored.missing)
+        assert restored.weights.random_init_seed == 4
+        assert restored.weights.num_random_tensors == len(restored.missing)
 
     @pytest.mark.parametrize(("backbone", "other"), [("nano", "tiny"), ("tiny", "nano")])
     def test_another_preset(self, backbone: str, other: str, tmp_path: Path) -> None:
@@ -276,14 +276,16 @@ class TestTogether:
         own = {k: v for k, v in refsam_tensors().items() if not k.startswith("mask_decoder.")}
         checkpoint = save_refsam(tmp_path / "refsam.safetensors", own)
         folder = save_t5(tmp_path / "t5", LAYOUTS[layout])
-        found = load_model("tiny", sam_checkpoint=sam, checkpoint=checkpoint, text_encoder=folder)
-        assert_holds(found, expected_of_sam(sam_tensors()), own, expected_of_t5())
-        assert found.missing == ()
-        assert found.weights.random_init_seed is None
-        assert [report.kind for report in found.reports] == ["SAM", "RefSAM", "T5"]
-        assert all(not report.unexpected for report in found.reports)
-        assert found.text_config == T5_CONFIG
-        roles = [source.role for source in found.weights.sources]
+        restored = load_model(
+            "tiny", sam_checkpoint=sam, checkpoint=checkpoint, text_encoder=folder
+        )
+        assert_holds(restored, expected_of_sam(sam_tensors()), own, expected_of_t5())
+        assert restored.missing == ()
+        assert restored.weights.random_init_seed is None
+        assert [report.kind for report in restored.reports] == ["SAM", "RefSAM", "T5"]
+        assert all(not report.unexpected for report in restored.reports)
+        assert restored.text_config == T5_CONFIG
+        roles = [source.role for source in restored.weights.sources]
         assert roles[:2] == ["sam_checkpoint", "checkpoint"]
         assert set(roles[2:]) == {"text_encoder"}
 
@@ -407,8 +409,8 @@ def test_reading_changes_no_file(tmp_path: Path) -> None:
     """Tensors may be mapped from the file: what is done to the model must not reach it."""
     path = save_sam(tmp_path / "sam.pth")
     before = path.read_bytes()
-    found = load_model("tiny", sam_checkpoint=path, random_init=0)
-    for tensor in tensors_of(found).values():
+    restored = load_model("tiny", sam_checkpoint=path, random_init=0)
+    for tensor in tensors_of(restored).values():
         tensor.data.zero_()
     assert path.read_bytes() == before
 

@@ -242,12 +242,12 @@ def test_random_weights_behave_like_trained_ones(name: str) -> None:
     of = variant(**VARIANTS[name])
     images = torch.cat([image_of(of, index) for index in range(3)])
     rows = [tokens("tiny", expression)[0][0].tolist() for expression in EXPRESSIONS]
-    found = measure_realism(of, images, rows)
-    assert min(found.track_moved) >= 0.01
-    assert min(found.coverage) >= 0.05
-    assert max(found.coverage) <= 0.6
-    assert max(found.frame_iou) < 0.97
-    assert max(found.expression_iou) < 0.97
+    realism = measure_realism(of, images, rows)
+    assert min(realism.track_moved) >= 0.01
+    assert min(realism.coverage) >= 0.05
+    assert max(realism.coverage) <= 0.6
+    assert max(realism.frame_iou) < 0.97
+    assert max(realism.expression_iou) < 0.97
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -51,17 +51,17 @@ def of_parts(found: LoadedModel, of: RefSam, kinds: tuple[str, ...]) -> None:
 class TestPresenceDecides:
     def test_the_released_model(self, tmp_path: Path) -> None:
         of, paths = released(), save_parts(tmp_path, released(), RELEASED)
-        found = load_model("tiny", parts=paths, random_init=0)
-        config = found.model.config
+        restored = load_model("tiny", parts=paths, random_init=0)
+        config = restored.model.config
         assert (config.hda_levels, config.itm, config.adapter_act) == (1, "qim", "gelu")
         prefixes = ("resizer", "dense_conv", "mask_decoder", "temporal_aggregation_network")
-        of_parts(found, of, (*prefixes, "image_encoder.blocks"))
-        assert [report.kind for report in found.reports] == list(RELEASED)
-        assert all(not report.unexpected for report in found.reports)
-        assert {(s.role, s.name) for s in found.weights.sources} == {
+        of_parts(restored, of, (*prefixes, "image_encoder.blocks"))
+        assert [report.kind for report in restored.reports] == list(RELEASED)
+        assert all(not report.unexpected for report in restored.reports)
+        assert {(s.role, s.name) for s in restored.weights.sources} == {
             ("part", path.name) for path in paths
         }
-        assert found.warnings == (
+        assert restored.warnings == (
             f"{paths[-1]}: its adapters are noise: the released training scripts never train them "
             "and save them as they were drawn. They are loaded, because the rest was trained "
             "beside them",
@@ -69,19 +69,19 @@ class TestPresenceDecides:
         )
 
     def test_the_papers_model(self, tmp_path: Path) -> None:
-        found = load_model("tiny", parts=save_parts(tmp_path, paper(), PAPER), random_init=0)
-        config = found.model.config
+        restored = load_model("tiny", parts=save_parts(tmp_path, paper(), PAPER), random_init=0)
+        config = restored.model.config
         assert (config.hda_levels, config.itm, config.adapter_act) == (4, "ffn", "gelu")
-        of_parts(found, paper(), PAPER)
-        assert found.warnings == (GELU,)
+        of_parts(restored, paper(), PAPER)
+        assert restored.warnings == (GELU,)
 
     def test_a_whole_encoder_comes_after_sams(self, tmp_path: Path) -> None:
         path = save_part(tmp_path, "adapter", part_tensors(paper(), "image_encoder"))
         sam = save_sam(tmp_path / "sam.pth", sam_tensors())
-        found = load_model("tiny", sam_checkpoint=sam, parts=[path], random_init=0)
-        of_parts(found, paper(), ("image_encoder",))
-        assert [report.kind for report in found.reports] == ["SAM", "image_encoder"]
-        assert found.warnings == (GELU,)
+        restored = load_model("tiny", sam_checkpoint=sam, parts=[path], random_init=0)
+        of_parts(restored, paper(), ("image_encoder",))
+        assert [report.kind for report in restored.reports] == ["SAM", "image_encoder"]
+        assert restored.warnings == (GELU,)
 
     def test_no_hda_part_leaves_the_choice_to_the_user(self, tmp_path: Path) -> None:
         paths = save_parts(tmp_path, paper(), ("mask_decoder",))
@@ -92,11 +92,11 @@ class TestPresenceDecides:
 
     def test_the_activation_may_be_told(self, tmp_path: Path) -> None:
         paths = save_parts(tmp_path, paper(), ("dense_conv",))
-        found = load_model(
+        restored = load_model(
             "tiny", parts=paths, random_init=0, asked=asked_for("released", adapter_act="relu")
         )
-        assert found.model.config.adapter_act == "relu"
-        assert found.warnings == ()
+        assert restored.model.config.adapter_act == "relu"
+        assert restored.warnings == ()
 
     @pytest.mark.parametrize(
         ("kind", "options", "field"),
@@ -120,8 +120,8 @@ class TestPresenceDecides:
         with pytest.raises(CheckpointError, match="is for hda_levels = 4, but 1 is asked for"):
             load_model("tiny", checkpoint=path, random_init=0, asked=asked_for("released"))
         free = asked_for("paper", mask_select="best_iou", casing="keep", short_side=200)
-        found = load_model("tiny", checkpoint=path, random_init=0, asked=free)
-        config = found.model.config
+        restored = load_model("tiny", checkpoint=path, random_init=0, asked=free)
+        config = restored.model.config
         assert (config.mask_select, config.lowercase) == ("best_iou", False)
         assert config.downscale_short_side == config.preprocess.downscale_short_side == 200
         assert asked_for(short_side="none") == {"downscale_short_side": None}
@@ -199,10 +199,10 @@ class TestLora:
     def test_every_block_is_merged_and_nothing_is_left(self, tmp_path: Path) -> None:
         tensors = part_tensors(released(), "image_encoder_blocks")
         path = save_part(tmp_path, "image_encoder_blocks", with_lora(tensors))
-        found = load_model("tiny", parts=[path], random_init=0)
-        (report,) = found.reports
+        restored = load_model("tiny", parts=[path], random_init=0)
+        (report,) = restored.reports
         assert (report.num_loaded, report.unexpected) == (len(tensors), ())
-        state = found.model.state_dict()
+        state = restored.model.state_dict()
         for block in range(8):
             key = f"image_encoder.blocks.{block}.attn.proj"
             assert torch.equal(state[f"{key}.bias"], tensors[f"{block}.attn.proj.bias"])
@@ -258,10 +258,10 @@ class TestLayouts:
         assert (part.kind, part.facts) == ("resizer", {"resizer_hidden": hidden})
         keys = {f"resizer.{place}.{kind}" for place in places for kind in ("weight", "bias")}
         assert part.tensors.keys() == keys
-        found = load_model("tiny", parts=[path], random_init=0)
-        assert found.model.config.resizer_hidden == hidden
+        restored = load_model("tiny", parts=[path], random_init=0)
+        assert restored.model.config.resizer_hidden == hidden
         for place, index in places.items():
-            weight = canonical_tensors(found.model)[f"resizer.{place}.weight"]
+            weight = canonical_tensors(restored.model)[f"resizer.{place}.weight"]
             assert tuple(weight.shape) == layers[str(index)]
             assert bool((weight == 1).all())
 
@@ -282,9 +282,9 @@ class TestLayouts:
             for old, new in zip(("linear1", "linear2", "norm"), names, strict=True)
             for kind in ("weight", "bias")
         }
-        found = load_model("tiny", parts=[save_part(tmp_path, "any", renamed)], random_init=0)
-        of_parts(found, paper(), ("track_token_mlp",))
-        assert found.model.config.itm_dim == 1024
+        restored = load_model("tiny", parts=[save_part(tmp_path, "any", renamed)], random_init=0)
+        of_parts(restored, paper(), ("track_token_mlp",))
+        assert restored.model.config.itm_dim == 1024
 
     @pytest.mark.parametrize("form", ["indexed", "shared", "linear", "shared linear"])
     @pytest.mark.parametrize("kind", ["fpn_conv", "dense_conv2"])
@@ -380,10 +380,10 @@ def test_ablations_take_what_they_need_from_sam(tmp_path: Path) -> None:
     tensors["prompt_encoder.no_mask_embed.weight"] = no_mask
     path = save_sam(tmp_path / "sam.pth", tensors)
     asked = asked_for(ablations=["no-dense-attention", "no-word-tokens"])
-    found = load_model("tiny", sam_checkpoint=path, random_init=0, asked=asked)
-    assert torch.equal(found.model.no_mask_embed.weight, no_mask)
-    assert not found.model.config.word_tokens
-    assert not [key for key in canonical_tensors(found.model) if "dense_conv" in key]
+    restored = load_model("tiny", sam_checkpoint=path, random_init=0, asked=asked)
+    assert torch.equal(restored.model.no_mask_embed.weight, no_mask)
+    assert not restored.model.config.word_tokens
+    assert not [key for key in canonical_tensors(restored.model) if "dense_conv" in key]
     (report,) = load_model(
         "tiny", sam_checkpoint=path, random_init=0, asked=asked_for(ablations=["dense-origin"])
     ).reports

@@ -224,16 +224,16 @@ def test_an_index_that_cannot_be_followed(
     folder = save_t5(tmp_path / "t5", lambda *_: None)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps(content))
-    found = refusal(folder)
-    assert found.startswith(f"{index}: ")
-    assert text in found
+    message = refusal(folder)
+    assert message.startswith(f"{index}: ")
+    assert text in message
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = save_t5(tmp_path / "t5", sharded_safetensors)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    found = refusal(folder)
-    assert "shards missing from the folder: ['model-00002-of-00003.safetensors']" in found
+    message = refusal(folder)
+    assert "shards missing from the folder: ['model-00002-of-00003.safetensors']" in message
 
 
 def test_a_truncated_shard(tmp_path: Path) -> None:

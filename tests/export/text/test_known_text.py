@@ -141,10 +141,10 @@ def test_the_real_text_graph_gives_the_same_bits(
     write_known_expressions(tmp_path / "cache", bundle, tokenizer, [t.strip() for t in texts])
     cache = TextCache(tmp_path / "cache")
     for text in texts:
-        found = cache.get(text.strip())
-        assert found is not None
+        embedding = cache.get(text.strip())
+        assert embedding is not None
         for num_threads in (None, 1):
-            assert_same_embedding(found, embed(folder, text, num_threads=num_threads)[0])
+            assert_same_embedding(embedding, embed(folder, text, num_threads=num_threads)[0])
 
 
 def test_lines_that_no_session_could_use_are_named(tmp_path: Path) -> None:

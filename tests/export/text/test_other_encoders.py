@@ -125,8 +125,8 @@ class TestExportForm:
         module = realistic_text(kind, "gelu")
         mutated = copy.deepcopy(module)
         dict(mutated.named_parameters())[key].data.zero_()
-        found = graph_outputs(mutated, *padded())
-        assert relative(found, graph_outputs(module, *padded())) > MAX_RELATIVE_ERROR
+        outputs = graph_outputs(mutated, *padded())
+        assert relative(outputs, graph_outputs(module, *padded())) > MAX_RELATIVE_ERROR
 
     @pytest.mark.parametrize("kind", ["roberta", "clip_text_model"])
     def test_the_activation(self, kind: str) -> None:
@@ -140,8 +140,8 @@ class TestExportForm:
         module = realistic_text("roberta", "gelu")
         moved = copy.deepcopy(module)
         moved.config.pad_token_id = 0
-        found = graph_outputs(moved, *padded())
-        assert relative(found, graph_outputs(module, *padded())) > MAX_RELATIVE_ERROR
+        outputs = graph_outputs(moved, *padded())
+        assert relative(outputs, graph_outputs(module, *padded())) > MAX_RELATIVE_ERROR
 
 
 class TestFolder:
@@ -161,18 +161,18 @@ class TestFolder:
         """Loaded by each in its own way: positions and other tables are in no file."""
         import transformers
 
-        found = load_model("tiny", text_encoder=folder, random_init=0)
+        restored = load_model("tiny", text_encoder=folder, random_init=0)
         library: Any = transformers
         reader = library.RobertaModel if title == "RoBERTa" else library.CLIPTextModel
         theirs = reader.from_pretrained(folder, local_files_only=True)
-        ids = torch.tensor([found.tokenizer.encode("the red disc").ids])
+        ids = torch.tensor([restored.tokenizer.encode("the red disc").ids])
         with torch.no_grad():
             expected = theirs(input_ids=ids).last_hidden_state
-            hidden = found.model.text_encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+            hidden = restored.model.text_encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
         assert relative(hidden.last_hidden_state, expected) <= 1e-6
-        assert found.reports[-1].kind == title
-        assert found.model.text_width == 48
-        assert not [key for key in found.missing if key.startswith("text_encoder.")]
+        assert restored.reports[-1].kind == title
+        assert restored.model.text_width == 48
+        assert not [key for key in restored.missing if key.startswith("text_encoder.")]
 
     def test_a_text_half_alone(self, tmp_path: Path) -> None:
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -190,10 +190,10 @@ class TestFolder:
     def test_our_own_file_keeps_it(self, folder: Path, tmp_path: Path) -> None:
         before = load_model("tiny", text_encoder=folder, random_init=0)
         save_source(tmp_path / "own.safetensors", before)
-        found = load_model("tiny", checkpoint=tmp_path / "own.safetensors")
-        assert found.text_config == before.text_config
-        assert found.pad_id == before.pad_id
-        tensors = canonical_tensors(found.model)
+        restored = load_model("tiny", checkpoint=tmp_path / "own.safetensors")
+        assert restored.text_config == before.text_config
+        assert restored.pad_id == before.pad_id
+        tensors = canonical_tensors(restored.model)
         for key, value in canonical_tensors(before.model).items():
             assert torch.equal(tensors[key], value), key
 

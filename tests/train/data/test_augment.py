@@ -85,8 +85,8 @@ def test_hue_turns_like_that_of_the_standard_library() -> None:
     rng = np.random.default_rng(0)
     image = rng.random((6, 5, 3)).astype(np.float32)
     image[0, 0] = 0.4
-    found = shift_hue(image, np.float32(0.07))
-    for pixel, changed in zip(image.reshape(-1, 3), found.reshape(-1, 3), strict=True):
+    turned = shift_hue(image, np.float32(0.07))
+    for pixel, changed in zip(image.reshape(-1, 3), turned.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*map(float, pixel))
         expected = colorsys.hsv_to_rgb((hue + 0.07) % 1.0, saturation, value)
         assert changed == pytest.approx(expected, abs=1e-5)

@@ -137,8 +137,8 @@ def test_images_become_pseudo_clips(images: Path) -> None:
 
 
 def test_run_lengths_go_down_the_columns() -> None:
-    found = outline_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
-    assert found.tolist() == [[False, True, False], [True, False, False]]
+    mask = outline_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def test_image_logits_cut_off_the_padding() -> None:
     logits = torch.zeros(1, 1, 8, 8)
     logits[..., :4, :] = 1.0
     group = MaskGroup(torch.tensor([0]), torch.zeros(1, 1, 20, 40, dtype=torch.uint8), (16, 32))
-    found = image_logits(logits, 32, group)
-    assert found.shape == (1, 1, 20, 40)
-    assert float(found[..., :15, :].min()) == pytest.approx(1.0)
+    resized_logits = image_logits(logits, 32, group)
+    assert resized_logits.shape == (1, 1, 20, 40)
+    assert float(resized_logits[..., :15, :].min()) == pytest.approx(1.0)
 
 
 def test_low_resolution_masks_are_shares_of_pixels() -> None:

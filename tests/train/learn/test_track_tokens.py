@@ -48,15 +48,15 @@ def test_tokens_are_matched_with_their_object_one_frame_later(tmp_path: Path) ->
     model, batch = loaded.model, batch_of(recipe, loaded)
     training = ClipTraining(model, Loss(recall=1.0, dice=0.0, focal=0.0), bf16=False)
     with torch.no_grad():
-        found = training(batch)
+        result = training(batch)
         frames, text = encode_frames(model, batch), encode_texts(model, batch)
         _, tracks = follow(model, batch, frames, text)
         (group,) = batch.groups
         second = frames.levels[len(batch.images[0]) + batch.clip_of, -1]
         expected = Match()(second, tracks[0], group.masks[1].float())
     assert group.rows.tolist() == list(range(len(batch.clip_of)))
-    torch.testing.assert_close(found.recall, expected)
-    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(result.recall, expected)
+    torch.testing.assert_close(result.loss, expected)
     assert expected.item() > 0.0
 
 
@@ -123,15 +123,15 @@ def test_the_misled_hear_their_next_sibling_of_another_object() -> None:
     parts = [torch.arange(6.0)[:, None] + place for place in (0.0, 10.0, 20.0, 30.0)]
     clip_of = torch.tensor([0, 0, 0, 1, 2, 2])
     everyone, apart = torch.ones(6, dtype=torch.bool), torch.arange(6)
-    found = misled_text(TextSide(*parts), everyone, clip_of, apart)
-    for part, whole in zip(found, parts, strict=True):
+    misled = misled_text(TextSide(*parts), everyone, clip_of, apart)
+    for part, whole in zip(misled, parts, strict=True):
         assert torch.equal(part, whole[[1, 2, 0, 3, 5, 4]])
     one = misled_text(TextSide(*parts), torch.arange(6) == 2, clip_of, apart)
     assert one.words.flatten().tolist() == [0.0, 1.0, 0.0, 3.0, 4.0, 5.0]
     # The first and the last expression of the first clip name the same, both of the last clip too.
     twice = torch.tensor([7, 8, 7, 7, 9, 9])
-    found = misled_text(TextSide(*parts), everyone, clip_of, twice)
-    assert found.words.flatten().tolist() == [1.0, 2.0, 1.0, 3.0, 4.0, 5.0]
+    misled = misled_text(TextSide(*parts), everyone, clip_of, twice)
+    assert misled.words.flatten().tolist() == [1.0, 2.0, 1.0, 3.0, 4.0, 5.0]
 
 
 def test_misled_share_is_the_share_of_misled_expressions(
@@ -197,7 +197,7 @@ def test_every_token_is_matched_with_the_frame_after_its_own(tmp_path: Path) -> 
     training = ClipTraining(model, Loss(recall=2.0, dice=0.0, focal=0.0), bf16=False)
     (group,) = batch.groups
     with torch.no_grad():
-        found = training(batch)
+        result = training(batch)
         frames, text = encode_frames(model, batch), encode_texts(model, batch)
         _, tracks = follow(model, batch, frames, text)
         rows = [(frame, row) for frame in (1, 2) for row in range(len(batch.clip_of))]
@@ -205,8 +205,8 @@ def test_every_token_is_matched_with_the_frame_after_its_own(tmp_path: Path) -> 
         tokens = torch.stack([tracks[frame - 1, row] for frame, row in rows])
         masks = torch.stack([group.masks[frame, row] for frame, row in rows])
         expected = Match()(frames.levels[places, -1], tokens, masks.float())
-    torch.testing.assert_close(found.recall, expected)
-    torch.testing.assert_close(found.loss, 2.0 * expected)
+    torch.testing.assert_close(result.recall, expected)
+    torch.testing.assert_close(result.loss, 2.0 * expected)
 
 
 def test_recall_teaches_later_frames_what_to_show(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def test_published_weights_are_the_rounded_average(tmp_path: Path) -> None:
     assert published.step == 2
     assert 0.0 < published.largest_change < 1e-2
     stored = safetensors.torch.load_file(checkpoint)
-    found = canonical_tensors(load_model("tiny", checkpoint=target).model)
-    assert len(found) == published.num_tensors
-    for name, value in found.items():
+    tensors = canonical_tensors(load_model("tiny", checkpoint=target).model)
+    assert len(tensors) == published.num_tensors
+    for name, value in tensors.items():
         assert torch.equal(value, value.half().float()), name
         if f"average.{name}" in stored:
             assert torch.equal(value, stored[f"average.{name}"].half().float()), name
@@ -82,10 +82,10 @@ def test_what_was_not_trained_comes_from_the_start(tmp_path: Path) -> None:
     train(path, RunRequest(output=tmp_path / "run", show_progress=False, max_steps=1))
     recipe, target = read_recipe(path), tmp_path / "out.safetensors"
     publish(recipe, tmp_path / "run" / "checkpoint.safetensors", Sources(), target)
-    found = canonical_tensors(load_model("tiny", checkpoint=target).model)
+    tensors = canonical_tensors(load_model("tiny", checkpoint=target).model)
     start = canonical_tensors(fresh_model(recipe).model)
     name = "mask_decoder.iou_prediction_head.layers.0.weight"
-    assert torch.equal(found[name], start[name].half().float())
+    assert torch.equal(tensors[name], start[name].half().float())
 
 
 def test_a_value_that_fp16_cannot_hold_is_refused(tmp_path: Path) -> None:

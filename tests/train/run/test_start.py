@@ -39,9 +39,9 @@ def test_weights_of_a_file_are_kept(tmp_path: Path) -> None:
     source = fresh_model(read_tiny(tmp_path, seed="9"))
     save_source(tmp_path / "w.safetensors", source)
     started = start_model(recipe, Sources(checkpoint=tmp_path / "w.safetensors"))
-    wanted = canonical_tensors(source.model)
+    tensors = canonical_tensors(source.model)
     for key, value in canonical_tensors(started.model).items():
-        assert torch.equal(value, wanted[key]), key
+        assert torch.equal(value, tensors[key]), key
 
 
 def test_weights_of_another_preset_are_refused(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_fresh_tensors_start_anew_although_a_file_has_them(tmp_path: Path) -> No
     sources = Sources(checkpoint=tmp_path / "w.safetensors")
     names = ("track_token_mlp.", "text_encoder.")
     kept = canonical_tensors(start_model(recipe, sources).model)
-    found = canonical_tensors(
+    tensors = canonical_tensors(
         start_model(msgspec.structs.replace(recipe, fresh=names), sources).model
     )
     initial = canonical_tensors(fresh_model(recipe).model)
-    for key, value in found.items():
+    for key, value in tensors.items():
         assert torch.equal(value, (initial if key.startswith(names) else kept)[key]), key
     assert not torch.equal(kept["resizer.0.weight"], initial["resizer.0.weight"])
     wrong = msgspec.structs.replace(recipe, fresh=("track_token.",))
