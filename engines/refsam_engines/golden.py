@@ -30,7 +30,8 @@ _SEED = 0
 def golden_source(bundle: Bundle, variant_name: str) -> str:
     """Return the variant to compare with: the fp32 one of the same split, else the one itself.
 
-    With an int8 variant, the same products between fp32 nodes; of fp8 ones, no CPU knows them.
+    An int8 variant is compared with one that has the same int8 products between fp32 nodes. No CPU
+    has fp8 products, so an fp8 variant is compared with the fp32 one.
 
     Raises:
         UsageError: a bf16 variant alone, which nothing on a CPU can run.

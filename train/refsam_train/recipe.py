@@ -23,19 +23,24 @@ GROUPS: tuple[Group, ...] = ("resizer", "hda", "decoder", "adapters", "itm")
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a batch holds.
 
-    clips_per_batch: clips (for one frame: images) of a micro-batch on one process.
-    expressions_per_clip: at most so many expressions of a clip; its frames are encoded once for
-    all. num_frames: length of a clip. single_frame_share: share of the batches that are single
-    frames (num_frames times as many clips), 0 to 1. slices: weights of the slices of synthetic
-    videos. crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to
-    1. max_stride: synthetic clips take every frame, every second, ... up to this. late_starts:
-    clips of the slice `track` begin wherever their expressions are true, not only where their
-    videos do: more of them show twins that pass each other. muted_share:
-    share of expressions that only the first frame of their clip hears, so that the track token
-    alone must lead to the object in the others, 0 to 1. misled_share: share of all
-    expressions that hear another one of the clip instead, so that the token must win against words.
-    augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone. workers:
-    processes that make batches, 0 means the training process itself.
+    Attributes:
+        kind: which data set.
+        clips_per_batch: clips (for one frame: images) of a micro-batch on one process.
+        expressions_per_clip: at most so many of a clip; its frames are encoded once for all.
+        num_frames: length of a clip.
+        single_frame_share: share of the batches that hold single frames, `num_frames` times as many
+            clips; 0 to 1.
+        slices: weights of the slices of synthetic videos.
+        crowd_share: share of synthetic clips of one frame that are crowds (`crowds.py`), 0 to 1.
+        max_stride: synthetic clips take every frame, every second, ... up to this.
+        late_starts: clips of the slice `track` begin wherever their expressions are true, not only
+            where their videos do: more of them show twins that pass each other.
+        muted_share: share of expressions that only the first frame of their clip hears, so that the
+            track token alone must lead to the object in the others; 0 to 1.
+        misled_share: share of all expressions that hear another one of the clip instead, so that
+            the token must win against words; 0 to 1.
+        augmentation: which sizes refsam-model 9.4 draws from; "none" leaves the frames alone.
+        workers: processes that make batches; 0 is the training process itself.
     """
 
     kind: DatasetKind

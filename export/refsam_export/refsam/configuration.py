@@ -1,4 +1,4 @@
-"""Which configuration is it? What is present decides, a contradiction is an error (8.5).
+"""Derive the configuration from files and options; a contradiction is an error (8.5).
 
 A configuration begins as the preset's. Then come the fields that were asked for, then the facts:
 fields that a file fixes. A fact that differs from what was asked for is an error.

@@ -1,4 +1,4 @@
-"""Which part is it that has no names of its own, only shapes? (refsam-model 5.2, 7.1, 8.1)."""
+"""Recognise parts whose tensors have no telling names by shapes (refsam-model 5.2, 7.1, 8.1)."""
 
 from __future__ import annotations
 

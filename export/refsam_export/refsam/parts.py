@@ -1,4 +1,4 @@
-"""Part files of the official training scripts: told apart by their keys, brought to ours.
+"""Part files of the official training scripts: recognised by their keys, renamed to ours.
 
 Sources: refsam-model 3.3, 4.3, 5.2, 7.1, 7.2, 8.1, 8.2. A file's name counts only where two parts
 have the same keys and shapes. Leaves out whether parts fit together: that is `configuration`'s.

@@ -1,9 +1,9 @@
-"""An auxiliary task: a vector shall be the more parallel to a cell's features the more it names it.
+"""An auxiliary task: a vector shall point the way of the features of the cells that it names.
 
-Sentences learn language this way, and track tokens learn what to remember: nothing in a mask asks
-the mask token to know which object it is ("the marked ones" is answer enough), and a track token
-made of it remembers nothing. A token that must find its object among the cells of the next frame
-holds looks and place. What is learned here is thrown away with the scale and bias.
+Sentences learn language this way, and track tokens learn what to remember. A mask alone does not
+ask the mask token which object it marks, so a track token computed from it would remember nothing.
+A token that must find its object among the cells of the next frame learns the object's looks and
+place. Only the scale and the bias of this task are thrown away after training.
 """
 
 from __future__ import annotations

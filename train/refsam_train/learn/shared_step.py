@@ -1,4 +1,4 @@
-"""The decoder step for several expressions of several frames, what is the frame's computed once.
+"""The decoder step for many expressions; what depends on a frame alone is computed once.
 
 The identity of refsam-model 12.4: a 1x1 convolution of [image ; language] is a sum of two linear
 maps, and a linear map commutes with the attention average. So the image half is applied per frame
