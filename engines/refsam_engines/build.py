@@ -174,8 +174,7 @@ def _load_timing_cache(config: Any, path: Path) -> None:
 
 
 def _save_timing_cache(config: Any, path: Path | None) -> None:
-    cache = config.get_timing_cache() if path is not None else None
-    if path is not None and cache is not None:
+    if path is not None and (cache := config.get_timing_cache()) is not None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(cache.serialize())
 

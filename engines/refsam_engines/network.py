@@ -42,7 +42,8 @@ def parse_graph(flavour: Flavour, network: Any, logger: Any, log: TrtLog, path: 
     trt = flavour.trt
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
-        problems = [_problem(parser.get_error(index)) for index in range(parser.num_errors)]
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        problems = [f"node {error.node()}: {error.desc()}" for error in errors]
         raise PlanBuildError(
             f"{path}: {flavour.backend} {flavour.version} cannot parse this graph: "
             f"{'; '.join(problems) or log.errors()}; export the bundle with another --attention or "
@@ -135,7 +136,3 @@ ARITHMETIC = {
 }
 """TensorRT layers that cost, or decide what these cost, and the ONNX operators that become them,
 one for one."""
-
-
-def _problem(error: Any) -> str:
-    return f"node {error.node()}: {error.desc()}"

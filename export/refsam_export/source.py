@@ -32,7 +32,10 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
         return load_model(manifest.preset, checkpoint=bundle.path(manifest.source))
     recorded = manifest.weights
     if folder is None and recorded.sources:
-        raise CheckpointError(_no_source_message(bundle))
+        raise CheckpointError(
+            f"{bundle.folder}: holds no PyTorch weights; give --source FOLDER with "
+            f"{_names(recorded.sources)}, or export with --include-source"
+        )
     if folder is not None and not recorded.sources:
         raise CheckpointError(
             f"{folder}: the bundle was made from no file (its weights are random), so there is "
@@ -86,13 +89,6 @@ def _find(folder: Path | None, role: str, sources: Sequence[Source]) -> list[Pat
 def _is(path: Path, source: Source) -> bool:
     is_same_size = path.is_file() and path.stat().st_size == source.size_bytes
     return is_same_size and describe(source.role, path) == source
-
-
-def _no_source_message(bundle: Bundle) -> str:
-    return (
-        f"{bundle.folder}: holds no PyTorch weights; give --source FOLDER with "
-        f"{_names(bundle.manifest.weights.sources)}, or export with --include-source"
-    )
 
 
 def _names(sources: Iterable[Source]) -> str:

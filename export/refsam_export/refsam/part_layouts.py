@@ -17,6 +17,7 @@ Layout: TypeAlias = tuple[str, dict[str, Tensor], dict[str, Any]]
 """Kind, tensors by canonical key, facts: as in `parts.Part`."""
 
 NUM_LEVELS = 3
+_SHOWN = 8
 _EXPERIMENTAL: Mapping[tuple[int, ...], str] = {
     (32, 256, 3, 3): "memory_key",
     (128, 256, 3, 3): "memory_value",
@@ -104,8 +105,8 @@ def _dense_kind(path: Path, num_levels: int) -> str:
     return match.group()
 
 
-def shown(tensors: Mapping[str, Tensor], prefix: str = "", limit: int = 8) -> str:
+def shown(tensors: Mapping[str, Tensor], prefix: str = "") -> str:
     """Return keys and shapes for an error's text, those that begin with `prefix`."""
     keys = sorted(key for key in tensors if key.startswith(prefix))
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(f"{key} {list(tensors[key].shape)}" for key in keys[:limit]) + more
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(f"{key} {list(tensors[key].shape)}" for key in keys[:_SHOWN]) + more

@@ -104,18 +104,13 @@ def _track_net(kind: str, path: Path, tensors: Tensors) -> Part:
 
 
 def _image_encoder(kind: str, path: Path, tensors: Tensors) -> Part:
+    """Read the whole image encoder, or its blocks alone."""
     merged, rank = _without_lora(path, tensors)
-    return Part(
-        path, _with_rank(kind, rank), _prefixed("image_encoder.", merged), _adapters(merged)
-    )
-
-
-def _image_encoder_blocks(kind: str, path: Path, tensors: Tensors) -> Part:
-    merged, rank = _without_lora(path, tensors)
-    facts = _adapters(merged)
-    warnings = (_NOISE.format(path=path),) if facts else ()
-    renamed = _prefixed("image_encoder.blocks.", merged)
-    return Part(path, _with_rank(kind, rank), renamed, facts, warnings)
+    facts, is_whole = _adapters(merged), kind == "image_encoder"
+    prefix = "image_encoder." if is_whole else "image_encoder.blocks."
+    warnings = (_NOISE.format(path=path),) if facts and not is_whole else ()
+    title = f"{kind} (LoRA of rank {rank} merged)" if rank else kind
+    return Part(path, title, _prefixed(prefix, merged), facts, warnings)
 
 
 _KINDS: tuple[tuple[str, Callable[[Tensors], bool], Callable[[str, Path, Tensors], Part]], ...] = (
@@ -125,7 +120,7 @@ _KINDS: tuple[tuple[str, Callable[[Tensors], bool], Callable[[str, Path, Tensors
     (
         "image_encoder_blocks",
         lambda tensors: any(_BLOCK_NORM.fullmatch(key) for key in tensors),
-        _image_encoder_blocks,
+        _image_encoder,
     ),
 )
 """Parts that one key tells; the others have no names of their own, only shapes."""
@@ -150,10 +145,6 @@ def _without_lora(path: Path, tensors: Tensors) -> tuple[dict[str, Tensor], int]
             ) from error
         merged[f"{name}.bias"], rank = bias, down.shape[0]
     return merged, rank
-
-
-def _with_rank(kind: str, rank: int) -> str:
-    return f"{kind} (LoRA of rank {rank} merged)" if rank else kind
 
 
 def _adapters(tensors: Tensors) -> dict[str, Any]:

@@ -7,7 +7,7 @@ a report of what was loaded, missing and unexpected.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,7 @@ def stored_text_source(config: Any, tokenizer: Any, where: str) -> TextSource:
     family = text_family(config, where)
     config = family.complete(config)
     family.check(config, where)
-    try:
-        parsed = Tokenizer.from_str(tokenizer)
-    except Exception as error:  # `tokenizers` raises a bare Exception
-        raise CheckpointError(f"{where}: not a readable tokenizer: {error}") from error
-    return _checked(config, parsed, where)
+    return _checked(config, _parsed(Tokenizer.from_str, tokenizer, where), where)
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
@@ -158,16 +154,20 @@ def _shards(index: Path) -> list[Path]:
 def _read_tokenizer(folder: Path, family: TextFamily) -> tuple[Tokenizer, list[Path]]:
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            return Tokenizer.from_file(str(path)), [path]
-        except Exception as error:  # `tokenizers` raises a bare Exception
-            raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
+        return _parsed(Tokenizer.from_file, str(path), str(path)), [path]
     paths = [folder / name for name in family.tokenizer_files]
     if all(path.is_file() for path in paths):
         return _converted_tokenizer(paths, family), paths
     raise CheckpointError(
         f"{folder}: no tokenizer; expected tokenizer.json or {' and '.join(family.tokenizer_files)}"
     )
+
+
+def _parsed(read: Callable[[str], Tokenizer], source: str, where: str) -> Tokenizer:
+    try:
+        return read(source)
+    except Exception as error:  # `tokenizers` raises a bare Exception
+        raise CheckpointError(f"{where}: not a readable tokenizer: {error}") from error
 
 
 def _converted_tokenizer(paths: list[Path], family: TextFamily) -> Tokenizer:

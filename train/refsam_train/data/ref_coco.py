@@ -7,7 +7,7 @@ caption and one annotation, and the folder `train2014` with COCO's images.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from refsam_train.data.video_sets import read_rgb
 from refsam_trt.errors import DatasetError, UsageError
 from refsam_trt.result.rle import mask_from_rle
 
-SETS: Final = ("refcoco", "refcoco+", "refcocog")
+_SETS: Final = ("refcoco", "refcoco+", "refcocog")
 _IMAGES: Final = "train2014"
 
 Polygons = tuple[tuple[float, ...], ...]
@@ -71,17 +71,15 @@ class ImageClips:
         return clip if self._sizes is None else augment(clip, self._sizes, rng)
 
 
-def read_image_samples(root: Path, sets: Sequence[str] = SETS) -> tuple[ImageSample, ...]:
-    """Return the training expressions of the sets, one after the other.
+def read_image_samples(root: Path) -> tuple[ImageSample, ...]:
+    """Return the training expressions of the three sets, one after the other.
 
     Raises:
         DatasetError: the first fault, by file name: a file is missing or not of this form, or an
             entry has no image, caption or outline.
     """
-    samples: list[ImageSample] = []
-    for name in sets:
-        samples.extend(_read_set(root, root / f"instances_{name}_train.json"))
-    return tuple(samples)
+    paths = [root / f"instances_{name}_train.json" for name in _SETS]
+    return tuple(sample for path in paths for sample in _read_set(root, path))
 
 
 def outline_mask(outline: Outline, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -91,9 +91,8 @@ class SyntheticClips:
         """Return some of the expressions: one of every object before a second one of any."""
         shuffled = [offered[i] for i in rng.permutation(len(offered))]
         firsts = {expression.object_id: expression for expression in reversed(shuffled)}
-        first = [e for e in shuffled if firsts[e.object_id] is e]
-        rest = [e for e in shuffled if firsts[e.object_id] is not e]
-        return (first + rest)[: self._expressions_per_clip]
+        in_turn = sorted(shuffled, key=lambda e: firsts[e.object_id] is not e)  # keeps their order
+        return in_turn[: self._expressions_per_clip]
 
 
 def _later(

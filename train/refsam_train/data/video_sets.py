@@ -72,10 +72,10 @@ def read_video_samples(root: Path, split: str) -> tuple[VideoSample, ...]:
             masks of another size, an object id that no mask of the video has.
     """
     path = root / "meta_expressions" / split / "meta_expressions.json"
-    samples: list[VideoSample] = []
-    for name, video in load_meta_expressions(path).items():
-        samples.extend(_video_samples(root / split, name, video, path))
-    return tuple(samples)
+    videos = load_meta_expressions(path).items()
+    return tuple(
+        s for name, video in videos for s in _video_samples(root / split, name, video, path)
+    )
 
 
 def _video_samples(

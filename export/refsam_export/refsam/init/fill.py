@@ -67,10 +67,6 @@ def _transposed_after_activation(gain: float) -> Rule:
     return lambda draw: centre(_transposed_weight(gain)(draw), dim=0)
 
 
-def _hypernetwork_weight(draw: Draw) -> Tensor:
-    return centre(draw.linear(HYPERNETWORK), dim=0)
-
-
 _DECODER = r"mask_decoder\."
 _LAYER = _DECODER + r"transformer\.layers\.(?P<index>\d)\."
 _ITM_NORM = r"(track_token_mlp\.norm|temporal_aggregation_network\.norm_feat)"
@@ -91,7 +87,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (_DECODER + r"output_upscaling\.0\.weight", _transposed_weight(1.0)),
     (_DECODER + r"output_upscaling\.3\.weight", _transposed_after_activation(1.7)),
     (_HYPER + r"[01]\.weight", linear(1.4)),
-    (_HYPER + r"2\.weight", _hypernetwork_weight),
+    (_HYPER + r"2\.weight", lambda draw: centre(draw.linear(HYPERNETWORK), dim=0)),
     (_HYPER + r"2\.bias", noise(0.1 * HYPERNETWORK, mean=-COVERAGE * HYPERNETWORK)),
     (_DECODER + r"iou_prediction_head\.layers\.2\.weight", linear(0.3)),
     (_DECODER + r"iou_prediction_head\.layers\.2\.bias", noise(0.1, mean=0.7)),
