@@ -123,7 +123,9 @@ class Trainer:
                     self.save()
             self.save()
             if interruption.reason is not None:
-                raise interruption.reason
+                # A new one: the one that is kept would keep this frame alive, and with it the
+                # processes that make batches, which would outlive the run.
+                raise type(interruption.reason)
 
     def _is_stopped(self, interruption: Interruption) -> bool:
         has_signal = interruption.reason is not None
