@@ -54,7 +54,8 @@ from refsam_export.source import load_source
 from refsam_export.variants import GraphForm
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract.refsam import IMAGE_ENCODER
-from refsam_trt.errors import AccuracyGateError, OutputError, UsageError
+from refsam_trt.errors import AccuracyGateError, UsageError
+from refsam_trt.files.target import make_folder
 from refsam_trt.session.variants import choose_variant
 
 
@@ -225,7 +226,7 @@ def _kept_ranges(
         return ranges, path
     with display.steps("ranges", digest[1] * num_passes(options)) as steps:
         ranges = measure_ranges(loaded, videos, options, digest=digest, progress=steps.update)
-    _make_folder(work)
+    make_folder(work)
     write_ranges(path, ranges)
     return ranges, path
 
@@ -267,12 +268,3 @@ def _verify(request: CalibrateRequest, judge: Judge, found: Found) -> Judgement:
             "give a larger --margin-points; no bundle was written"
         )
     return verified
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made ({error.strerror}); give another folder with --work"
-        ) from error

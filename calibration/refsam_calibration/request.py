@@ -12,7 +12,8 @@ from refsam_calibration.quantise.schemes import Scheme
 from refsam_calibration.quantise.units import DEFAULT_KINDS, Unit
 from refsam_calibration.ranges.clipping import Method
 from refsam_calibration.ranges.ranges import Alpha, RangeOptions
-from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.errors import UsageError
+from refsam_trt.files.target import refuse_folder
 
 Stage = Literal["ranges", "sensitivity", "search", "bundle"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -103,14 +104,8 @@ class CalibrateRequest:
         Raises:
             OutputError: the output exists, or its folder does not.
         """
-        if self.output is None or self.stop_after != "bundle":
-            return
-        if self.output.exists():
-            raise OutputError(f"{self.output}: exists already; choose another name")
-        if not self.output.parent.is_dir():
-            raise OutputError(
-                f"{self.output}: the folder {self.output.parent} does not exist; create it first"
-            )
+        if self.output is not None and self.stop_after == "bundle":
+            refuse_folder(self.output)
 
     def options(self, units: Sequence[Unit]) -> RangeOptions:
         """Return how to measure, defaults filled in."""

@@ -16,7 +16,7 @@ from refsam_engines.variants import variant_for
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
 from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, sha256_of_file
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.bundle.plans import Plans, is_plans, open_plans
+from refsam_trt.bundle.plans import Plans, open_plans
 from refsam_trt.contract.manifest import FileEntry
 from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
@@ -27,8 +27,9 @@ from refsam_trt.contract.plan_manifest import (
     PlanManifest,
     plan_id,
 )
-from refsam_trt.errors import InternalError, OutputError, UsageError
+from refsam_trt.errors import InternalError, UsageError
 from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.files.target import refuse_folder
 from refsam_trt.versions import version_of
 
 _TOOLS = ("refsam-trt", "onnxruntime", "numpy", "msgspec")
@@ -72,7 +73,7 @@ def build_plans(request: PlanRequest, show_line: ShowLine) -> Plans:
         OutputError: the output exists already, or cannot be written.
         BuildStopped: asked for by `request.options.should_stop`.
     """
-    _check_target(request.output, overwrite=request.overwrite)
+    refuse_folder(request.output, overwrite=request.overwrite, marker=GOLDEN_FILE)
     flavour = open_flavour(request.backend)
     if flavour.is_rtx and request.options.timing_cache:
         raise UsageError(
@@ -140,23 +141,6 @@ def _build_graphs(
             target.name, graph_id, graph.precision, graph.spec, profiles, report
         )
     return entries
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a place for plans before long work begins; `atomic_folder` checks the rest."""
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not is_plans(target):
-        raise OutputError(
-            f"{target}: holds no plans, so it is not overwritten; choose another folder"
-        )
-    if not overwrite:
-        raise OutputError(
-            f"{target}: exists already, and plans are never changed; choose another folder or ask "
-            "to replace it (--overwrite)"
-        )
 
 
 def _builder(

@@ -31,8 +31,9 @@ from refsam_export.text.known_text import (
     write_known_expressions,
 )
 from refsam_export.variants import Written, write_variants
+from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.bundle.write import check_target, write_bundle
+from refsam_trt.bundle.write import write_bundle
 from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,
@@ -43,6 +44,7 @@ from refsam_trt.contract.manifest import (
     Variant,
 )
 from refsam_trt.errors import ParityError
+from refsam_trt.files.target import refuse_folder
 from refsam_trt.run.expressions_file import read_expressions
 from refsam_trt.text.encoder import Tokenizer as TextTokenizer
 from refsam_trt.versions import OWN, version_of
@@ -76,7 +78,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         OutputError: the output exists already, or cannot be written.
         OSError: no space left beside the output.
     """
-    check_target(request.output, overwrite=request.overwrite)
+    refuse_folder(request.output, overwrite=request.overwrite, marker=MANIFEST_FILE)
     lines = read_expressions(request.expressions) if request.expressions else []
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
@@ -121,7 +123,7 @@ def export_unproven(request: ExportRequest, report: Report) -> Bundle:
         CheckpointError: weights that cannot be used.
         OutputError: the output exists already, or cannot be written.
     """
-    check_target(request.output, overwrite=request.overwrite)
+    refuse_folder(request.output, overwrite=request.overwrite, marker=MANIFEST_FILE)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
         loaded = _loaded(request, report)

@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 
 import click
 
+from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import MODELS, SHIPPED
-from refsam_trt.bundle.write import check_target
 from refsam_trt.command.ending import run_command
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
 from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.files.target import refuse_folder
 
 MAX_BYTES = 26_000_000
 RECORD_FILE = "record.json"
@@ -118,13 +119,9 @@ def _check_places(request: ShipRequest, preset: str, target: Path) -> None:
     if preset not in SHIPPED:
         raise UsageError(f"preset {preset}: models that ship are {', '.join(SHIPPED)}")
     request.models.mkdir(parents=True, exist_ok=True)
-    check_target(target, overwrite=request.overwrite)
-    record = request.record
-    if record.exists() and not (record / RECORD_FILE).is_file():
-        raise OutputError(
-            f"{record}: holds no {RECORD_FILE}, so it is not overwritten; choose another --record, "
-            "or remove it yourself"
-        )
+    refuse_folder(target, overwrite=request.overwrite, marker=MANIFEST_FILE)
+    request.record.parent.mkdir(parents=True, exist_ok=True)
+    refuse_folder(request.record, overwrite=True, marker=RECORD_FILE)
 
 
 def _before(request: ShipRequest, target: Path) -> _Before:
@@ -182,7 +179,6 @@ def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
     from refsam_train.recipe import RECIPE_NAME
     from refsam_train.run.log import LOG_NAME
 
-    request.record.parent.mkdir(parents=True, exist_ok=True)
     earlier, new = record["runs"][: -len(request.runs)], record["runs"][-len(request.runs) :]
     with atomic_folder(request.record, overwrite=True) as folder:
         for names in earlier:

@@ -16,6 +16,7 @@ from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract.manifest import FileEntry, Manifest, bundle_id
 from refsam_trt.errors import BundleError, InternalError, OutputError
 from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.files.target import refuse_folder
 
 
 def write_bundle(
@@ -39,7 +40,7 @@ def write_bundle(
         InternalError: the request breaks the rules of docs/bundle.md, so that `open_bundle` would
             refuse the result.
     """
-    check_target(target, overwrite=overwrite)
+    refuse_folder(target, overwrite=overwrite, marker=MANIFEST_FILE)
     _check_request(target, manifest, files)
     with atomic_folder(target, overwrite) as folder:
         for name, source in files.items():
@@ -50,29 +51,6 @@ def write_bundle(
         (folder / HASH_FILE).write_bytes(f"{bundle_id(raw)}\n".encode())
         bundle = _checked(folder, target)
     return dataclasses.replace(bundle, folder=target)
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a place for a bundle; for callers who have long work to do before they write.
-
-    Raises:
-        OutputError: as `write_bundle`.
-    """
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if target.is_symlink() or target.is_file():
-        raise OutputError(f"{target}: found a file or a link, expected a folder or nothing")
-    if not target.is_dir():
-        return
-    if not overwrite:
-        raise OutputError(
-            f"{target}: exists already, and a bundle is never changed; choose another folder or "
-            "ask to replace it (--overwrite)"
-        )
-    if not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
-        raise OutputError(
-            f"{target}: is no bundle, so it is not overwritten; choose another folder or remove it"
-        )
 
 
 def _check_request(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
@@ -123,4 +101,4 @@ def _checked(folder: Path, target: Path) -> Bundle:
         ) from error
 
 
-__all__ = ["check_target", "write_bundle"]
+__all__ = ["write_bundle"]

@@ -6,7 +6,6 @@ is on the same file system, so the rename cannot fail half-way.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -14,9 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from refsam_trt.errors import InternalError, OutputError
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from refsam_trt.errors import InternalError
+from refsam_trt.files.target import output_errors, refuse_file, refuse_folder
 
 
 @contextmanager
@@ -31,16 +29,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
         OutputError: no space, no permission, no such folder, or something other than a file at
             `target`.
     """
-    with _output_errors(target):
-        is_other = target.exists() and not target.is_file()
-    if is_other:
-        raise OutputError(f"{target}: found a folder or a device, expected a file or nothing")
+    refuse_file(target)
     sibling = _sibling(target, "part")
     try:
-        with _output_errors(target, only_at=sibling):
+        with output_errors(target, only_at=sibling):
             yield sibling
         _require_written(sibling, target)
-        with _output_errors(target):
+        with output_errors(target):
             _flush_file(sibling)
             sibling.replace(target)
             _flush_folder(target.parent)
@@ -49,27 +44,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, overwrite: bool | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill, which becomes `target` when the block ends.
 
-    An existing target is refused unless `overwrite`; then the old folder, whatever is in it, is
-    moved away only after the new one is complete, and deleted last. If the block raises anything,
-    KeyboardInterrupt too, nothing is left and `target` is as it was.
+    An existing target is refused unless `overwrite` (None: nobody can ask for it); then the old
+    folder, whatever is in it, is moved away only after the new one is complete, and deleted last.
+    If the block raises anything, KeyboardInterrupt too, nothing is left and `target` is as it was.
 
     Raises:
         OutputError: `target` exists (or, with `overwrite`, is not a plain folder), no space, no
             permission, or no such parent folder.
     """
-    with _output_errors(target):
-        _refuse_existing(target, overwrite)
+    refuse_folder(target, overwrite=overwrite)
     sibling = _sibling(target, "part")
     try:
-        with _output_errors(target, only_at=sibling):
+        with output_errors(target, only_at=sibling):
             sibling.mkdir()
             yield sibling
-        with _output_errors(target):
+        with output_errors(target):
             _flush_tree(sibling)
-            _refuse_existing(target, overwrite)
+            refuse_folder(target, overwrite=overwrite)
             _move_folder(sibling, target)
             _flush_folder(target.parent)
     finally:
@@ -78,16 +72,7 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def _sibling(target: Path, suffix: str) -> Path:
     """Return an unused hidden name beside `target`, short enough for any file system."""
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
     return target.parent / f".{target.name[:32]}.{secrets.token_hex(6)}.{suffix}"
-
-
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OutputError(f"{target}: found a file or a link, expected a folder or nothing")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; choose another name or ask to overwrite it")
 
 
 def _require_written(sibling: Path, target: Path) -> None:
@@ -107,22 +92,6 @@ def _move_folder(source: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old)
-
-
-@contextmanager
-def _output_errors(target: Path, only_at: Path | None = None) -> Iterator[None]:
-    """Turn an OSError into OutputError; with `only_at` only a full disk or an error at that path.
-
-    Others in the caller's block, such as an input that cannot be read, are not about the target.
-    """
-    try:
-        yield
-    except OSError as error:
-        is_full = error.errno in _NO_ROOM
-        if only_at and not is_full and not str(error.filename).startswith(str(only_at)):
-            raise
-        remedy = "free some space" if is_full else "choose another place"
-        raise OutputError(f"{target}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 def _flush_tree(folder: Path) -> None:

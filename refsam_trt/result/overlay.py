@@ -35,6 +35,13 @@ PALETTE = _davis_palette()
 """Colours of labels in the DAVIS data sets: uint8 [256, 3], RGB, label 0 black; read-only."""
 
 
+def palette_image(label_map: NDArray[np.uint8]) -> Image.Image:
+    """Return a label map, uint8 [H, W], as an 8-bit image in the colours of DAVIS."""
+    image = Image.fromarray(label_map)
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
 def colors_for(count: int) -> NDArray[np.uint8]:
     """Return the palette's colours of labels 1 to `count`: uint8 [count, 3], RGB.
 

@@ -15,12 +15,11 @@ from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from refsam_trt.errors import OutputError, UsageError
 from refsam_trt.files.atomic import atomic_folder, atomic_path
 from refsam_trt.media.pyav import file_address, import_av
-from refsam_trt.result.overlay import PALETTE
+from refsam_trt.result.overlay import palette_image
 from refsam_trt.result.rle import rle_from_mask
 
 _MAX_FPS = 1000.0
@@ -92,9 +91,7 @@ class PalettePngWriter(_Writer):
                 "uint8 [H, W]"
             )
         self._take_name(frame_name)
-        image = Image.fromarray(label_map)
-        image.putpalette(PALETTE.tobytes())
-        image.save(self._folder / f"{frame_name}.png", format="PNG")
+        palette_image(label_map).save(self._folder / f"{frame_name}.png", format="PNG")
 
 
 class RleWriter(_Writer):

@@ -26,11 +26,11 @@ from refsam_trt.contract.vocabulary import unseen_words
 from refsam_trt.errors import (
     BundleError,
     ExpressionError,
-    OutputError,
     RefsamError,
     VideoError,
 )
 from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.files.target import refuse_folder
 from refsam_trt.media.sources import public_name
 from refsam_trt.result.result import FrameResults
 from refsam_trt.run.datasets import NUM_ANNOTATORS
@@ -85,7 +85,7 @@ def run(request: RunRequest) -> RunReport:
         ExpressionError: as `Session.add_expression`, for any video, before the first frame.
         KeyboardInterrupt, Terminated: interrupted before the first frame was finished.
     """
-    _check_output(request.output, request.is_overwrite)
+    refuse_folder(request.output, overwrite=request.is_overwrite, marker=RECORD_FILE)
     bundle = bundle_folder(request.bundle)
     with ExitStack() as stack:
         jobs = open_jobs(request, stack)
@@ -103,21 +103,6 @@ def run(request: RunRequest) -> RunReport:
         stack.enter_context(engine)
         _check_embeddings(request, jobs, engine)
         return _run_jobs(request, jobs, engine)
-
-
-def _check_output(output: Path, is_overwrite: bool) -> None:
-    """Refuse early what `atomic_folder` would refuse late, and folders that are not ours."""
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
-    if not output.exists():
-        return
-    if not is_overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or add --overwrite")
-    if output.is_dir() and not (output / RECORD_FILE).is_file() and any(output.iterdir()):
-        raise OutputError(
-            f"{output}: holds no {RECORD_FILE}, so it was not written by refsam-run and is not "
-            "overwritten; choose another --output, or remove it yourself"
-        )
 
 
 def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> None:

@@ -202,9 +202,9 @@ def request(bundle: Path, output: Path, **changes: object) -> PlanRequest:
 
 def test_a_place_that_is_taken_is_refused_before_anything_is_built(copy: Path, tmp_path: Path):
     absent = tmp_path / "no bundle"
-    with pytest.raises(OutputError, match="exists already, and plans are never changed"):
+    with pytest.raises(OutputError, match="exists already; choose another name, or ask"):
         build_plans(request(absent, copy), lambda line: None)
-    with pytest.raises(OutputError, match="holds no plans, so it is not overwritten"):
+    with pytest.raises(OutputError, match=r"holds no golden\.safetensors, so it is not"):
         build_plans(request(absent, tmp_path, overwrite=True), lambda line: None)
     with pytest.raises(OutputError, match="does not exist; create it first"):
         build_plans(request(absent, tmp_path / "a" / "b"), lambda line: None)

@@ -376,7 +376,10 @@ class TestRefusedAtTheDoor:
         (place / "bundle").mkdir()
         done = call(main, *TINY, "--output", place / "bundle")
         assert done.code == 2
-        assert f"{place / 'bundle'}: exists already, and a bundle is never changed" in done.message
+        assert (
+            f"{place / 'bundle'}: exists already; choose another name, or ask to replace"
+            in done.message
+        )
 
     @pytest.mark.usefixtures("never_loaded")
     def test_overwriting_what_is_no_bundle(self, call: Commands, place: Path) -> None:
@@ -384,7 +387,7 @@ class TestRefusedAtTheDoor:
         (place / "photos" / "cat.jpg").touch()
         done = call(main, *TINY, "--output", place / "photos", "--overwrite")
         assert done.code == 2
-        assert "photos: is no bundle, so it is not overwritten; choose another" in done.message
+        assert "photos: holds no manifest.json, so it is not overwritten;" in done.message
         assert (place / "photos" / "cat.jpg").exists()
 
     @pytest.mark.usefixtures("never_loaded")

@@ -177,7 +177,7 @@ class TestRefused:
         assert sorted(request.models.rglob("*")) == before if before else True
 
     def test_a_model_ships_already(self, made: Made) -> None:
-        self.refused(made.request, OutputError, "models/tiny: exists already, and a bundle is")
+        self.refused(made.request, OutputError, "models/tiny: exists already; choose another")
 
     def test_another_preset(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ship_module, "SHIPPED", ("nano",))

@@ -6,8 +6,7 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-
-from refsam_bench.accuracy import write_label_map
+from mask_files import write_label_map
 
 
 def pixels(mask):

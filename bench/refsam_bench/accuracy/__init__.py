@@ -1,6 +1,6 @@
 """Accuracy against annotations: J and F, the DAVIS protocols, Ref-DAVIS17, oIoU, submissions."""
 
-from refsam_bench.accuracy.mask_png import read_label_map, write_label_map, write_mask
+from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.protocols import (
     PROTOCOLS,
     Progress,
@@ -46,8 +46,6 @@ __all__ = [
     "score_results",
     "sequence_scores",
     "total_scores",
-    "write_label_map",
-    "write_mask",
     "write_mevis_zip",
     "write_ref_youtube_vos_zip",
 ]

@@ -1,13 +1,12 @@
-"""Masks as PNG files: strict reading of label maps and binary masks, atomic writing of both."""
+"""Strict reading of label maps and binary masks that are PNG files."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from refsam_bench.accuracy.atomic_file import atomic_file
-from refsam_bench.accuracy.metrics import LabelMap, Mask
-from refsam_trt.errors import DatasetError, UsageError
+from refsam_bench.accuracy.metrics import LabelMap
+from refsam_trt.errors import DatasetError
 
 # What Pillow calls 8-bit palette, 8-bit grey and 1-bit grey.
 _LABEL_MODES = ("P", "L", "1")
@@ -49,53 +48,9 @@ def read_grey_mask(path: Path) -> LabelMap:
     if others.size:
         raise DatasetError(
             f"{path}: found the values {_listed(others)}, expected 0 and 255 only; "
-            "write masks with write_mask"
+            "write 255 where the object is"
         )
     return values
-
-
-def write_label_map(path: Path, label_map: LabelMap) -> None:
-    """Write object ids, uint8 [H, W], as a palette PNG in the DAVIS colours, atomically.
-
-    Raises:
-        UsageError: not a uint8 array of two dimensions.
-        OutputError: the file cannot be written.
-    """
-    if label_map.dtype != np.uint8 or label_map.ndim != 2:
-        raise UsageError(
-            f"{path}: a label map is uint8 [height, width], not {label_map.dtype} "
-            f"{list(label_map.shape)}"
-        )
-    image = Image.fromarray(label_map)
-    image.putpalette(davis_palette().tobytes())
-    _write(path, image)
-
-
-def write_mask(path: Path, mask: Mask) -> None:
-    """Write a mask, bool [H, W], as an 8-bit grey PNG of 0 and 255, atomically.
-
-    Raises:
-        UsageError: not a bool array of two dimensions.
-        OutputError: the file cannot be written.
-    """
-    if mask.dtype != np.bool_ or mask.ndim != 2:
-        raise UsageError(
-            f"{path}: a mask is bool [height, width], not {mask.dtype} {list(mask.shape)}"
-        )
-    _write(path, Image.fromarray(mask.astype(np.uint8) * 255))
-
-
-def davis_palette() -> LabelMap:
-    """Return the colours of DAVIS and Pascal VOC: uint8 [256, 3], red, green, blue of each id.
-
-    Bits 0, 3, 6 of an id are the highest bits of red, from high to low; 1, 4, 7 of green; 2, 5 of
-    blue.
-    """
-    ids = np.arange(256, dtype=np.uint8)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        palette[:, bit % 3] |= ((ids >> bit) & 1) << (7 - bit // 3)
-    return palette
 
 
 def _read(path: Path, modes: tuple[str, ...], expected: str) -> LabelMap:
@@ -113,11 +68,6 @@ def _read(path: Path, modes: tuple[str, ...], expected: str) -> LabelMap:
         raise DatasetError(
             f"{path}: cannot be read ({error}); expected {expected}; write the file again"
         ) from error
-
-
-def _write(path: Path, image: Image.Image) -> None:
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG")
 
 
 def _listed(ids: LabelMap) -> str:

@@ -9,11 +9,12 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam_bench.accuracy.atomic_file import atomic_file
 from refsam_bench.accuracy.mask_png import read_grey_mask
 from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
 from refsam_bench.accuracy.protocols import Progress
 from refsam_trt.errors import DatasetError
+from refsam_trt.files.atomic import atomic_path
+from refsam_trt.files.target import make_folder
 
 
 def write_ref_youtube_vos_zip(
@@ -71,7 +72,8 @@ def _write_zip(
     }
     _refuse_missing(results, names)
     total, done = sum(len(members) for members in names.values()), 0
-    with atomic_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    make_folder(output.parent)
+    with atomic_path(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for video, members in names.items():
             size_hw = read_grey_mask(results / video / members[0]).shape
             for name in members:

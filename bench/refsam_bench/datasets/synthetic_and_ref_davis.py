@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from refsam_bench.accuracy import RefDavisVideo, load_ref_davis, read_label_map, score_ref_davis
-from refsam_bench.accuracy.mask_png import write_label_map
 from refsam_bench.accuracy.metrics import VOID_LABEL, region_similarity
 from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, Recorder, View
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
@@ -20,6 +19,7 @@ from refsam_bench.report.request import ReportRequest
 from refsam_bench.synthetic import generate
 from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.image.postprocess import label_map_from_logits
+from refsam_trt.result.overlay import palette_image
 from refsam_trt.run.datasets import DatasetVideo, load_dataset
 
 _ANNOTATORS = 4
@@ -141,7 +141,9 @@ def _answer(
             true = read_label_map(video.annotation_folder / f"{name}.png")
             for annotator in range(_ANNOTATORS):
                 merged = label_map_from_logits(logits[annotator::_ANNOTATORS])
-                write_label_map(results / str(annotator) / video.name / f"{name}.png", merged)
+                folder = results / str(annotator) / video.name
+                folder.mkdir(parents=True, exist_ok=True)
+                palette_image(merged).save(folder / f"{name}.png")
                 for number in range(annotator, len(cases), _ANNOTATORS):
                     object_id = _object_of(cases[number])
                     mask = merged == object_id

@@ -8,7 +8,8 @@ from typing import Literal
 
 from refsam_bench.datasets.synthetic import RANKED_SLICES
 from refsam_bench.synthetic import EVALUATE_SEED, Slice
-from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.errors import UsageError
+from refsam_trt.files.target import refuse_file
 
 DatasetName = Literal["synthetic", "ref-davis", "ref-youtube-vos"]
 _SUFFIXES = (".html", ".htm")
@@ -79,14 +80,5 @@ class ReportRequest:
         Raises:
             OutputError: a file is there already, or its folder is not.
         """
-        if not self.output.parent.is_dir():
-            raise OutputError(
-                f"{self.output}: the folder {self.output.parent} does not exist; create it first"
-            )
         for path in (self.output, self.json_output):
-            if path.is_dir():
-                raise OutputError(f"{path}: found a folder, expected a file or nothing")
-            if path.exists() and not self.is_overwrite:
-                raise OutputError(
-                    f"{path}: exists already; choose another name or give --overwrite"
-                )
+            refuse_file(path, overwrite=self.is_overwrite)

@@ -1,8 +1,6 @@
 """Write synthetic videos as files, in the layout of Ref-DAVIS17."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +8,12 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from refsam_bench.accuracy import write_label_map
 from refsam_bench.synthetic.compose import Slice
 from refsam_bench.synthetic.video import NUM_FRAMES, SIZE_HW, SyntheticVideo, generate
-from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.errors import UsageError
+from refsam_trt.files.atomic import atomic_folder
+from refsam_trt.files.target import make_folder
+from refsam_trt.result.overlay import palette_image
 
 # Ref-DAVIS17 has four annotators; readers rely on index = 4 * (object id - 1) + annotator.
 _TEXTS_PER_OBJECT: Final = 4
@@ -49,15 +49,13 @@ def write_ref_davis(
 
     Raises:
         UsageError: An argument is out of its range.
-        OutputError: The folder exists, or something could not be written.
+        OutputError: The folder exists, or cannot be written.
     """
     if num_videos < 1:
         raise UsageError(f"num_videos {num_videos}: give 1 or more")
-    if folder.exists():
-        raise OutputError(f"{folder}: exists already; delete it or give another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    make_folder(folder.parent)
     tables: dict[str, dict[str, Any]] = {"objects": {}, "expressions": {}}
-    try:
+    with atomic_folder(folder) as partial:
         for index in range(first_index, first_index + num_videos):
             video = generate(
                 seed,
@@ -71,13 +69,6 @@ def write_ref_davis(
             if advance is not None:
                 advance()
         _write_tables(partial, tables)
-        partial.rename(folder)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error}); check space and permissions"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return tuple(tables["expressions"])
 
 
@@ -88,16 +79,16 @@ def _write_video(root: Path, video: SyntheticVideo, tables: dict[str, dict[str, 
     written_ids = {object_id: str(rank) for rank, object_id in enumerate(named, start=1)}
     new_label = np.zeros(256, np.uint8)
     new_label[named] = np.arange(1, len(named) + 1)
-    images = root / "valid" / "JPEGImages" / name
+    images, annotations = (root / "valid" / kind / name for kind in ("JPEGImages", "Annotations"))
     images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
     frame_names = [f"{number:05d}" for number in video.frame_indices]
     for frame_name, frame, label_map in zip(
         frame_names, video.frames, video.label_map, strict=True
     ):
         image = Image.fromarray(frame)
         image.save(images / f"{frame_name}.jpg", quality=_JPEG_QUALITY, subsampling=0)
-        annotation = root / "valid" / "Annotations" / name / f"{frame_name}.png"
-        write_label_map(annotation, new_label[label_map])
+        palette_image(new_label[label_map]).save(annotations / f"{frame_name}.png")
     tables["objects"][name] = {
         "objects": {
             written_ids[object_id]: {"category": video.scene.objects[object_id - 1].shape}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refsam_trt.errors import CalibrationError, OutputError
+from refsam_trt.errors import CalibrationError
+from refsam_trt.files.target import output_errors
 
 
 class Journal:
@@ -28,15 +29,13 @@ class Journal:
         self._path = path
         self._results: dict[str, dict[str, Any]] = {}
         whole = self._read(dict(about))
-        try:
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not whole:
                 path.write_text(_line(about), encoding="utf-8")
             elif whole < path.stat().st_size:
                 with path.open("r+b") as file:
                     file.truncate(whole)
-        except OSError as error:
-            raise _unwritable(path, error) from error
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the result with this key, None if there is none yet."""
@@ -44,11 +43,8 @@ class Journal:
 
     def add(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep a result, on disk too."""
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_line({"key": key, **result}))
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
+        with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(_line({"key": key, **result}))
         self._results[key] = dict(result)
 
     def _read(self, about: dict[str, Any]) -> int:
@@ -82,7 +78,3 @@ def _differing(found: Any, expected: Mapping[str, Any]) -> str:
         return "no first line that tells"
     keys = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
     return f"{', '.join(keys)} differ"
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror}); choose another place")

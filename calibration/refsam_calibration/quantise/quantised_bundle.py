@@ -14,11 +14,13 @@ from refsam_calibration.quantise.quantised_graphs import check_ranges, write_qua
 from refsam_calibration.quantise.schemes import SCHEMES, Scheme
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.variants import GraphForm
+from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.bundle.write import check_target, write_bundle
+from refsam_trt.bundle.write import write_bundle
 from refsam_trt.contract.manifest import GraphEntry, Quantisation, Variant
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.errors import UsageError
+from refsam_trt.files.target import refuse_folder
 from refsam_trt.session.variants import choose_variant
 
 BASES: dict[Scheme, tuple[str, ...]] = {"int8": ("fp32", "fp16"), "fp8": ("fp16",)}
@@ -59,7 +61,7 @@ def write_quantised_bundle(
             ranges that cannot be used.
         OutputError: the output exists already, or cannot be written.
     """
-    check_target(output, overwrite=overwrite)
+    refuse_folder(output, overwrite=overwrite, marker=MANIFEST_FILE)
     if scheme not in SCHEMES:
         raise UsageError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
     if bundle.manifest.quantisation is not None:

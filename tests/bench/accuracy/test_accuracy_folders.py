@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from accuracy_twin import write_clip
+from mask_files import write_mask
 from PIL import Image
 
-from refsam_bench.accuracy import protocols, read_label_map, score_results, write_mask
+from refsam_bench.accuracy import protocols, read_label_map, score_results
 from refsam_trt.errors import DatasetError
 
 GOOD = np.zeros((6, 8), np.uint8)

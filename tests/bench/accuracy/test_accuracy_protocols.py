@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 from accuracy_twin import slow_clip_frames, slow_statistics, write_clip
+from mask_files import write_mask
 
-from refsam_bench.accuracy import score_clip, score_results, total_scores, write_mask
+from refsam_bench.accuracy import score_clip, score_results, total_scores
 from refsam_trt.errors import DatasetError, MissingExtraError, UsageError
 
 

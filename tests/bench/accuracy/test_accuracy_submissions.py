@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 import shared_data
+from mask_files import write_mask
 from PIL import Image
 
-from refsam_bench.accuracy import write_mask, write_mevis_zip, write_ref_youtube_vos_zip
+from refsam_bench.accuracy import write_mevis_zip, write_ref_youtube_vos_zip
 from refsam_bench.accuracy.meta_expressions import load_meta_expressions
 from refsam_trt.errors import DatasetError
 

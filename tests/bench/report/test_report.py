@@ -332,7 +332,7 @@ class TestRequest:
     def test_what_is_there_is_kept_unless_asked(self, name: str, tmp_path: Path):
         (tmp_path / name).write_text("kept")
         wanted = request((tmp_path / "absent",), tmp_path / "r.html")
-        with pytest.raises(OutputError, match=f"{name}: exists already; .* give --overwrite"):
+        with pytest.raises(OutputError, match=f"{name}: exists already; .* [(]--overwrite[)]"):
             measure_report(wanted, Counted())
         dataclasses.replace(wanted, is_overwrite=True).check_outputs()
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from exported import exported
+from mask_files import write_mask
 
 import refsam_trt
-from refsam_bench.accuracy import read_label_map, score_results, write_mask
+from refsam_bench.accuracy import read_label_map, score_results
 from refsam_bench.accuracy.metrics import region_similarity
 from refsam_bench.commands.accuracy import accuracy
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos

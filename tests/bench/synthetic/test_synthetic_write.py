@@ -40,7 +40,7 @@ def test_round_trip(tmp_path):
 
 def test_refuses_a_folder_that_exists_and_leaves_nothing_half_done(tmp_path):
     (tmp_path / "here").mkdir()
-    with pytest.raises(OutputError, match="exists already; delete it or give another folder"):
+    with pytest.raises(OutputError, match=r"here: exists already; choose another name$"):
         write_ref_davis(tmp_path / "here", num_videos=1, **OPTIONS)
     with pytest.raises(UsageError, match="num_videos 0: give 1 or more"):
         write_ref_davis(tmp_path / "new", num_videos=0, **OPTIONS)
@@ -55,5 +55,5 @@ def test_refuses_a_folder_that_exists_and_leaves_nothing_half_done(tmp_path):
 
 def test_says_why_it_could_not_write(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"cannot be written .*; check space and permissions"):
+    with pytest.raises(OutputError, match=r"file: cannot be written .*; choose another place"):
         write_ref_davis(tmp_path / "file" / "new", num_videos=1, **OPTIONS)

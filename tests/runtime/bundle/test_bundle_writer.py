@@ -77,8 +77,7 @@ def test_existing_target_is_kept_unless_it_is_to_be_overwritten(parts: Parts, tm
     with pytest.raises(OutputError) as caught:
         write_bundle(target, manifest=manifest, files=again)
     assert str(caught.value) == (
-        f"{target}: exists already, and a bundle is never changed; choose another folder or ask "
-        "to replace it (--overwrite)"
+        f"{target}: exists already; choose another name, or ask to replace it (--overwrite)"
     )
     assert open_bundle(target).bundle_id == first.bundle_id
     other = msgspec.structs.replace(manifest, preset="other")
@@ -92,7 +91,7 @@ def test_overwrites_nothing_but_bundles(parts: Parts, tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
     (home / "letters.txt").touch()
-    with pytest.raises(OutputError, match="is no bundle, so it is not overwritten; choose another"):
+    with pytest.raises(OutputError, match=r"holds no manifest\.json, so it is not overwritten"):
         write_bundle(home, manifest=manifest, files=files, overwrite=True)
     assert (home / "letters.txt").exists()
     (home / "letters.txt").unlink()

@@ -129,7 +129,7 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
 
 def test_an_existing_folder_is_refused_before_any_work(tmp_path):
     (tmp_path / "bundle").mkdir()
-    with pytest.raises(OutputError, match="bundle: exists already; choose another name or ask"):
+    with pytest.raises(OutputError, match=r"bundle: exists already; choose another name$"):
         enter(atomic_folder(tmp_path / "bundle"))
 
 

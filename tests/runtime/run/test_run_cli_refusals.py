@@ -160,8 +160,8 @@ def test_expressions_are_refused_before_graphs_are_loaded(run, place, monkeypatc
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
-        ("mine", (), "mine: exists already; choose another --output, or add --overwrite"),
-        ("mine", ("--overwrite",), "mine: holds no run.json, so it was not written by refsam-run"),
+        ("mine", (), "mine: exists already; choose another name, or ask to replace"),
+        ("mine", ("--overwrite",), "mine: holds no run.json, so it is not overwritten; choose"),
         ("clip.mp4", ("--overwrite",), "clip.mp4: found a file or a link, expected a folder"),
         ("no/out", (), "no/out: the folder no does not exist; create it first"),
     ],

@@ -16,8 +16,9 @@ from refsam_train.recipe import RECIPE_NAME, Recipe, read_recipe
 from refsam_train.run.distributed import launched_device, launched_place
 from refsam_train.run.loop import CHECKPOINT_NAME, RunOptions, Trainer
 from refsam_train.run.start import Sources, start_model
-from refsam_trt.errors import OutputError, UsageError
+from refsam_trt.errors import UsageError
 from refsam_trt.files.atomic import atomic_path
+from refsam_trt.files.target import make_folder
 
 RUNS = Path("train/runs")
 _NO_FILES = Sources()
@@ -113,12 +114,7 @@ def _prepare_folder(folder: Path, recipe_path: Path, *, resume: bool) -> None:
             f"{checkpoint}: a run is here already; continue it with --resume, or choose another "
             "--output"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --output"
-        ) from error
+    make_folder(folder)
     if not (resume and (folder / RECIPE_NAME).exists()):
         with atomic_path(folder / RECIPE_NAME) as part:
             part.write_bytes(recipe_path.read_bytes())
