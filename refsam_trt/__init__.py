@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from refsam_trt.errors import (
         BackendError,
         BundleError,
-        CheckpointError,
-        DatasetError,
+        DeviceMemoryError,
         ExpressionError,
         InternalError,
         MissingExtraError,
         OutputError,
-        ParityError,
+        PlanError,
         RefsamError,
         StateError,
         UsageError,
@@ -32,40 +31,26 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "session.engine": ("Engine", "load"),
-    "errors": (
-        "BackendError",
-        "BundleError",
-        "CheckpointError",
-        "DatasetError",
-        "ExpressionError",
-        "InternalError",
-        "MissingExtraError",
-        "OutputError",
-        "ParityError",
-        "RefsamError",
-        "StateError",
-        "UsageError",
-        "VideoError",
-    ),
-    "result.polygons": ("Polygon",),
-    "result.result": ("FrameResults", "Result"),
-    "session.session": ("Session",),
+    "Engine": "session.engine",
+    "FrameResults": "result.result",
+    "Polygon": "result.polygons",
+    "Result": "result.result",
+    "Session": "session.session",
+    "load": "session.engine",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""Modules of the names in `__all__`; the others are of `errors`."""
 
 __all__ = [
     "BackendError",
     "BundleError",
-    "CheckpointError",
-    "DatasetError",
+    "DeviceMemoryError",
     "Engine",
     "ExpressionError",
     "FrameResults",
     "InternalError",
     "MissingExtraError",
     "OutputError",
-    "ParityError",
+    "PlanError",
     "Polygon",
     "RefsamError",
     "Result",
@@ -81,8 +66,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f"refsam_trt.{_HOME_OF[name]}"), name)
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"refsam_trt.{_HOMES.get(name, 'errors')}"), name)
     else:
         raise AttributeError(f"module 'refsam_trt' has no attribute {name!r}")
     globals()[name] = value

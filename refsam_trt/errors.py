@@ -3,6 +3,34 @@
 What a user or a file can cause derives from `RefsamError`: its text names what was wrong, what was
 found, what was expected and what to do. `InternalError` is a broken promise of our own code and has
 its own root, so that `except RefsamError` never hides a bug.
+
+    Exception
+        RefsamError                     exit code 2
+            UsageError
+            MissingExtraError
+            BundleError
+            CheckpointError
+            ExpressionError
+            VideoError
+                StreamLostError
+            BackendError
+                DeviceMemoryError
+            PlanError
+                PlanBuildError
+                PlanDamagedError
+                PlanVersionError
+                PlanDeviceError
+                PlanMemoryError
+                PlanMismatchError       exit code 1
+            StateError
+            OutputError
+            DatasetError
+            ParityError                 exit code 1
+            CalibrationError
+                AccuracyGateError       exit code 1
+        InternalError
+
+`refsam_trt` itself has those that its own functions raise; commands raise the others.
 """
 
 from __future__ import annotations

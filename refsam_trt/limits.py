@@ -37,5 +37,22 @@ MAX_EXTERNAL_TENSORS = 100_000
 MAX_BATCH = 4096
 """Frames, expressions and words that a graph may claim to take at once."""
 
+MAX_EXPRESSION_FILE_BYTES = 256 * 2**20
+"""Size of the `meta_expressions.json` of a data set."""
+MAX_NAME_BYTES = 200
+"""Names of videos, frames and expressions; file systems take 255, and results add a suffix."""
+
+MAX_EXPRESSION_CHARACTERS = 4096
+"""Longest expression that is looked at; none of 64 tokens comes near it."""
+MAX_STATE_BYTES = 64 * 2**20
+"""Size of a saved session. A token is 1 KiB: far more than any session holds."""
+MAX_TEXT_HEADER_BYTES = 128 * 2**10
+"""What a kept text embedding may have besides its tensors: the longest expression, escaped twice,
+fits."""
+
+MAX_IMAGE_SIZE = 8192
+"""Edge in pixels of the square that a bundle's image encoder takes."""
+MAX_LIVE_FPS = 240.0
+"""Frames per second that a live source may claim; beyond it the rate is taken for unknown."""
 MAX_FRAME_PIXELS = 64_000_000
 """Pixels of one frame or mask, 183 MiB of RGB: beyond it a file is taken for a bomb."""

@@ -12,13 +12,12 @@ import os
 import platform
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
 
 from refsam_trt.command.ending import run_command
-from refsam_trt.doctor import probe
+from refsam_trt.doctor import cpu, probe
 from refsam_trt.errors import RefsamError
 
 _NAME = "refsam-doctor"
@@ -99,26 +98,15 @@ def _problems(packages: dict[str, str | None]) -> list[str]:
 
 
 def _cpu() -> dict[str, Any]:
-    fields = _cpuinfo()
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    flags = cpu.features()
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux only
     return {
-        "name": fields.get("model name") or platform.processor() or "unknown",
+        "name": cpu.processor(),
         "num_cores": os.cpu_count(),
         "num_usable_cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
         "features": [name for name in _FEATURES if name in flags] if flags else None,
         "has_int8_dot_product": bool(flags & _INT8_FEATURES) if flags else None,
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return what Linux says of the first core; nothing on other systems."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def _is_installed(module: str) -> bool:

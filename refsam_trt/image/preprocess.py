@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.image.resize import axis_table, resize_rounded, resize_truncated
-from refsam_trt.limits import MAX_FRAME_PIXELS
+from refsam_trt.limits import MAX_FRAME_PIXELS, MAX_IMAGE_SIZE
 
 FirstResize = Literal["rounded", "truncated"]
-_MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 8192
+_MIN_IMAGE_SIZE = 16
 
 
 class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,10 +55,10 @@ class PreprocessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _check_side(name: str, value: int) -> None:
-    if not _MIN_IMAGE_SIZE <= value <= _MAX_IMAGE_SIZE:
+    if not _MIN_IMAGE_SIZE <= value <= MAX_IMAGE_SIZE:
         raise UsageError(
             f"{name}: found {value!r}, expected a whole number of pixels from {_MIN_IMAGE_SIZE} "
-            f"to {_MAX_IMAGE_SIZE}"
+            f"to {MAX_IMAGE_SIZE}"
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_trt.errors import StreamLostError, UsageError, VideoError
-from refsam_trt.limits import MAX_FRAME_PIXELS
+from refsam_trt.limits import MAX_FRAME_PIXELS, MAX_LIVE_FPS
 from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.media.pyav import decoder_limits, import_av, limit_decoder
 
@@ -36,7 +36,6 @@ _NETWORK_OPTIONS = {
 }
 _NAMING_OTHERS = frozenset({"concat", "dash", "hls", "sdp", "webm_dash_manifest"})
 """Formats of FFmpeg that hold addresses, of any server, instead of pictures."""
-_MAX_LIVE_FPS = 240.0
 _CAMERA = re.compile(r"camera:([0-9]+)|/dev/video([0-9]+)")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -205,7 +204,7 @@ class LiveStream(FrameSource):
                 f"{MAX_FRAME_PIXELS:,} in a frame; choose a smaller stream"
             )
         rate = float(stream.average_rate or 0)
-        self.fps = rate if 0 < rate <= _MAX_LIVE_FPS else None
+        self.fps = rate if 0 < rate <= MAX_LIVE_FPS else None
         for frame in self._container.decode(stream):
             quarters = round(frame.rotation / 90)
             yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))

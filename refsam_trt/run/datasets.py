@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,32 +20,18 @@ from refsam_trt.errors import DatasetError
 from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.result.result import FrameResults
 from refsam_trt.result.writers import PalettePngWriter
+from refsam_trt.run.meta_expressions import (
+    NUM_ANNOTATORS,
+    VideoExpressions,
+    keys_by_object,
+    load_meta_expressions,
+)
 from refsam_trt.run.outputs import FinishedFrame, FrameWriter
 
 DatasetKind = Literal["ref-davis", "ref-youtube-vos"]
 
 YOUTUBE_THRESHOLD = 0.01
 """Logit above which the Ref-YouTube-VOS scripts count a pixel (refsam-model 2.3)."""
-
-NUM_ANNOTATORS = 4
-"""Of Ref-DAVIS17: each has an expression for every object."""
-_MAX_BYTES = 256 * 2**20
-_MAX_NAME_BYTES = 200
-"""File systems take 255; results add a suffix."""
-
-
-class _Expression(msgspec.Struct):
-    exp: str
-    obj_id: Any = None
-
-
-class _Video(msgspec.Struct):
-    expressions: dict[str, _Expression]
-    frames: list[str]
-
-
-class _MetaExpressions(msgspec.Struct):
-    videos: dict[str, _Video]
 
 
 @dataclass(frozen=True)
@@ -121,9 +106,9 @@ def load_dataset(kind: DatasetKind, root: Path) -> list[DatasetVideo]:
         DatasetError: a file or folder is missing, or the expression file cannot be used.
     """
     path = _meta_path(root, "valid")
-    videos = _read(path)
+    videos = load_meta_expressions(path)
     if kind == "ref-youtube-vos" and _meta_path(root, "test").exists():
-        held_out = _read(_meta_path(root, "test"))
+        held_out = load_meta_expressions(_meta_path(root, "test"))
         videos = {name: video for name, video in videos.items() if name not in held_out}
     if not videos:
         raise DatasetError(f"{path}: names no video to run; expected at least one under 'videos'")
@@ -174,64 +159,14 @@ def _meta_path(root: Path, split: str) -> Path:
     return root / "meta_expressions" / split / "meta_expressions.json"
 
 
-def _read(path: Path) -> dict[str, _Video]:
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes > _MAX_BYTES:
-            raise DatasetError(
-                f"{path}: found {size_bytes} bytes, expected at most {_MAX_BYTES}; it is no "
-                "expression file"
-            )
-        return msgspec.json.decode(path.read_bytes(), type=_MetaExpressions).videos
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read ({error.strerror}); give the root of a data set, which holds "
-            "meta_expressions/valid/meta_expressions.json and valid/JPEGImages"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path}: not an expression file ({error}); download it again"
-        ) from error
-
-
-def _video(kind: DatasetKind, root: Path, name: str, video: _Video, path: Path) -> DatasetVideo:
-    where = f"{path}: video {name}"
-    if bad := [n for n in (name, *video.frames, *video.expressions) if not _is_name(n)]:
-        raise DatasetError(f"{where}: {bad[0][:80]!r} cannot be the name of a file; correct it")
-    if not video.frames or len(set(video.frames)) < len(video.frames) or not video.expressions:
-        raise DatasetError(
-            f"{where}: found {len(video.frames)} frames and {len(video.expressions)} expressions, "
-            "expected at least one of each, and every frame once"
-        )
+def _video(
+    kind: DatasetKind, root: Path, name: str, video: VideoExpressions, path: Path
+) -> DatasetVideo:
     folder = root / "valid" / "JPEGImages" / name
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder, though {path} names the video; restore it")
     keys = list(video.expressions)
     if kind == "ref-davis":
-        keys = _checked_keys(video, where)
-    texts = {key: video.expressions[key].exp for key in keys}
-    return DatasetVideo(name, folder, tuple(video.frames), texts)
-
-
-def _checked_keys(video: _Video, where: str) -> list[str]:
-    """Return the ids 0, 1, ... of Ref-DAVIS17's expressions: object by object, four each."""
-    keys = [str(index) for index in range(len(video.expressions))]
-    if len(keys) % NUM_ANNOTATORS or set(keys) != video.expressions.keys():
-        raise DatasetError(
-            f"{where}: found the expressions {', '.join(video.expressions)}, expected 0, 1, ... "
-            f"with {NUM_ANNOTATORS} per object; is this Ref-DAVIS17?"
-        )
-    for index, key in enumerate(keys):
-        object_id = index // NUM_ANNOTATORS + 1
-        if video.expressions[key].obj_id not in (None, object_id, str(object_id)):
-            raise DatasetError(
-                f"{where}: expression {key} is of object {video.expressions[key].obj_id}, expected "
-                f"{object_id}: expressions stand object by object, {NUM_ANNOTATORS} each"
-            )
-    return keys
-
-
-def _is_name(name: str) -> bool:
-    """Tell whether a name from the file stays in the folder that it is joined to."""
-    is_short = len(name.encode()) <= _MAX_NAME_BYTES
-    return is_short and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+        keys = keys_by_object(video, f"{path}: video {name}")
+    texts = {key: video.expressions[key].text for key in keys}
+    return DatasetVideo(name, folder, video.frames, texts)

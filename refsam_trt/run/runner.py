@@ -33,9 +33,9 @@ from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.files.target import refuse_folder
 from refsam_trt.media.sources import public_name
 from refsam_trt.result.result import FrameResults
-from refsam_trt.run.datasets import NUM_ANNOTATORS
 from refsam_trt.run.interruption import Interruption
 from refsam_trt.run.jobs import Job, RunRequest, open_jobs
+from refsam_trt.run.meta_expressions import NUM_ANNOTATORS
 from refsam_trt.run.outputs import FinishedFrame
 from refsam_trt.run.shared_tracks import SharedTracks, Stepper
 from refsam_trt.session.engine import Engine, load

@@ -70,7 +70,8 @@ def load(
 
     Raises:
         BundleError: incomplete, altered, not the expected one, or of an unknown family.
-        BackendError: no such backend, or it cannot load the graphs.
+        BackendError: no such backend, or it cannot load the graphs; `DeviceMemoryError` where the
+            GPU has no room.
         PlanError: plans that are damaged, of another bundle, or not for this machine.
         MissingExtraError: the backend's library is not installed.
         UsageError: an unknown variant, precision or option, a text cache that can have no folder,

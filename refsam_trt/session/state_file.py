@@ -13,11 +13,10 @@ import numpy as np
 
 from refsam_trt.errors import StateError
 from refsam_trt.files.atomic import atomic_path
+from refsam_trt.limits import MAX_STATE_BYTES
 
 METADATA_KEY = "refsam_state"
 SCHEMA = 1
-MAX_FILE_BYTES = 64 * 2**20
-"""A token is 1 KiB: far more than any session holds."""
 
 
 class SavedExpression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,8 +61,8 @@ def read_state(path: Path) -> tuple[SavedSession, dict[str, np.ndarray]]:
     from safetensors import safe_open
 
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise StateError(f"over {MAX_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise StateError(f"over {MAX_STATE_BYTES} bytes")
         with safe_open(path, framework="numpy") as file:
             raw = (file.metadata() or {})[METADATA_KEY]
             # First the schema alone: another one has other fields, which is not damage.

@@ -28,6 +28,7 @@ from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import OutputError, UsageError
 from refsam_trt.files.atomic import atomic_path
 from refsam_trt.files.cache_folder import user_cache_folder
+from refsam_trt.limits import MAX_TEXT_HEADER_BYTES
 from refsam_trt.text.cache import TextEmbedding
 
 TextCacheChoice = Literal["off", "user"] | Path
@@ -36,9 +37,6 @@ METADATA_KEY = "refsam_text_embedding"
 SCHEMA = 1
 MAX_CACHE_BYTES = 256 * 2**20
 """Of all files together; one has 0.1 MiB for 10 words. The oldest go first."""
-
-_HEADER_BYTES = 128 * 2**10
-"""Most that a file may have besides its tensors: the longest expression, escaped twice, fits."""
 
 _ABANDONED_S = 3600
 """Age from which a half-written file is what a killed process left behind."""
@@ -158,7 +156,9 @@ class TextDiskCache:
 
     def _max_file_bytes(self, num_words: int) -> int:
         shapes = self._shapes(num_words).values()
-        return _HEADER_BYTES + sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes)
+        return MAX_TEXT_HEADER_BYTES + sum(
+            int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes
+        )
 
     def _encoded(self, expression: str, embedding: TextEmbedding) -> bytes:
         from safetensors.numpy import save

@@ -16,7 +16,7 @@ from refsam_trt.contract.vocabulary import warn_of_unseen_words
 from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError, shown
 from refsam_trt.text.cache import TextCache, TextEmbedding, write_text_cache
 from refsam_trt.text.disk import TextDiskCache
-from refsam_trt.text.tokenizer import MAX_CHARACTERS, Tokenizer
+from refsam_trt.text.tokenizer import Tokenizer
 
 TextMode = Literal["lazy", "resident", "cache-only"]
 
@@ -220,7 +220,6 @@ def run_text_graph(backend: Backend, graph: Graph, ids: np.ndarray) -> dict[str,
 
 
 __all__ = [
-    "MAX_CHARACTERS",
     "MEMORY_CACHE_SIZE",
     "TextCache",
     "TextEmbedding",

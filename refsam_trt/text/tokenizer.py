@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from refsam_trt.errors import BundleError, ExpressionError, shown
-
-MAX_CHARACTERS = 4096
-"""Longest expression that is looked at; none of 64 tokens comes near it."""
+from refsam_trt.limits import MAX_EXPRESSION_CHARACTERS
 
 
 class Tokenizer:
@@ -42,12 +40,12 @@ class Tokenizer:
         """Return the expression lower-cased (if so configured), words joined by single blanks.
 
         Raises:
-            ExpressionError: nothing is left, over `MAX_CHARACTERS`, or a control character.
+            ExpressionError: nothing is left, far too long, or a control character.
         """
-        if len(expression) > MAX_CHARACTERS:
+        if len(expression) > MAX_EXPRESSION_CHARACTERS:
             raise ExpressionError(
                 f"expression {shown(expression)} has {len(expression)} characters, "
-                f"at most {MAX_CHARACTERS} are accepted; shorten it"
+                f"at most {MAX_EXPRESSION_CHARACTERS} are accepted; shorten it"
             )
         text = expression.lower() if self._lowercase else expression
         cleaned = " ".join(text.split())
@@ -95,4 +93,4 @@ def _raise_unless_of_library(error: BaseException) -> None:
         raise error
 
 
-__all__ = ["MAX_CHARACTERS", "Tokenizer"]
+__all__ = ["Tokenizer"]

@@ -60,7 +60,7 @@ def test_speed_is_measured_in_a_process_of_its_own(
 def test_a_cpu_without_vnni_is_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]
 ):
-    monkeypatch.setattr(prove_quantised.Path, "read_text", lambda *a, **k: "flags : avx2 avx512f")
+    monkeypatch.setattr(Path, "read_text", lambda *a, **k: "flags : avx2 avx512f")
     record = speed("vitb", 8, 1.5)()
     assert commands == []
     assert record["skipped"] == (

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 import refsam_trt
+from refsam_trt import errors
 
 
 def test_public_names_exist_and_are_documented() -> None:
@@ -20,6 +22,28 @@ def test_public_names_exist_and_are_documented() -> None:
         assert name in dir(refsam_trt)
     with pytest.raises(AttributeError, match="module 'refsam_trt' has no attribute 'nothing'"):
         refsam_trt.nothing  # noqa: B018
+
+
+def test_the_exceptions_that_a_caller_can_get_are_public() -> None:
+    for name in ("PlanError", "DeviceMemoryError"):
+        assert getattr(refsam_trt, name) is getattr(errors, name)
+    for name in ("CheckpointError", "DatasetError", "ParityError", "CalibrationError"):
+        assert name not in refsam_trt.__all__
+
+
+def test_the_tree_of_exceptions_is_the_drawn_one() -> None:
+    def drawn(of: type, depth: int) -> list[tuple[str, ...]]:
+        code = getattr(of, "exit_code", 2)
+        inherited = getattr(of.__base__, "exit_code", None)
+        told = (f"exit code {code}",) if hasattr(of, "exit_code") and code != inherited else ()
+        below = [c for c in vars(errors).values() if isinstance(c, type) and c.__base__ is of]
+        return [(" " * depth + of.__name__, *told)] + [
+            line for child in below for line in drawn(child, depth + 4)
+        ]
+
+    assert errors.__doc__
+    lines = [line for line in errors.__doc__.splitlines() if line.startswith(" " * 4)]
+    assert [tuple(re.split("(?<=\\S)  +", line)) for line in lines] == drawn(Exception, 4)
 
 
 def members(of: type) -> dict[str, str | None]:

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_training import write_recipe
 
-from refsam_bench.accuracy.meta_expressions import load_meta_expressions
 from refsam_train.cli import cli
 from refsam_trt.errors import DatasetError, UsageError
+from refsam_trt.run.meta_expressions import load_meta_expressions
 
 
 def _invoke(*arguments: object) -> Result:

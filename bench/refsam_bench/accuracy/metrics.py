@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from refsam_export.parity.compare import mask_iou
 from refsam_trt.errors import UsageError
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -61,9 +62,7 @@ def region_similarity(predicted: Mask, true: Mask, void: Mask | None = None) -> 
     Raises:
         UsageError: the shapes differ.
     """
-    predicted, true = _judged(predicted, true, void)
-    union = np.count_nonzero(predicted | true)
-    return float(np.count_nonzero(predicted & true) / union) if union else 1.0
+    return mask_iou(*_judged(predicted, true, void))
 
 
 def boundary_measure(predicted: Mask, true: Mask, void: Mask | None = None) -> float:

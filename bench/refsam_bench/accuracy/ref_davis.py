@@ -15,12 +15,15 @@ from PIL import Image
 
 from refsam_bench.accuracy.davis_folders import frame_names
 from refsam_bench.accuracy.mask_png import read_label_map
-from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
 from refsam_bench.accuracy.protocols import Progress, pair_results, score_paired
 from refsam_bench.accuracy.scores import Figures, Scores, mean_figures
 from refsam_trt.errors import DatasetError, UsageError
-
-NUM_ANNOTATORS = 4
+from refsam_trt.run.meta_expressions import (
+    NUM_ANNOTATORS,
+    VideoExpressions,
+    keys_by_object,
+    load_meta_expressions,
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ def score_ref_davis(
 def _video(split: Path, name: str, entry: VideoExpressions, path: Path) -> RefDavisVideo:
     images, annotations = split / "JPEGImages" / name, split / "Annotations" / name
     _refuse_other_frames(annotations, entry.frames, path)
-    expressions = _by_annotator(name, entry, path)
+    keys = keys_by_object(entry, f"{path}: video {name}")
+    texts = [entry.expressions[key].text for key in keys]
+    expressions = tuple(tuple(texts[k::NUM_ANNOTATORS]) for k in range(NUM_ANNOTATORS))
     size_hw = _checked_size(images, annotations, entry.frames, len(expressions[0]), path)
     return RefDavisVideo(name, entry.frames, size_hw, expressions, images, annotations)
 
@@ -140,28 +145,6 @@ def _refuse_other_frames(annotations: Path, frames: Sequence[str], path: Path) -
             f"{annotations / extra[0]}.png: {path} does not list this frame; list every frame "
             "that is annotated, or remove the file"
         )
-
-
-def _by_annotator(name: str, entry: VideoExpressions, path: Path) -> tuple[tuple[str, ...], ...]:
-    """Return expressions[annotator][object] from the stored order: object by object."""
-    count = len(entry.expressions)
-    expected = [str(index) for index in range(count)]
-    if count % NUM_ANNOTATORS or sorted(entry.expressions) != sorted(expected):
-        raise DatasetError(
-            f"{path}: video {name} has the expressions {', '.join(entry.expressions)}, expected 0, "
-            f"1, 2, ... with {NUM_ANNOTATORS} per object"
-        )
-    for index in expected:
-        object_id = str(int(index) // NUM_ANNOTATORS + 1)
-        found = entry.expressions[index].object_ids
-        if found not in ((), (object_id,)):
-            raise DatasetError(
-                f"{path}: video {name}, expression {index} names object {', '.join(found)}, "
-                f"expected {object_id}: expressions are stored object by object, "
-                f"{NUM_ANNOTATORS} each"
-            )
-    texts = [entry.expressions[index].text for index in expected]
-    return tuple(tuple(texts[k::NUM_ANNOTATORS]) for k in range(NUM_ANNOTATORS))
 
 
 def _checked_size(

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from refsam_bench.accuracy.mask_png import read_grey_mask
-from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
 from refsam_bench.accuracy.protocols import Progress
 from refsam_trt.errors import DatasetError
 from refsam_trt.files.atomic import atomic_path
 from refsam_trt.files.target import make_folder
+from refsam_trt.run.meta_expressions import VideoExpressions, load_meta_expressions
 
 
 def write_ref_youtube_vos_zip(

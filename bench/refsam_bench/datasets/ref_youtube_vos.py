@@ -22,13 +22,13 @@ from refsam_bench.accuracy import (
     sequence_scores,
     total_scores,
 )
-from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
 from refsam_bench.accuracy.metrics import VOID_LABEL
 from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, View
 from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.postprocess import mask_from_logits
 from refsam_trt.run.datasets import YOUTUBE_THRESHOLD
+from refsam_trt.run.meta_expressions import VideoExpressions, load_meta_expressions
 
 _PROTOCOL: Any = "per-expression"
 

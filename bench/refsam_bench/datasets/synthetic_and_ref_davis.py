@@ -21,8 +21,7 @@ from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.image.postprocess import label_map_from_logits
 from refsam_trt.result.overlay import palette_image
 from refsam_trt.run.datasets import DatasetVideo, load_dataset
-
-_ANNOTATORS = 4
+from refsam_trt.run.meta_expressions import NUM_ANNOTATORS
 
 
 def open_data_set(request: ReportRequest) -> Synthetic | RefDavis | RefYoutubeVos:
@@ -129,7 +128,7 @@ def _answer(
 ) -> dict[Case, Answer]:
     """Run one video, write its label maps per annotator, keep the masks."""
     cases = [
-        Case(video.name, key, text, f"annotator {int(key) % _ANNOTATORS}", video.frames)
+        Case(video.name, key, text, f"annotator {int(key) % NUM_ANNOTATORS}", video.frames)
         for key, text in frames.expressions.items()
     ]
     tracks, ious = [MaskTrack() for _ in cases], [list[float]() for _ in cases]
@@ -139,12 +138,12 @@ def _answer(
         tracked = tracker.logits(given.frames(source), texts)
         for name, logits in zip(video.frames, tracked, strict=True):
             true = read_label_map(video.annotation_folder / f"{name}.png")
-            for annotator in range(_ANNOTATORS):
-                merged = label_map_from_logits(logits[annotator::_ANNOTATORS])
+            for annotator in range(NUM_ANNOTATORS):
+                merged = label_map_from_logits(logits[annotator::NUM_ANNOTATORS])
                 folder = results / str(annotator) / video.name
                 folder.mkdir(parents=True, exist_ok=True)
                 palette_image(merged).save(folder / f"{name}.png")
-                for number in range(annotator, len(cases), _ANNOTATORS):
+                for number in range(annotator, len(cases), NUM_ANNOTATORS):
                     object_id = _object_of(cases[number])
                     mask = merged == object_id
                     tracks[number].append(mask)
@@ -156,4 +155,4 @@ def _answer(
 
 
 def _object_of(case: Case) -> int:
-    return int(case.expression_id) // _ANNOTATORS + 1
+    return int(case.expression_id) // NUM_ANNOTATORS + 1

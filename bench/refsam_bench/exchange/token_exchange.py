@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_bench.synthetic import Expression, SyntheticVideo, generate
+from refsam_export.parity.compare import mask_iou
 from refsam_trt.errors import UsageError
 from refsam_trt.session.engine import Engine
 from refsam_trt.session.state_file import read_state, write_state
@@ -123,9 +124,4 @@ def _each_nearer(masks: NDArray[np.bool_], own: NDArray[np.bool_]) -> bool:
 
 
 def _mean_iou(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    return float(np.mean([_iou(*pair) for pair in zip(found, true, strict=True)]))
-
-
-def _iou(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    either = int((found | true).sum())
-    return int((found & true).sum()) / either if either else 0.0
+    return float(np.mean([mask_iou(*pair) for pair in zip(found, true, strict=True)]))

@@ -25,6 +25,7 @@ from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.doctor import cpu
 from refsam_trt.errors import InternalError
 from refsam_trt.session.engine import Engine
 from refsam_trt.session.session import Session
@@ -127,7 +128,7 @@ def environment(num_threads: int | None) -> dict[str, Any]:
     packages = ("refsam-trt", "onnxruntime", "torch", "numpy")
     return {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": cpu.processor(),
         "num_cpus": os.cpu_count(),
         "num_threads": num_threads,
         "python": platform.python_version(),
@@ -193,11 +194,3 @@ def _peak_mib(side: str, request: SpeedRequest) -> float:
             f"{done.stderr}"
         )
     return float(json.loads(done.stdout)["peak_mib"])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((li.partition(":")[2].strip() for li in lines if li.startswith("model name")), "")

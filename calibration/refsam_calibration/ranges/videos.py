@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_bench.accuracy.meta_expressions import load_meta_expressions
 from refsam_bench.datasets.outcome import Given
 from refsam_bench.synthetic import generate
 from refsam_bench.synthetic.video import NUM_FRAMES
@@ -17,6 +16,7 @@ from refsam_calibration.clips import Clips, FolderClips, OwnVideo, Source, Synth
 from refsam_trt.errors import CalibrationError, DatasetError
 from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.run.datasets import DatasetVideo
+from refsam_trt.run.meta_expressions import load_meta_expressions
 
 Frame = NDArray[np.uint8]
 

@@ -9,10 +9,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+
+from refsam_trt.doctor import cpu
 
 NUM_THREADS = 2
 VITB_SPEEDUP = 1.5
@@ -92,11 +93,7 @@ def plan_failures(plan: dict[str, Any]) -> list[str]:
 
 def has_vnni() -> bool:
     """Say whether the CPU multiplies 8-bit integers four at a time, as far as Linux tells."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return False
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.features())
 
 
 def _trial(*arguments: str) -> Any:

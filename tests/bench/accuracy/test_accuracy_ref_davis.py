@@ -93,22 +93,29 @@ def test_videos_are_selected(root):
 FILE = "meta_expressions/valid/meta_expressions.json"
 
 
+def one_video(name="a", frames=("0",), expressions=None):
+    expressions = {"0": {"exp": "x"}} if expressions is None else expressions
+    return json.dumps({"videos": {name: {"frames": frames, "expressions": expressions}}})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "expected an object 'videos', found NoneType"),
-        ("[1]", "expected an object 'videos', found NoneType"),
+        ("{}", "not an expression file (Object missing required field `videos`)"),
+        ("[1]", "not an expression file (Expected `object`, got `array`)"),
         ('{"videos": {}}', "names no video; expected at least one entry under 'videos'"),
-        ("{", "is no JSON in UTF-8"),
-        ('{"videos": {"../x": {}}}', "'../x' under 'videos' cannot be a folder name"),
-        ('{"videos": {"a": 1}}', "video a: expected 'frames', a list of at least one file name"),
-        ('{"videos": {"a": {"frames": []}}}', "video a: expected 'frames', a list of at least"),
-        ('{"videos": {"a": {"frames": ["0", "0"]}}}', "video a: a frame is listed twice"),
-        ('{"videos": {"a": {"frames": ["0"]}}}', "video a: expected an object 'expressions'"),
-        ('{"videos": {"a": {"frames": ["0"], "expressions": {}}}}', "video a: has no expression"),
+        ("{", "not an expression file (Input data was truncated)"),
+        ('{"videos": {"a": 1}}', "not an expression file (Expected `object`, got `int`"),
+        ('{"videos": {"a": {"frames": ["0"]}}}', "missing required field `expressions`"),
+        (one_video("../x"), "'../x' cannot be the name of a file; correct it"),
+        (one_video(frames=()), "video a: found 0 frames and 1 expressions, expected at least one"),
+        (one_video(frames=("0", "0")), "found 2 frames and 1 expressions, expected at least one"),
+        (one_video(expressions={}), "1 frames and 0 expressions"),
+        (one_video(expressions={"..": {"exp": "x"}}), "'..' cannot be the name of a file"),
+        (one_video("a" * 201), "aaa' cannot be the name of a file"),
         (
-            '{"videos": {"a": {"frames": ["0"], "expressions": {"0": {"exp": " "}}}}}',
-            "video a, expression 0: expected 'exp', a sentence, found ' '",
+            one_video(expressions={"0": {"exp": " "}}),
+            "expression 0: expected 'exp', a sentence, fou",
         ),
     ],
 )
@@ -140,14 +147,14 @@ def test_expressions_that_are_not_four_per_object(root):
     broken = entry()
     del broken["expressions"]["7"]
     save_expressions(root, {"cats": broken})
-    assert "video cats has the expressions 0, 1, 2, 3, 4, 5, 6, expected 0" in refusal(root)
+    assert "video cats: found the expressions 0, 1, 2, 3, 4, 5, 6, expected 0" in refusal(root)
 
 
 def test_expressions_in_another_order(root):
     broken = entry()
     broken["expressions"]["3"]["obj_id"] = "2"
     save_expressions(root, {"cats": broken})
-    assert "video cats, expression 3 names object 2, expected 1: expressions" in refusal(root)
+    assert "video cats: expression 3 is of object 2, expected 1: expressions" in refusal(root)
 
 
 def test_missing_and_unlisted_frames(root):

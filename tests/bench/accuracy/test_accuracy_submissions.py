@@ -10,8 +10,8 @@ from mask_files import write_mask
 from PIL import Image
 
 from refsam_bench.accuracy import write_mevis_zip, write_ref_youtube_vos_zip
-from refsam_bench.accuracy.meta_expressions import load_meta_expressions
 from refsam_trt.errors import DatasetError
+from refsam_trt.run.meta_expressions import load_meta_expressions
 
 VIDEOS = {
     "aa": {"frames": ["00000", "00005"], "expressions": {"0": {"exp": "a"}, "1": {"exp": "b"}}},

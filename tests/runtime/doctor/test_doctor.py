@@ -16,7 +16,7 @@ from fake_tensorrt import fake_tensorrt
 
 from refsam_trt.backends.cuda import driver
 from refsam_trt.doctor import cli as doctor
-from refsam_trt.doctor import probe
+from refsam_trt.doctor import cpu, probe
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_both_onnxruntimes_at_once_are_a_problem(examined, answers, monkeypatch)
 )
 def test_features_of_the_cpu(monkeypatch, tmp_path, cpuinfo, features, has_int8):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(doctor, "Path", lambda path: tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "Path", lambda path: tmp_path / "cpuinfo")
     report = doctor._cpu()
     assert report["has_int8_dot_product"] is has_int8
     if features is None:

@@ -267,7 +267,7 @@ REFUSED = {
     "no data set": (lambda meta: None, "give the root of a data set, which holds"),
     "no JSON": (lambda meta: "{", "not an expression file (Input data was truncated)"),
     "another form": (lambda meta: {"videos": []}, "not an expression file (Expected `object`"),
-    "no video": (lambda meta: {"videos": {}}, "names no video to run; expected at least one"),
+    "no video": (lambda meta: {"videos": {}}, "names no video; expected at least one entry"),
     "no frame": (
         lambda meta: changed(meta, frames=[]),
         "video bear: found 0 frames and 4 expressions, expected at least one of each, and every",
@@ -305,7 +305,7 @@ REFUSED = {
     ),
     "an empty expression": (
         lambda meta: changed(meta, expressions={str(k): {"exp": " "} for k in range(4)}),
-        "the expression is empty",
+        "video bear, expression 0: expected 'exp', a sentence, found ' '",
     ),
 }
 

@@ -191,7 +191,7 @@ def test_damaged_state_files_are_refused(
     assert f"{state}: not a session state (SafetensorError" in refusal(video, state)
     save_file({}, state)
     assert "not a session state (KeyError" in refusal(video, state)
-    monkeypatch.setattr("refsam_trt.session.state_file.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("refsam_trt.session.state_file.MAX_STATE_BYTES", 10)
     assert "not a session state (over 10 bytes); save it again" in refusal(video, state)
 
 

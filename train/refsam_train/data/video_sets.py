@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from refsam_bench.accuracy.mask_png import read_label_map
-from refsam_bench.accuracy.meta_expressions import VideoExpressions, load_meta_expressions
 from refsam_train.data.augment import Sizes, augment
 from refsam_train.data.clips import Clip
 from refsam_trt.errors import DatasetError
+from refsam_trt.run.meta_expressions import VideoExpressions, load_meta_expressions
 
 # The neighbours of a frame are at most this far (refsam-model 9.2).
 _FARTHEST = 3
