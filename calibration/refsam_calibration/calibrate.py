@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from refsam_calibration.calibrated import Calibrated
 from refsam_calibration.clips import Clips, read_clips
 from refsam_calibration.gate.half_range import audit_half
 from refsam_calibration.gate.journal import Journal
@@ -47,7 +46,7 @@ from refsam_calibration.ranges.ranges import (
     write_ranges,
 )
 from refsam_calibration.ranges.videos import CalibrationVideo, digest_of, open_videos
-from refsam_calibration.report import record_json
+from refsam_calibration.report import Calibrated, record_json
 from refsam_calibration.request import STAGES, CalibrateRequest, Stage
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.source import load_source

@@ -213,6 +213,7 @@ class TestRefused:
 
     def test_a_record_of_something_else(self, made: Made, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "letter").touch()
         request = replace(made.request, models=tmp_path / "m", record=tmp_path / "mine")
         self.refused(request, OutputError, r"mine: holds no record\.json, so it is not overwritten")
 

@@ -77,9 +77,8 @@ def report(bundles: tuple[str, ...], as_json: bool, slices: str, **options: Any)
     Exit codes: 0 done, 2 unusable input, 130 and 143 interrupted.
     """
     from refsam_bench.report.measure import measure_report
-    from refsam_bench.report.page import page_environment
+    from refsam_bench.report.page import page_environment, write_report
     from refsam_bench.report.request import ReportRequest
-    from refsam_bench.report.write import write_report
 
     names: Any = tuple(slices.split(","))
     folders = tuple(bundle_folder(bundle) for bundle in bundles)

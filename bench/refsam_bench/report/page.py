@@ -6,6 +6,7 @@ by Jinja2, whatever a data set or the name of a bundle holds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from refsam_bench.report.pictures import ANNOTATION, MISSING, RIGHT, TOO_MUCH
 from refsam_bench.report.plots import BAR_WIDTH, longest_frame_ms, scatter, stage_bar
 from refsam_bench.report.quantisation import BAR_WIDTH as LOSS_BAR_WIDTH
 from refsam_bench.report.quantisation import loss_width
+from refsam_bench.report.request import ReportRequest
 from refsam_trt.errors import MissingExtraError
+from refsam_trt.files.atomic import atomic_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -97,3 +100,17 @@ def _sequences(record: Mapping[str, Any]) -> list[str]:
     """Return the names of the sequences, those that the first engine is worst at first."""
     scored = record["candidates"][0]["accuracy"]["sequences"]
     return sorted(scored, key=lambda name: scored[name]["j_and_f"])
+
+
+def write_report(report: Report, request: ReportRequest) -> None:
+    """Write both files, each whole or not at all.
+
+    Raises:
+        OutputError: one cannot be written, or appeared since the request was checked.
+    """
+    page = render_page(report)
+    text = json.dumps(report.record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    request.check_outputs()
+    for path, content in ((request.json_output, text), (request.output, page)):
+        with atomic_path(path) as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="\n")

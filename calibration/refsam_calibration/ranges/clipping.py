@@ -6,7 +6,7 @@ of the values; `mse` minimises the squared error, `entropy` the information that
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from refsam_calibration.quantise.schemes import Scheme, fake_quantise, scale_of
 from refsam_calibration.ranges.histogram import Histogram
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 _NUM_LEVELS = 128
 # Ranges that `mse` tries: the largest value over powers of 2 ** (1 / 16), down to 1 / 1024 of it.

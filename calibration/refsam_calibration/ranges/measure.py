@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.ranges.clipping import clipped_amax
-from refsam_calibration.ranges.heap import trim_heap
 from refsam_calibration.ranges.ranges import (
     SCHEMA,
     LayerRange,
@@ -139,3 +139,17 @@ def _run(
 def _range(watcher: RangeWatcher, options: RangeOptions) -> LayerRange:
     amax = clipped_amax(watcher.histogram, options.method, options.scheme, options.percentile)
     return LayerRange(amax=amax, largest=watcher.amax)
+
+
+def trim_heap() -> bool:
+    """Give whole free pages back; say whether there was a way to, which only glibc has.
+
+    glibc keeps what programs free, in pieces that later and larger tensors do not fit into: without
+    this, the peak of a calibration grew by 7 % from 4 to 16 frames of 1024x1024.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim(ctypes.c_size_t(0))
+    return True

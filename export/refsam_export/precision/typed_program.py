@@ -236,9 +236,3 @@ def _last_input(node: fx.Node) -> fx.Node:
         return node
     last: fx.Node = [other for other in node.graph.nodes if other.op == "placeholder"][-1]
     return last
-
-
-def run_flat(program: fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Run a program without gradients."""
-    with torch.no_grad():
-        return tuple(program(*inputs))

@@ -338,7 +338,9 @@ class TestRequest:
 
     def test_places_where_nothing_can_be_written(self, tmp_path: Path):
         (tmp_path / "r.html").mkdir()
-        with pytest.raises(OutputError, match=r"r\.html: found a folder, expected a file"):
+        with pytest.raises(
+            OutputError, match=r"r\.html: found a folder or a device, expected a file"
+        ):
             request((Path("a"),), tmp_path / "r.html").check_outputs()
         with pytest.raises(OutputError, match="does not exist; create it first"):
             request((Path("a"),), tmp_path / "no" / "r.html").check_outputs()

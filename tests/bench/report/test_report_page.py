@@ -22,11 +22,10 @@ import refsam_bench.report.measure as measure
 from refsam_bench.cli import main
 from refsam_bench.datasets.outcome import View
 from refsam_bench.report.measure import Report
-from refsam_bench.report.page import figure, points, render_page
+from refsam_bench.report.page import figure, points, render_page, write_report
 from refsam_bench.report.pictures import MISSING, RIGHT, TOO_MUCH, judged, outlined
 from refsam_bench.report.plots import BAR_WIDTH, scatter, stage_bar
 from refsam_bench.report.record import RANDOM_NOTE
-from refsam_bench.report.write import write_report
 from refsam_trt.errors import OutputError
 
 TEMPLATES = Path(measure.__file__).parent / "page_files"

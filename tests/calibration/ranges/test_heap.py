@@ -7,7 +7,7 @@ import pytest
 
 _PROGRAM = """
 import ctypes, pathlib
-from refsam_calibration.ranges.heap import trim_heap
+from refsam_calibration.ranges.measure import trim_heap
 
 def resident():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -7,7 +7,7 @@ from torch import nn
 
 from refsam_export.refsam.attention import AugmentedAttention, BiasAttention, SdpaAttention
 from refsam_export.refsam.model.config import PRESETS
-from refsam_export.refsam.model.sam import ImageAttention
+from refsam_export.refsam.model.sam import Block
 
 EXACT = 1e-12  # in double precision
 SIZES = sorted(
@@ -22,7 +22,7 @@ SIZES = sorted(
 def sam_attention(head_dim: int, side: int, num_heads: int) -> nn.Module:
     """SAM's module with its relative tables filled: as made they are zero and hide everything."""
     torch.manual_seed(0)
-    module = ImageAttention(head_dim * num_heads, num_heads, True, True, True, (side, side))
+    module = Block(head_dim * num_heads, num_heads, use_rel_pos=True, input_size=(side, side)).attn
     for name in ("rel_pos_h", "rel_pos_w"):
         getattr(module, name).data.normal_(std=0.5)
     return module.double().eval().requires_grad_(False)

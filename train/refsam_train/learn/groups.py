@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from refsam_export.refsam.model.itm import ITM_NAMES
-from refsam_export.refsam.model.refsam import RefSam
 from refsam_train.learn.forward import ClipTraining
-from refsam_train.recipe import GROUPS, Group, Recipe
+from refsam_train.recipe import Group, Recipe
 from refsam_trt.errors import UsageError
 
 # Read by nobody when only the main mask is trained (refsam-model 6.6): they would get no gradient.
@@ -35,15 +32,6 @@ def group_of(name: str) -> Group | None:
     if name.startswith("image_encoder."):
         return "adapters" if "_Adapter." in name else None
     return next((group for prefix, group in _PREFIXES if name.startswith(prefix)), None)
-
-
-def count_parameters(model: RefSam) -> Mapping[Group, int]:
-    """Return how many parameters each group of the paper has."""
-    counts = dict.fromkeys(GROUPS, 0)
-    for name, parameter in model.named_parameters():
-        if group := group_of(name):
-            counts[group] += parameter.numel()
-    return counts
 
 
 def trained_parameters(

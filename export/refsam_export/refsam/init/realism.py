@@ -6,7 +6,6 @@ the model's own. Leaves out what the figures should be: the tests say.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,21 +98,6 @@ def measure_realism(model: RefSam, frames: Tensor, expressions: Sequence[Sequenc
             torch.stack([_iou(*pair) for pair in itertools.combinations(masks, 2)])
         ),
     )
-
-
-@torch.no_grad()
-def rounding_error(model: RefSam, frames: Tensor, expressions: Sequence[Sequence[int]]) -> float:
-    """Return how far float32 logits are from float64 ones, both over the whole clip.
-
-    The largest absolute difference over the largest absolute logit, worst frame and expression. A
-    copy of the model is made in float64. Arguments and errors are those of `measure_realism`.
-    """
-    _check(model, frames, expressions)
-    found, exact = (
-        torch.stack([clip.logits for clip in _run(of, frames.to(dtype), expressions)]).double()
-        for of, dtype in ((model, torch.float32), (copy.deepcopy(model).double(), torch.float64))
-    )
-    return float(((found - exact).abs().amax((-1, -2)) / exact.abs().amax((-1, -2))).max())
 
 
 def _check(model: RefSam, frames: Tensor, expressions: Sequence[Sequence[int]]) -> None:

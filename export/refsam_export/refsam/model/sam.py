@@ -15,7 +15,7 @@ from types import ModuleType
 from refsam_trt.errors import MissingExtraError
 
 _PACKAGE = "segment_anything"
-_MODULES = ("modeling.image_encoder", "modeling", "modeling.transformer", "modeling.common")
+_MODULES = ("modeling.image_encoder", "modeling", "modeling.common")
 
 
 def _private_copies() -> list[ModuleType]:
@@ -38,10 +38,9 @@ def _take_out() -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in names}
 
 
-_image_encoder, _modeling, _transformer, _common = _private_copies()
+_image_encoder, _modeling, _common = _private_copies()
 
 Block = _image_encoder.Block
-ImageAttention = _image_encoder.Attention
 ImageEncoderViT = _image_encoder.ImageEncoderViT
 get_rel_pos = _image_encoder.get_rel_pos
 window_partition = _image_encoder.window_partition
@@ -50,4 +49,3 @@ LayerNorm2d = _common.LayerNorm2d
 MaskDecoder = _modeling.MaskDecoder
 PromptEncoder = _modeling.PromptEncoder
 TwoWayTransformer = _modeling.TwoWayTransformer
-DecoderAttention = _transformer.Attention
