@@ -15,8 +15,8 @@ from refsam_bench.commands.report import report
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.ending import run_command
 from refsam_trt.command.progress import Progress
+from refsam_trt.command.types import PATH
 
-_FOLDER = click.Path(path_type=Path)
 _SOURCE_HELP = "Folder of the PyTorch weights the bundle was made from; checked by hash."
 
 
@@ -37,7 +37,7 @@ command.add_command(report)
 
 @command.command()
 @click.argument("bundle")
-@click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
+@click.option("--source", type=PATH, help=_SOURCE_HELP)
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--frames", "num_frames", type=click.IntRange(min=3), default=5, help="Chain length.")
 @click.option("--bisect", is_flag=True, help="Name the first frame, graph and tensor that differ.")
@@ -97,7 +97,7 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
 
 @command.command()
 @click.argument("bundle")
-@click.option("--source", type=_FOLDER, help=_SOURCE_HELP)
+@click.option("--source", type=PATH, help=_SOURCE_HELP)
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--backend", default="auto", help="Backend, or auto.")
 @click.option("--frames", "num_frames", type=click.IntRange(min=2), default=20)
@@ -124,7 +124,7 @@ def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
 )
 @click.option(
     "--plans",
-    type=_FOLDER,
+    type=PATH,
     multiple=True,
     help="With --precisions, folders of refsam-build to time instead of the bundle's graphs; once "
     "per precision.",

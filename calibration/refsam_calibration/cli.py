@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -11,9 +10,9 @@ import click
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.ending import run_command
 from refsam_trt.command.progress import Progress
+from refsam_trt.command.types import PATH
 
 _NAME = "refsam-calibrate"
-_FILE = click.Path(path_type=Path)
 
 
 class _Alpha(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
@@ -35,11 +34,11 @@ class _Alpha(click.ParamType):  # type: ignore[type-arg]  # generic only since c
 @click.argument("bundle")
 @click.option(
     "--clips",
-    type=_FILE,
+    type=PATH,
     required=True,
     help="TOML file of what to calibrate, search and verify with; calibration/clips.toml is one.",
 )
-@click.option("--output", type=_FILE, help="Folder of the quantised bundle; must not exist.")
+@click.option("--output", type=PATH, help="Folder of the quantised bundle; must not exist.")
 @click.option(
     "--max-jf-drop-points",
     type=click.FloatRange(min=0.0),
@@ -83,17 +82,17 @@ class _Alpha(click.ParamType):  # type: ignore[type-arg]  # generic only since c
     help="Of SmoothQuant, 0 to 1; auto searches it per layer, none leaves it out.  [default: auto]",
 )
 @click.option(
-    "--source", type=_FILE, help="Folder of the PyTorch weights.  [default: those in the bundle]"
+    "--source", type=PATH, help="Folder of the PyTorch weights.  [default: those in the bundle]"
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     help="Of what is drawn from the clips.  [default: that in the file]",
 )
-@click.option("--ranges", type=_FILE, help="Use the ranges in this file instead of measuring.")
+@click.option("--ranges", type=PATH, help="Use the ranges in this file instead of measuring.")
 @click.option(
     "--work",
-    type=_FILE,
+    type=PATH,
     help="Folder where ranges and results are kept, for later runs.  [default: OUTPUT-work]",
 )
 @click.option(

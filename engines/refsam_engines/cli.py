@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from refsam_trt.command.ending import run_command
+from refsam_trt.command.types import PATH
 
 _NAME = "refsam-build"
-_FILE = click.Path(path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -21,7 +21,7 @@ def _size(name: str, text: str) -> Callable[[_Command], _Command]:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("bundle", type=_FILE)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -33,7 +33,7 @@ def _size(name: str, text: str) -> Callable[[_Command], _Command]:
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
     help="Which variant of the bundle to build; precision lies in the graphs.",
 )
-@click.option("--output", type=_FILE, help="Folder of the plans; must not exist.")
+@click.option("--output", type=PATH, help="Folder of the plans; must not exist.")
 @click.option(
     "--attention",
     type=click.Choice(["augmented", "bias", "reference"]),
@@ -52,7 +52,7 @@ def _size(name: str, text: str) -> Callable[[_Command], _Command]:
 @click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32 (10 bits).")
 @click.option(
     "--timing-cache",
-    type=_FILE,
+    type=PATH,
     help="File that keeps measured kernel times from build to build (tensorrt).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing plans.")

@@ -14,10 +14,10 @@ from refsam_engines.profiles import Sizes, profiles_for, sizes_within
 from refsam_engines.rtx_header import read_rtx_header
 from refsam_engines.variants import variant_for
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
-from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, sha256_of_file
+from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import Plans, open_plans
-from refsam_trt.contract.manifest import FileEntry
+from refsam_trt.bundle.write import file_entry
 from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
     PLAN_SCHEMA_VERSION,
@@ -105,10 +105,7 @@ def build_plans(request: PlanRequest, show_line: ShowLine) -> Plans:
             tools={"python": platform.python_version()} | {t: version_of(t) for t in _TOOLS},
             graphs=entries,
             golden_source=golden,
-            files={
-                path.name: FileEntry(path.stat().st_size, sha256_of_file(path))
-                for path in sorted(folder.iterdir())
-            },
+            files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         )
         raw = manifest.to_bytes()
         (folder / MANIFEST_FILE).write_bytes(raw)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from refsam_trt.command.ending import run_command
+from refsam_trt.command.types import PATH
 
-_FILE = click.Path(path_type=Path)
 _SHOWN = 3
 _MAX_SHORT_SIDE = 4096
 
@@ -31,19 +30,19 @@ def _short_side(
 
 @click.command(context_settings={"show_default": True})
 @click.option("--backbone", required=True, help="Preset: vitb, vitl, vith, nano or tiny.")
-@click.option("--sam-checkpoint", type=_FILE, help="SAM's own weights (sam_vit_h_4b8939.pth).")
-@click.option("--checkpoint", type=_FILE, help="RefSAM weights: one safetensors file of ours.")
+@click.option("--sam-checkpoint", type=PATH, help="SAM's own weights (sam_vit_h_4b8939.pth).")
+@click.option("--checkpoint", type=PATH, help="RefSAM weights: one safetensors file of ours.")
 @click.option(
     "--part",
     "parts",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     metavar="FILE",
     help="Instead of --checkpoint, one file of the official training scripts (resizer_*.pth, "
     "mask_decoder_*.pth and so on); may be given several times. Its keys tell which part it is.",
 )
 @click.option(
-    "--text-encoder", type=_FILE, help="Hugging Face folder of a T5, RoBERTa or CLIP text encoder."
+    "--text-encoder", type=PATH, help="Hugging Face folder of a T5, RoBERTa or CLIP text encoder."
 )
 @click.option(
     "--configuration",
@@ -89,7 +88,7 @@ def _short_side(
     help="Fill whatever no file gives with random weights made to behave like trained ones. "
     "For speed and parity only: the masks mean nothing, and the bundle says so.",
 )
-@click.option("--output", required=True, type=_FILE, help="Folder of the bundle; must not exist.")
+@click.option("--output", required=True, type=PATH, help="Folder of the bundle; must not exist.")
 @click.option(
     "--split",
     type=click.Choice(["optimised", "baseline"]),
@@ -123,7 +122,7 @@ def _short_side(
 )
 @click.option(
     "--expressions",
-    type=_FILE,
+    type=PATH,
     metavar="FILE",
     help="Text file, one expression per line, to embed now: the bundle knows them without running "
     "its text encoder. Blank lines are passed over, repeated expressions kept once.",

@@ -20,13 +20,13 @@ from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import MODELS, SHIPPED
 from refsam_trt.command.ending import run_command
+from refsam_trt.command.types import PATH
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
 from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.files.target import refuse_folder
 
 MAX_BYTES = 26_000_000
 RECORD_FILE = "record.json"
-_FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("runs", type=_FILE, nargs=-1, required=True, metavar="RUN...")
-@click.option("--models", type=_FILE, default=MODELS, help="Folder of the shipped bundles.")
-@click.option("--record", type=_FILE, default="train/nano", help="Folder of the record.")
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN...")
+@click.option("--models", type=PATH, default=MODELS, help="Folder of the shipped bundles.")
+@click.option("--record", type=PATH, default="train/nano", help="Folder of the record.")
 @click.option("--overwrite", is_flag=True, help="Replace the model that ships already.")
 @click.option(
     "--continued", is_flag=True, help="The first run started from the model that ships already."

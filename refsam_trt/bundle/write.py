@@ -45,7 +45,7 @@ def write_bundle(
     with atomic_folder(target, overwrite) as folder:
         for name, source in files.items():
             _move(source, folder / name)
-        entries = {name: _entry(folder / name) for name in files}
+        entries = {name: file_entry(folder / name) for name in files}
         raw = msgspec.structs.replace(manifest, files=entries).to_bytes()
         (folder / MANIFEST_FILE).write_bytes(raw)
         (folder / HASH_FILE).write_bytes(f"{bundle_id(raw)}\n".encode())
@@ -86,7 +86,8 @@ def _move(source: Path, destination: Path) -> None:
         ) from error
 
 
-def _entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Return what a manifest says of a file."""
     return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
@@ -101,4 +102,4 @@ def _checked(folder: Path, target: Path) -> Bundle:
         ) from error
 
 
-__all__ = ["write_bundle"]
+__all__ = ["file_entry", "write_bundle"]

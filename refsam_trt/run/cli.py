@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refsam_trt.command.ending import INTERRUPTED, TERMINATED, Terminated, run_command
+from refsam_trt.command.types import PATH
 from refsam_trt.errors import RefsamError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from refsam_trt.run.runner import RunReport
 
 _NAME = "refsam-run"
-_FILE = click.Path(path_type=Path)
 
 
 def _text_cache(context: click.Context, parameter: click.Parameter, value: str) -> str | Path:
@@ -27,11 +27,11 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 @click.argument("bundle")
 @click.argument("source")
 @click.argument("expressions", nargs=-1)
-@click.option("--output", required=True, type=_FILE, help="Folder of the results; must not exist.")
+@click.option("--output", required=True, type=PATH, help="Folder of the results; must not exist.")
 @click.option(
     "--expressions",
     "expressions_file",
-    type=_FILE,
+    type=PATH,
     help="Text file of more expressions, one per line; blank lines are passed over.",
 )
 @click.option(
@@ -59,7 +59,7 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 )
 @click.option(
     "--plans",
-    type=_FILE,
+    type=PATH,
     metavar="FOLDER",
     help="Plans of refsam-build to run instead of the bundle's graphs.",
 )

@@ -13,11 +13,11 @@ import click
 
 from refsam_trt.command.ending import run_command
 from refsam_trt.command.progress import Progress
+from refsam_trt.command.types import PATH
 
-_FILE = click.Path(path_type=Path)
-_weights = click.option("--weights", type=_FILE, help="Start from a weights file of ours.")
-_sam = click.option("--sam-checkpoint", type=_FILE, help="Start from SAM's own weights.")
-_text = click.option("--text-encoder", type=_FILE, help="Hugging Face folder of a T5 encoder.")
+_weights = click.option("--weights", type=PATH, help="Start from a weights file of ours.")
+_sam = click.option("--sam-checkpoint", type=PATH, help="Start from SAM's own weights.")
+_text = click.option("--text-encoder", type=PATH, help="Hugging Face folder of a T5 encoder.")
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
@@ -42,9 +42,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipe", type=_FILE)
-@click.option("--data", "data_root", type=_FILE, help="Folder of the data set.")
-@click.option("--output", type=_FILE, help="Folder of the run; default train/runs/<recipe name>.")
+@click.argument("recipe", type=PATH)
+@click.option("--data", "data_root", type=PATH, help="Folder of the data set.")
+@click.option("--output", type=PATH, help="Folder of the run; default train/runs/<recipe name>.")
 @click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps in all.")
 @click.option(
@@ -70,9 +70,9 @@ def run(recipe: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("recipe", type=_FILE)
-@click.argument("checkpoint", type=_FILE)
-@click.option("--output", type=_FILE, required=True, help="The .safetensors file to write.")
+@click.argument("recipe", type=PATH)
+@click.argument("checkpoint", type=PATH)
+@click.option("--output", type=PATH, required=True, help="The .safetensors file to write.")
 @_weights
 @_sam
 @_text
@@ -97,7 +97,7 @@ def publish(recipe: Path, checkpoint: Path, output: Path, as_json: bool, **files
 
 
 @cli.command()
-@click.option("--write", "folder", type=_FILE, required=True, help="Folder to make.")
+@click.option("--write", "folder", type=PATH, required=True, help="Folder to make.")
 @click.option(
     "--slice", "slice_name", default="attribute", show_default=True, help="Of expressions."
 )

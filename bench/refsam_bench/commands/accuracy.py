@@ -11,15 +11,15 @@ import click
 
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
+from refsam_trt.command.types import PATH
 from refsam_trt.errors import UsageError
 
-_FOLDER = click.Path(path_type=Path)
 RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 
 
 @click.command()
-@click.option("--results", type=_FOLDER, help="Folder of label maps to score.")
-@click.option("--annotations", type=_FOLDER, help="Folder of the true label maps.")
+@click.option("--results", type=PATH, help="Folder of label maps to score.")
+@click.option("--annotations", type=PATH, help="Folder of the true label maps.")
 @click.option(
     "--protocol",
     type=click.Choice(["davis-semi", "davis-unsup", "per-expression"]),
@@ -28,7 +28,7 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 )
 @click.option("--bundle", help="Bundle to run and score: a folder, or nano.")
 @click.option("--dataset", type=click.Choice(["synthetic", "ref-davis"]), help="What to run it on.")
-@click.option("--root", type=_FOLDER, help="Folder of ref-davis.")
+@click.option("--root", type=PATH, help="Folder of ref-davis.")
 @click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
 @click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
 @click.option(
@@ -59,7 +59,7 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 @click.option(
     "--reference", "is_reference", is_flag=True, help="Score the PyTorch reference instead."
 )
-@click.option("--source", type=_FOLDER, help="For --reference: folder of the PyTorch weights.")
+@click.option("--source", type=PATH, help="For --reference: folder of the PyTorch weights.")
 @click.option("--backend", default="auto", help="Backend, or auto.")
 @click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

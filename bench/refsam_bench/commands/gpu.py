@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from refsam_trt.bundle.shipped import bundle_folder
-
-_PATH = click.Path(path_type=Path)
+from refsam_trt.command.types import PATH
 
 
 def _names(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
@@ -22,7 +21,7 @@ def _names(context: click.Context, parameter: click.Parameter, text: str) -> tup
 
 @click.command()
 @click.argument("bundles", nargs=-1, metavar="[BUNDLE]...")
-@click.option("--output", required=True, type=_PATH, help="JSON file; replaced if it exists.")
+@click.option("--output", required=True, type=PATH, help="JSON file; replaced if it exists.")
 @click.option(
     "--preset",
     "presets",
@@ -47,7 +46,7 @@ def _names(context: click.Context, parameter: click.Parameter, text: str) -> tup
     metavar="NAMES",
     help="Backends to measure, commas between; those that do not open are listed.",
 )
-@click.option("--source", type=_PATH, help="Folder of the PyTorch weights; checked by hash.")
+@click.option("--source", type=PATH, help="Folder of the PyTorch weights; checked by hash.")
 @click.option("--frames", "num_frames", type=click.IntRange(min=1), default=50)
 @click.option("--warmup", "num_warmup", type=click.IntRange(min=0), default=5)
 @click.option("--expressions", "num_expressions", type=click.IntRange(min=1, max=64), default=2)

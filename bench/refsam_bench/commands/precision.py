@@ -10,15 +10,14 @@ import click
 
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
+from refsam_trt.command.types import PATH
 from refsam_trt.files.atomic import atomic_path
-
-_FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("bundle")
 @click.option("--precision", type=click.Choice(["fp16", "bf16"]), default="fp16")
-@click.option("--source", type=_FOLDER, help="Folder of the PyTorch weights; checked by hash.")
+@click.option("--source", type=PATH, help="Folder of the PyTorch weights; checked by hash.")
 @click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Synthetic videos.")
 @click.option(
     "--num-smoke-videos",
@@ -27,7 +26,7 @@ _FOLDER = click.Path(path_type=Path)
     help="How many of them ONNX Runtime runs too.",
 )
 @click.option("--seed", default=900_000, help="Of the videos; 900000 and up are for evaluation.")
-@click.option("--output", type=_FOLDER, help="JSON file to write as well.")
+@click.option("--output", type=PATH, help="JSON file to write as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def precision(bundle: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Judge a bundle's half graphs: range, rounding, and ONNX Runtime as a smoke test.

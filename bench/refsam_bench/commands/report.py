@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
-
-_PATH = click.Path(path_type=Path)
+from refsam_trt.command.types import PATH
 
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@click.option("--output", required=True, type=_PATH, help="The page, .html; JSON goes beside it.")
+@click.option("--output", required=True, type=PATH, help="The page, .html; JSON goes beside it.")
 @click.option(
     "--dataset",
     type=click.Choice(["synthetic", "ref-davis", "ref-youtube-vos"]),
     default="synthetic",
     help="What accuracy is measured on.",
 )
-@click.option("--root", type=_PATH, help="Folder of ref-davis or ref-youtube-vos.")
+@click.option("--root", type=PATH, help="Folder of ref-davis or ref-youtube-vos.")
 @click.option("--split", default="valid", help="Of ref-youtube-vos; it must have annotations.")
 @click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
 @click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
@@ -35,7 +33,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--source",
-    type=_PATH,
+    type=PATH,
     help="Folder of the PyTorch weights, for bundles that do not hold them; checked by hash.",
 )
 @click.option(
@@ -59,7 +57,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--forms",
-    type=_PATH,
+    type=PATH,
     multiple=True,
     help="Result of make prove's step calibration-forms-..., to be shown too; may be repeated.",
 )
