@@ -166,11 +166,12 @@ def command(
 
     Exit codes: 0 done, 1 parity failed (no bundle is written), 2 unusable input.
     """
-    from refsam_export.exporter import ExportRequest, export_bundle
+    from refsam_export.exporter import export_bundle
     from refsam_export.precision.policy import parse_precisions
     from refsam_export.refsam.configuration import asked_for
     from refsam_export.refsam.model.config import preset
     from refsam_export.refsam.rewrites import parse_rewrites
+    from refsam_export.request import ExportRequest
 
     if include_source is None:
         is_small = preset(options["backbone"]).preset in ("nano", "tiny")

@@ -46,7 +46,7 @@ from refsam_trt.contract.manifest import (
 from refsam_trt.errors import ParityError
 from refsam_trt.files.target import refuse_folder
 from refsam_trt.run.expressions_file import read_expressions
-from refsam_trt.text.encoder import Tokenizer as TextTokenizer
+from refsam_trt.text.tokenizer import Tokenizer as TextTokenizer
 from refsam_trt.versions import OWN, version_of
 
 _TOKENIZER = "tokenizer.json"

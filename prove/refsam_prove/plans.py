@@ -18,9 +18,9 @@ import msgspec
 
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
-from refsam_export.exporter import ExportRequest
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.programs import trace_graphs
+from refsam_export.request import ExportRequest
 from refsam_export.variants import Written, write_variants
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
 from refsam_trt.contract.manifest import GraphEntry

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from refsam_bench.precision.judge import PrecisionRequest, measure_precision
-from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.exporter import export_bundle
+from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress

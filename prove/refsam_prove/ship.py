@@ -167,7 +167,8 @@ def _publish(
 
 def _export(preset: str, weights: Path, output: Path, report: Callable[[str], None]) -> str:
     """Export to `output`, prove it and return the bundle id."""
-    from refsam_export.exporter import ExportRequest, export_bundle
+    from refsam_export.exporter import export_bundle
+    from refsam_export.request import ExportRequest
 
     request = ExportRequest(
         preset, output, checkpoint=weights, include_source=True, weight_storage="fp16"

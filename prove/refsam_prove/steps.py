@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from refsam_bench.speed.measure import SpeedRequest, environment, measure_speed
-from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.exporter import export_bundle
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.init.realism import measure_realism
+from refsam_export.request import ExportRequest
 from refsam_prove import nano as prove_nano
 from refsam_prove import plans as prove_plans
 from refsam_prove import precision as prove_precision

@@ -40,7 +40,7 @@ from refsam_trt.run.outputs import FinishedFrame
 from refsam_trt.run.shared_tracks import SharedTracks, Stepper
 from refsam_trt.session.engine import Engine, load
 from refsam_trt.session.session import Session
-from refsam_trt.text.encoder import Tokenizer
+from refsam_trt.text.tokenizer import Tokenizer
 
 RECORD_FILE = "run.json"
 """What was run: part of every output, and the sign that a folder may be overwritten."""

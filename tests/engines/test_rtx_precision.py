@@ -11,8 +11,8 @@ from rtx_probe import needs_rtx
 
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
-from refsam_export.exporter import ExportRequest
 from refsam_export.refsam.programs import trace_graphs
+from refsam_export.request import ExportRequest
 from refsam_export.variants import write_variants
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.contract.plan_manifest import GraphReport

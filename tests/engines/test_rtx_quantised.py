@@ -12,7 +12,7 @@ from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_engines.profiles import Sizes, profiles_for
-from refsam_export.exporter import ExportRequest
+from refsam_export.request import ExportRequest
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.errors import PlanBuildError

@@ -27,10 +27,11 @@ from reference_models import loaded
 import refsam_export.exporter as exporter
 import refsam_export.variants as variants
 from refsam_export.cli import main
-from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.exporter import export_bundle
 from refsam_export.onnx.export import export_graph, node_types
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.graphs import build_graphs
+from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.ending import Terminated
 from refsam_trt.errors import (

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.exporter import export_bundle
+from refsam_export.request import ExportRequest
 
 
 def exported(

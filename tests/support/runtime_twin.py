@@ -11,7 +11,7 @@ from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import Manifest
 from refsam_trt.image.preprocess import Preprocessor
 from refsam_trt.result.result import FrameResults
-from refsam_trt.text.encoder import TextEmbedding
+from refsam_trt.text.cache import TextEmbedding
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,8 +8,9 @@ from typing import Any
 from refsam_bench.gpu.request import GpuRequest, Job, Subject
 from refsam_bench.gpu.steps import Steps
 from refsam_bench.report.provenance import bundle_entry
-from refsam_export.exporter import ExportRequest, export_unproven
+from refsam_export.exporter import export_unproven
 from refsam_export.parity.reference import write_reference
+from refsam_export.request import ExportRequest
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle
 

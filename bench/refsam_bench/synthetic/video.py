@@ -64,14 +64,6 @@ class SyntheticVideo:
         """Return where this object is visible, bool [T, H, W]."""
         return np.equal(self.label_map, object_id)
 
-    def visible_px(self) -> npt.NDArray[np.int64]:
-        """Return how many pixels of each object are visible, int64 [T, K]."""
-        num_objects = len(self.scene.objects)
-        counts = [
-            np.bincount(labels.ravel(), minlength=num_objects + 1) for labels in self.label_map
-        ]
-        return np.stack(counts)[:, 1:].astype(np.int64)
-
 
 def split_of(seed: int) -> Split:
     """Return what a seed may be used for.

@@ -15,7 +15,9 @@ from refsam_trt.bundle.open import Bundle
 from refsam_trt.contract.manifest import Manifest
 from refsam_trt.contract.refsam import TEXT_ENCODER
 from refsam_trt.errors import ExpressionError
-from refsam_trt.text.encoder import TextEncoder, Tokenizer, write_text_cache
+from refsam_trt.text.cache import write_text_cache
+from refsam_trt.text.encoder import TextEncoder
+from refsam_trt.text.tokenizer import Tokenizer
 
 TEXT_CACHE = "text_cache.safetensors"
 

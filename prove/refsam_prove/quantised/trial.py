@@ -26,13 +26,13 @@ from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
 from refsam_calibration.ranges.watching import RangeWatcher, watching
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
-from refsam_export.exporter import ExportRequest
 from refsam_export.onnx.export import export_graph
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.graphs import ImageEncoderGraph
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.programs import LIMITS, specs_of
+from refsam_export.request import ExportRequest
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.contract.refsam import IMAGE_ENCODER

@@ -22,8 +22,10 @@ from refsam_trt.errors import StateError
 from refsam_trt.families.base import FamilyParts, VideoAdapter
 from refsam_trt.families.refsam.tracks import TrackState
 from refsam_trt.result.raw_frame import RawFrame
+from refsam_trt.text.cache import TextCache, TextEmbedding
 from refsam_trt.text.disk import TextDiskCache, TextKey
-from refsam_trt.text.encoder import TextCache, TextEmbedding, TextEncoder, Tokenizer
+from refsam_trt.text.encoder import TextEncoder
+from refsam_trt.text.tokenizer import Tokenizer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

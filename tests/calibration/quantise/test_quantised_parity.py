@@ -10,10 +10,10 @@ from reference_models import image_of, model, relative
 from torch import Tensor
 
 from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
-from refsam_export.exporter import ExportRequest
 from refsam_export.parity.compare import Parity, compare
 from refsam_export.parity.reference import write_reference
 from refsam_export.refsam.model.refsam import RefSam
+from refsam_export.request import ExportRequest
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 
 VARIANT = "int8-fp32-augmented-optimised"

@@ -11,7 +11,7 @@ from reference_models import image_of, loaded, model, relative
 
 import refsam_trt
 from refsam_export import exporter
-from refsam_export.exporter import ExportRequest, export_bundle
+from refsam_export.exporter import export_bundle
 from refsam_export.parity.bounds import BOUNDS
 from refsam_export.parity.half import half_figures
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
@@ -21,6 +21,7 @@ from refsam_export.precision.policy import POLICIES
 from refsam_export.precision.range_audit import MAX_ABSOLUTE
 from refsam_export.precision.typed_program import rounded_module
 from refsam_export.refsam.programs import specs_of, trace_graphs
+from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract import refsam
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER

@@ -14,12 +14,15 @@ from tokenizers import Tokenizer as Library
 
 import refsam_trt
 from refsam_export import cli, exporter
-from refsam_export.exporter import ExportRequest, ExportResult, export_bundle
+from refsam_export.exporter import ExportResult, export_bundle
+from refsam_export.request import ExportRequest
 from refsam_export.text.known_text import clean_expressions, write_known_expressions
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import ExpressionError, UsageError
 from refsam_trt.families.refsam.family import RefsamFamily
-from refsam_trt.text.encoder import TextCache, TextEmbedding, TextStatistics, Tokenizer
+from refsam_trt.text.cache import TextCache, TextEmbedding
+from refsam_trt.text.encoder import TextStatistics
+from refsam_trt.text.tokenizer import Tokenizer
 
 LINES = "a dog\n\n  A   Dog \na cat on the LEFT\n"
 KNOWN = ("a dog", "a cat on the left")

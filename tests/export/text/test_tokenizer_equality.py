@@ -11,7 +11,7 @@ from checkpoint_files import save_t5
 from small_tokenizers import Encode, write_clip, write_roberta, write_t5
 
 from refsam_export.text.encoders import read_text_folder
-from refsam_trt.text.encoder import Tokenizer
+from refsam_trt.text.tokenizer import Tokenizer
 
 NUM_EXPRESSIONS = 2096
 # What the data set lacks; T5's and CLIP's files normalise some of it.

@@ -25,7 +25,7 @@ from refsam_trt.backends.select import open_backend
 from refsam_trt.contract.manifest import Weights
 from refsam_trt.contract.refsam import DECODER_STEP, TEXT_ENCODER, Split
 from refsam_trt.families.refsam.family import RefsamFamily
-from refsam_trt.text.encoder import TextCache, write_text_cache
+from refsam_trt.text.cache import TextCache, write_text_cache
 
 
 def family(engine: Engine) -> RefsamFamily:

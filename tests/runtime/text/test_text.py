@@ -15,16 +15,10 @@ from refsam_trt.bundle.open import open_bundle
 from refsam_trt.contract.refsam import DECODER_STEP, TEXT_ENCODER, Split
 from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError
 from refsam_trt.text import encoder as text_module
+from refsam_trt.text.cache import TextCache, TextEmbedding, write_text_cache
 from refsam_trt.text.disk import TextDiskCache, TextKey
-from refsam_trt.text.encoder import (
-    TextCache,
-    TextEmbedding,
-    TextEncoder,
-    TextMode,
-    TextStatistics,
-    Tokenizer,
-    write_text_cache,
-)
+from refsam_trt.text.encoder import TextEncoder, TextMode, TextStatistics
+from refsam_trt.text.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("baseline", "optimised")
 

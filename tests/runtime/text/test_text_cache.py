@@ -9,7 +9,7 @@ from runtime_twin import assert_same_embedding, random_embedding
 from safetensors.numpy import save_file
 
 from refsam_trt.errors import BundleError
-from refsam_trt.text.encoder import TextCache, write_text_cache
+from refsam_trt.text.cache import TextCache, write_text_cache
 
 
 def test_a_text_cache_comes_back_as_written(tmp_path: Path) -> None:

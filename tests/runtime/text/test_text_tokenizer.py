@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, processors
 
 from refsam_trt.errors import BundleError, ExpressionError
-from refsam_trt.text.encoder import Tokenizer
+from refsam_trt.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
