@@ -12,8 +12,8 @@ from refsam_bench.gpu.isolation import run_isolated
 from refsam_bench.gpu.machine import backends, machine, require_gpu
 from refsam_bench.gpu.request import Case, GpuRequest, Job, Subject
 from refsam_bench.gpu.steps import Event
-from refsam_trt.errors import OutputError
 from refsam_trt.files.atomic import atomic_path
+from refsam_trt.files.target import refuse_file
 
 Runner = Callable[[Job, Callable[[Event], None], Path, float | None], None]
 """Runs a job: `isolation.run_isolated`, or in tests this very process."""
@@ -44,7 +44,7 @@ def measure_gpu(
         BackendError: there is no GPU.
         OutputError: the record cannot be written.
     """
-    _check_output(request.output)
+    refuse_file(request.output)
     gpu = require_gpu()
     record = {
         "schema": SCHEMA,
@@ -177,14 +177,3 @@ class _Campaign:
         text = json.dumps(self._record, indent=1, allow_nan=False) + "\n"
         with atomic_path(self._request.output) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def _check_output(output: Path) -> None:
-    """Refuse a place for the record before anything is measured."""
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; give the name of a JSON file (--output)")
-
-
-__all__ = ["Runner", "measure_gpu"]

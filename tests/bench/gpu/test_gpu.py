@@ -233,5 +233,5 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, changes: dict[str, A
 def test_a_place_that_cannot_hold_the_record_is_refused(tmp_path: Path):
     with pytest.raises(OutputError, match=r"gpu\.json: the folder .*absent does not exist; create"):
         measure_gpu(small(tmp_path / "absent" / "gpu.json"), tmp_path, print, run_here)
-    with pytest.raises(OutputError, match=r"is a folder; give the name of a JSON file \(--output"):
+    with pytest.raises(OutputError, match="found a folder or a device, expected a file"):
         measure_gpu(small(tmp_path), tmp_path, print, run_here)
