@@ -23,6 +23,7 @@ from refsam_trt.result.writers import PalettePngWriter
 from refsam_trt.run.meta_expressions import (
     NUM_ANNOTATORS,
     VideoExpressions,
+    expression_file,
     keys_by_object,
     load_meta_expressions,
 )
@@ -105,10 +106,10 @@ def load_dataset(kind: DatasetKind, root: Path) -> list[DatasetVideo]:
     Raises:
         DatasetError: a file or folder is missing, or the expression file cannot be used.
     """
-    path = _meta_path(root, "valid")
+    path = expression_file(root, "valid")
     videos = load_meta_expressions(path)
-    if kind == "ref-youtube-vos" and _meta_path(root, "test").exists():
-        held_out = load_meta_expressions(_meta_path(root, "test"))
+    if kind == "ref-youtube-vos" and expression_file(root, "test").exists():
+        held_out = load_meta_expressions(expression_file(root, "test"))
         videos = {name: video for name, video in videos.items() if name not in held_out}
     if not videos:
         raise DatasetError(f"{path}: names no video to run; expected at least one under 'videos'")
@@ -153,10 +154,6 @@ def _write_masks(folders: Sequence[Path], done: FinishedFrame) -> None:
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _meta_path(root: Path, split: str) -> Path:
-    return root / "meta_expressions" / split / "meta_expressions.json"
 
 
 def _video(

@@ -39,6 +39,11 @@ class _File(msgspec.Struct):
     videos: dict[str, VideoExpressions]
 
 
+def expression_file(root: Path, split: str) -> Path:
+    """Return where a data set has the expressions of a split."""
+    return root / "meta_expressions" / split / "meta_expressions.json"
+
+
 def load_meta_expressions(path: Path) -> dict[str, VideoExpressions]:
     """Return the videos of an expression file by name, in file order.
 

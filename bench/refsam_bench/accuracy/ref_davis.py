@@ -21,6 +21,7 @@ from refsam_trt.errors import DatasetError, UsageError
 from refsam_trt.run.meta_expressions import (
     NUM_ANNOTATORS,
     VideoExpressions,
+    expression_file,
     keys_by_object,
     load_meta_expressions,
 )
@@ -77,7 +78,7 @@ def load_ref_davis(
             expressions per object, or a frame is missing, unreadable or of another size.
         UsageError: `videos` is empty or names one that the expression file does not.
     """
-    path = root / "meta_expressions" / split / "meta_expressions.json"
+    path = expression_file(root, split)
     entries = load_meta_expressions(path)
     wanted = list(entries) if videos is None else list(videos)
     unknown = [name for name in wanted if name not in entries]

@@ -28,7 +28,7 @@ from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.postprocess import mask_from_logits
 from refsam_trt.run.datasets import YOUTUBE_THRESHOLD
-from refsam_trt.run.meta_expressions import VideoExpressions, load_meta_expressions
+from refsam_trt.run.meta_expressions import VideoExpressions, expression_file, load_meta_expressions
 
 _PROTOCOL: Any = "per-expression"
 
@@ -64,7 +64,7 @@ class RefYoutubeVos:
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        path = root / "meta_expressions" / split / "meta_expressions.json"
+        path = expression_file(root, split)
         entries = load_meta_expressions(path)
         if not (root / split / "Annotations").is_dir():
             raise DatasetError(

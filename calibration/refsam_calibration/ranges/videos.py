@@ -16,7 +16,7 @@ from refsam_calibration.clips import Clips, FolderClips, OwnVideo, Source, Synth
 from refsam_trt.errors import CalibrationError, DatasetError
 from refsam_trt.media.frames import FrameSource, open_frames
 from refsam_trt.run.datasets import DatasetVideo
-from refsam_trt.run.meta_expressions import load_meta_expressions
+from refsam_trt.run.meta_expressions import expression_file, load_meta_expressions
 
 Frame = NDArray[np.uint8]
 
@@ -114,7 +114,7 @@ def _synthetic(source: SyntheticClips, index: int, chosen: list[int]) -> Calibra
 def _folder_videos(
     source: FolderClips, root: Path, rng: np.random.Generator
 ) -> Iterator[CalibrationVideo]:
-    path = root / "meta_expressions" / source.split / "meta_expressions.json"
+    path = expression_file(root, source.split)
     entries = load_meta_expressions(path)
     if source.num_videos > len(entries):
         raise DatasetError(

@@ -15,7 +15,7 @@ from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_train.data.augment import Sizes, augment
 from refsam_train.data.clips import Clip
 from refsam_trt.errors import DatasetError
-from refsam_trt.run.meta_expressions import VideoExpressions, load_meta_expressions
+from refsam_trt.run.meta_expressions import VideoExpressions, expression_file, load_meta_expressions
 
 # The neighbours of a frame are at most this far (refsam-model 9.2).
 _FARTHEST = 3
@@ -71,7 +71,7 @@ def read_video_samples(root: Path, split: str) -> tuple[VideoSample, ...]:
         DatasetError: the first fault, by file name: no expression file, a frame or mask missing,
             masks of another size, an object id that no mask of the video has.
     """
-    path = root / "meta_expressions" / split / "meta_expressions.json"
+    path = expression_file(root, split)
     videos = load_meta_expressions(path).items()
     return tuple(
         s for name, video in videos for s in _video_samples(root / split, name, video, path)
