@@ -22,7 +22,7 @@ from refsam_trt.image.postprocess import label_map_from_logits
 from refsam_trt.run import datasets
 from refsam_trt.run import jobs as run_jobs
 from refsam_trt.run.cli import main
-from refsam_trt.run.datasets import _read
+from refsam_trt.run.meta_expressions import load_meta_expressions
 from refsam_trt.session.session import Session
 
 FRAMES = ["00000", "00005", "00010"]
@@ -219,7 +219,7 @@ def test_real_ref_davis_folders_are_read(run, tmp_path):
 
 def test_real_expressions_of_ref_youtube_vos_are_read():
     path = shared_data.path("ref-youtube-vos-meta/meta_expressions/valid/meta_expressions.json")
-    videos = _read(path)
+    videos = load_meta_expressions(path)
     assert len(videos) == 507
     assert sum(len(video.expressions) for video in videos.values()) == 2096
 
