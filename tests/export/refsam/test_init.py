@@ -13,8 +13,8 @@ from reference_models import loaded
 from torch import Tensor
 
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.refsam.init.fill import realistic_init
 from refsam_export.refsam.init import realism
+from refsam_export.refsam.init.fill import realistic_init
 from refsam_export.refsam.init.realism import Realism, measure_realism
 from refsam_export.refsam.model.config import preset
 from refsam_export.refsam.model.refsam import RefSam
