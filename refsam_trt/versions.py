@@ -25,6 +25,3 @@ def version_of(name: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return FROM_SOURCE if name == OWN else UNKNOWN
-
-
-__all__ = ["FROM_SOURCE", "OWN", "UNKNOWN", "version_of"]

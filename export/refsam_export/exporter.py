@@ -277,6 +277,3 @@ def _summary(loaded: LoadedModel) -> dict[str, Any]:
         "random_init_seed": loaded.weights.random_init_seed,
         "warnings": list(loaded.warnings),
     }
-
-
-__all__ = ["ExportRequest", "ExportResult", "export_bundle", "export_unproven"]

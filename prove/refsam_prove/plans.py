@@ -141,5 +141,3 @@ def _report(
 
 
 STEPS = {f"plans-{preset}": plans(preset) for preset in BOUNDS}
-
-__all__ = ["BOUNDS", "STEPS", "Bound", "failures", "plans"]

@@ -98,14 +98,3 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise unreadable(folder, error) from error
-
-
-__all__ = [
-    "COPY_AGAIN",
-    "HASH_FILE",
-    "MANIFEST_FILE",
-    "path_problem",
-    "scan_folder",
-    "sha256_of_file",
-    "unreadable",
-]

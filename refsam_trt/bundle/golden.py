@@ -90,6 +90,3 @@ def _error(found: np.ndarray, golden: np.ndarray) -> float:
     difference = np.linalg.norm(found.astype(np.float64) - golden.astype(np.float64))
     error = float(difference / max(float(np.linalg.norm(golden.astype(np.float64))), 1e-12))
     return error if np.isfinite(error) else float("inf")
-
-
-__all__ = ["TOLERANCES", "GoldenRun", "read_golden", "tolerance", "write_golden"]

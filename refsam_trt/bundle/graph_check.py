@@ -144,6 +144,3 @@ def _check_external(
             f"{name!r}, which has {files[name].size_bytes}; {_EXPORT_AGAIN}"
         )
     return name
-
-
-__all__ = ["check_graph"]

@@ -200,6 +200,3 @@ def _check_hash(folder: Path, name: str, entry: FileEntry) -> None:
             f"{folder / name}: SHA-256 {found}, the manifest says {entry.sha256}: the file was "
             f"damaged or changed; {COPY_AGAIN}"
         )
-
-
-__all__ = ["Bundle", "Verify", "open_bundle"]

@@ -200,6 +200,3 @@ def _check_names(folder: Path, manifest: PlanManifest) -> None:
     needed = {entry.file for entry in manifest.graphs.values()} | {GOLDEN_FILE}
     if missing := sorted(needed - manifest.files.keys()):
         raise PlanDamagedError(f"{folder}: {missing[0]!r} is not among files; {_BUILD_AGAIN}")
-
-
-__all__ = ["Plans", "is_plans", "open_plans", "plans_for"]

@@ -132,6 +132,3 @@ def _is_deeper(value: Any, num_levels: int) -> bool:
     elif not isinstance(value, (list, tuple)):
         return False
     return num_levels == 0 or any(_is_deeper(item, num_levels - 1) for item in value)
-
-
-__all__ = ["is_digest", "read_manifest"]

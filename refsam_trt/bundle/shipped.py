@@ -45,6 +45,3 @@ def bundle_folder(bundle: str | Path) -> Path:
         "does, or make a bundle of random weights with "
         f"`refsam-export --backbone {bundle} --random-init 0 --output {bundle}`"
     )
-
-
-__all__ = ["MODELS", "SHIPPED", "bundle_folder", "shipped_folder"]

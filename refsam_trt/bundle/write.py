@@ -100,6 +100,3 @@ def _checked(folder: Path, target: Path) -> Bundle:
         raise InternalError(
             f"the bundle just made does not pass its own check: {problem}"
         ) from error
-
-
-__all__ = ["file_entry", "write_bundle"]

@@ -80,6 +80,3 @@ def _death(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
-
-
-__all__ = ["in_process"]

@@ -106,5 +106,3 @@ def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
 
 CONTRACT_CHECKS: dict[str, Callable[[Manifest], None]] = {refsam.FAMILY: refsam.check}
 """Per family, the check of what only the family knows."""
-
-__all__ = ["CONTRACT_CHECKS", "check_contract"]

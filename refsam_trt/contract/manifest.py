@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from refsam_trt.contract.specs import GraphSpec, TensorSpec
+from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.image.preprocess import PreprocessConfig
 
 SCHEMA_VERSION = 3
@@ -185,25 +185,3 @@ class Manifest(Record, frozen=True):
 def bundle_id(manifest_bytes: bytes) -> str:
     """Return the bundle id: SHA-256 of the canonical manifest, in hexadecimal."""
     return hashlib.sha256(manifest_bytes).hexdigest()
-
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "FileEntry",
-    "GraphEntry",
-    "GraphSpec",
-    "Limits",
-    "Manifest",
-    "PreprocessConfig",
-    "Quantisation",
-    "Record",
-    "Source",
-    "StateEntry",
-    "TensorSpec",
-    "Tokenizer",
-    "Training",
-    "TrainingRun",
-    "Variant",
-    "Weights",
-    "bundle_id",
-]

@@ -82,16 +82,3 @@ def count_dtypes(nodes: Mapping[tuple[str, str], int]) -> dict[str, int]:
     for (_, dtype), count in nodes.items():
         counts[dtype or "unknown"] += count
     return dict(sorted(counts.items()))
-
-
-__all__ = [
-    "BASES",
-    "FLOAT_PRECISIONS",
-    "PRECISIONS",
-    "PRODUCTS",
-    "QUANTISED",
-    "count_dtypes",
-    "precision_problem",
-    "split_precision",
-    "stated_by_graphs",
-]

@@ -55,6 +55,3 @@ def vocabulary_problem(vocabulary: tuple[str, ...]) -> str | None:
         if before >= word:
             return f"has {word[:40]!r} behind {before[:40]!r}; sorted words expected, each once"
     return None
-
-
-__all__ = ["unseen_words", "vocabulary_problem", "warn_of_unseen_words", "words_of"]

@@ -331,6 +331,3 @@ class _Walker:
         if len(self._domains) > limits.MAX_ONNX_OPERATORS:
             raise WireError(f"more than {limits.MAX_ONNX_OPERATORS} operator domains")
         return domain
-
-
-__all__ = ["OnnxSummary", "summarise_graph", "summarise_onnx"]

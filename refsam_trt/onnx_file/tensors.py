@@ -167,15 +167,3 @@ def _size(key: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise WireError(f"external data with {key} {text[:40]!r}")
     return int(text)
-
-
-__all__ = [
-    "Dims",
-    "ExternalData",
-    "OnnxTensor",
-    "dtype_name",
-    "read_border_tensor",
-    "read_dims",
-    "read_external_data",
-    "read_name_and_dtype",
-]

@@ -100,6 +100,3 @@ def _output_type(node: OnnxNode, types: Mapping[str, str]) -> str:
     if index < len(node.inputs) and node.op_type != "ConstantOfShape":
         return types.get(node.inputs[index], UNKNOWN)
     return _DEFAULTS.get(node.op_type, UNKNOWN)
-
-
-__all__ = ["PRODUCTS", "UNKNOWN", "OnnxNode", "types_of"]

@@ -151,7 +151,3 @@ class WireReader:
                 f"{num_bytes} bytes announced at byte {position}, {stop - position} left"
             )
         return position, position + num_bytes
-
-
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Bytes", "Field", "Span", "WireError"]
-__all__ += ["WireReader"]

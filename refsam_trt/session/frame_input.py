@@ -79,6 +79,3 @@ def network_image(
             f"{list(expected[1])}, preprocessed as the manifest says; copy uint8 frames to the host"
         )
     return buffer
-
-
-__all__ = ["Adopt", "Color", "frame_size", "is_on_device", "network_image"]

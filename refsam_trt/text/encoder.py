@@ -14,7 +14,7 @@ from refsam_trt.backends.base import Backend, Graph
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.contract.vocabulary import warn_of_unseen_words
 from refsam_trt.errors import BackendError, BundleError, ExpressionError, UsageError, shown
-from refsam_trt.text.cache import TextCache, TextEmbedding, write_text_cache
+from refsam_trt.text.cache import TextCache, TextEmbedding
 from refsam_trt.text.disk import TextDiskCache
 from refsam_trt.text.tokenizer import Tokenizer
 
@@ -217,16 +217,3 @@ def run_text_graph(backend: Backend, graph: Graph, ids: np.ndarray) -> dict[str,
     outputs = {t.name: backend.empty(t.shape(sizes), t.dtype) for t in spec.outputs}
     graph.context().run(inputs, outputs)
     return {name: backend.download(buffer)[0] for name, buffer in outputs.items()}
-
-
-__all__ = [
-    "MEMORY_CACHE_SIZE",
-    "TextCache",
-    "TextEmbedding",
-    "TextEncoder",
-    "TextMode",
-    "TextStatistics",
-    "Tokenizer",
-    "run_text_graph",
-    "write_text_cache",
-]

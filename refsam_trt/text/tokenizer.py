@@ -91,6 +91,3 @@ def _raise_unless_of_library(error: BaseException) -> None:
     """Let interruptions pass; panics of the Rust code in `tokenizers` are no `Exception` either."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-
-
-__all__ = ["Tokenizer"]

@@ -54,6 +54,3 @@ def _reference(request: GpuRequest, subject: Subject) -> dict[str, Any]:
 def reference_folder(subject: Subject, split: str) -> Path:
     """Return where the reference of a split lies."""
     return subject.reference / split
-
-
-__all__ = ["make_bundle", "reference_folder"]

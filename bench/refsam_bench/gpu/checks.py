@@ -176,6 +176,3 @@ def score(tracker: Any, request: GpuRequest) -> dict[str, Any]:
     videos = SyntheticRequest(EVALUATE_SEED, request.num_videos)
     figures = to_json(score_synthetic(tracker, videos, lambda: None), videos)
     return {key: value for key, value in figures.items() if key != "sequences"}
-
-
-__all__ = ["build", "check", "measure_memory", "score", "timed"]

@@ -86,6 +86,3 @@ def _cause(code: int) -> str:
 def _tail(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     return text[-_SHOWN_CHARACTERS:] or "nothing"
-
-
-__all__ = ["END", "run_isolated"]

@@ -20,5 +20,3 @@ JOBS: Mapping[str, Callable[[Job, Steps], None]] = {
     "speed": race,
 }
 """What each kind does."""
-
-__all__ = ["JOBS"]

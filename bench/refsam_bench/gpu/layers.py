@@ -105,6 +105,3 @@ def make_profiler(flavour: Flavour) -> Any:
             self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
 
     return Profiler()
-
-
-__all__ = ["make_profiler", "measure_layers"]

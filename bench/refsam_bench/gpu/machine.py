@@ -69,6 +69,3 @@ def _packages() -> dict[str, str]:
         for distribution in metadata.distributions()
     }
     return {name: found[name] for name in sorted(found) if _PACKAGES.match(name.lower())}
-
-
-__all__ = ["backends", "machine", "require_gpu"]

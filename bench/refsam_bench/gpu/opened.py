@@ -51,6 +51,3 @@ def open_case(job: Job, case: Case) -> OpenedCase:
     """
     bundle = open_bundle(job.subject.bundle, verify="deferred")
     return OpenedCase(case, job.subject, bundle, variant_for(bundle, case.precision))
-
-
-__all__ = ["OpenedCase", "open_case"]

@@ -52,6 +52,3 @@ def self_test(opened: OpenedCase) -> dict[str, Any]:
         allowed[name] = tolerance(entry.precision, has_tf32=has_tf32)
     backend.close()
     return {"errors": errors, "tolerances": allowed}
-
-
-__all__ = ["opened_plans", "self_test", "validity"]

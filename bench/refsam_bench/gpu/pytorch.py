@@ -152,15 +152,3 @@ class TorchTracker:
         for frame in frames:
             session = session or TorchSession(self._graphs, texts, frame.shape[:2])
             yield session.step(frame)
-
-
-__all__ = [
-    "COMPILED",
-    "EAGER",
-    "TorchGraphs",
-    "TorchSession",
-    "TorchTracker",
-    "compiled_graphs",
-    "eager_graphs",
-    "torch_device",
-]

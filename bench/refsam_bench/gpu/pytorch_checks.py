@@ -80,6 +80,3 @@ def _reference(job: Job) -> Any:
     bundle = open_bundle(job.subject.bundle, verify="deferred")
     split = min(variant.split for variant in bundle.manifest.variants.values())
     return reference_folder(job.subject, split) / TENSORS
-
-
-__all__ = ["MAKERS", "check_pytorch", "made"]

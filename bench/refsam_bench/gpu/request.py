@@ -141,6 +141,3 @@ class Job:
 
 def _made(kind: type, value: Any) -> Any:
     return kind(value)
-
-
-__all__ = ["BACKENDS", "LATE_FRAMES", "PRECISIONS", "Case", "GpuRequest", "Job", "Subject"]

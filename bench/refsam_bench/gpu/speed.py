@@ -139,6 +139,3 @@ def _engine(opened: OpenedCase, job: Job, stack: ExitStack) -> Racer:
     for text in expressions(job.request.num_expressions):
         video.add_expression(text)
     return EngineRacer(opened.case.name, video)
-
-
-__all__ = ["EngineRacer", "Racer", "race", "run_race"]

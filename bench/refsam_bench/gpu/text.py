@@ -68,6 +68,3 @@ def _figures(entry: dict[str, Any], step: str) -> dict[str, Any]:
     """Return the figures of a step, nothing if it is not done."""
     found: dict[str, Any] = entry["steps"].get(step, {}).get("figures", {})
     return found
-
-
-__all__ = ["record_lines"]

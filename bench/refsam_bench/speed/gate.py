@@ -91,6 +91,3 @@ def judge(seconds: Mapping[str, list[float]], quantised: str) -> SpeedGate:
 def summaries(seconds: Mapping[str, list[float]]) -> dict[str, Summary]:
     """Return the distribution of each form's time."""
     return {name: Summary.of(runs) for name, runs in seconds.items()}
-
-
-__all__ = ["MIN_SPEEDUP", "SpeedGate", "judge", "summaries", "time_in_turn"]

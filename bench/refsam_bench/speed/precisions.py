@@ -127,6 +127,3 @@ def _gates(seconds: dict[str, list[float]]) -> list[Any]:
     return [
         judge({**floats, name: runs}, name) for name, runs in seconds.items() if name in QUANTISED
     ]
-
-
-__all__ = ["measure_precisions"]

@@ -60,6 +60,3 @@ def audit_half(
             "look into the weights before it; no bundle was written"
         )
     return found
-
-
-__all__ = ["audit_half"]

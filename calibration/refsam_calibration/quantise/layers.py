@@ -109,13 +109,3 @@ def _of_block(config: ModelConfig, block: int) -> Iterable[QuantisableLayer]:
     yield layer("mlp.lin2", "lin2", (hidden, width), merged)
     if has_adapters:
         yield from adapter("MLP_Adapter")
-
-
-__all__ = [
-    "KINDS",
-    "LayerKind",
-    "QuantisableLayer",
-    "flops_share",
-    "quantisable_layers",
-    "select_layers",
-]

@@ -187,6 +187,3 @@ def _check_weight(name: str, product: Any, weight: Tensor) -> None:
     # Of an fp16 graph, it is rounded.
     if held is None or held.shape != weight.shape or not torch.allclose(held, weight, 1e-3, 1e-6):
         raise InternalError(f"{name}: the product of the exported graph has another weight")
-
-
-__all__ = ["QuantisedLinear", "insert_qdq"]

@@ -125,6 +125,3 @@ def _copied(bundle: Bundle, scratch: Path) -> dict[str, Path]:
         shutil.copyfile(bundle.verify_file(name), target)
         files[name] = target
     return files
-
-
-__all__ = ["BASES", "quantised_form", "write_quantised_bundle"]

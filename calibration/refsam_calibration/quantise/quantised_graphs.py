@@ -85,6 +85,3 @@ def write_quantised_encoder(
         module, spec, path, LIMITS, storage, lambda graph: insert_qdq(graph, layers, scheme)
     )
     return graph_entry(file, path, spec, f"{scheme}-{base}", counts)
-
-
-__all__ = ["check_ranges", "write_quantised_encoder"]

@@ -270,6 +270,3 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError("cuda", f"module {name}", str(error)) from error
-
-
-__all__ = ["CudaDevice", "DeviceFacts", "device_errors"]

@@ -125,6 +125,3 @@ def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
         size == 1 or stride == expected
         for size, stride, expected in zip(shape, strides, dense, strict=True)
     )
-
-
-__all__ = ["CudaBuffer", "CudaMemory", "cuda_buffer"]

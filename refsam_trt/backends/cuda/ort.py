@@ -87,6 +87,3 @@ class OrtCudaGraph(OrtGraph):
     def failed(self, error: Exception) -> BackendError:
         """Return our error for one of ONNX Runtime's."""
         return BackendError(f"{NAME}: {self.name} failed on the GPU: {error}; run refsam-doctor")
-
-
-__all__ = ["OrtCudaBackend", "OrtCudaGraph"]

@@ -223,6 +223,3 @@ class _Slot:
             f"{self._graph.path}: {what} by {backend.name}: {backend.log.errors(since)}; run "
             "refsam-doctor"
         )
-
-
-__all__ = ["TrtBackend", "TrtContext", "TrtGraph"]

@@ -91,6 +91,3 @@ def _cuda_major(backend: PlanBackend, version: str) -> int | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-__all__ = ["Flavour", "open_flavour"]

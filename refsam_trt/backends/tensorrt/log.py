@@ -64,6 +64,3 @@ def make_logger(flavour: Flavour, log: TrtLog) -> Any:
                 log.lines.append((severities[severity], message))
 
     return Logger()
-
-
-__all__ = ["TrtLog", "make_logger"]

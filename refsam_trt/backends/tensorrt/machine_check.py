@@ -77,6 +77,3 @@ def check_memory(plans: Plans, graph: str, free_bytes: int) -> None:
 def _is_among(capability: str, known: tuple[str, ...]) -> bool:
     number = tuple(int(part) for part in capability.split("."))
     return capability in known or (_LATER in known and number > _NEWEST_KNOWN)
-
-
-__all__ = ["check_machine", "check_memory", "needed_bytes", "platform_name"]

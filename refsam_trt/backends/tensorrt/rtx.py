@@ -76,6 +76,3 @@ def new_context(flavour: Flavour, trt_engine: Any, log: TrtLog) -> Any:
             "close sessions, or build smaller plans with refsam-build --max-expressions NUMBER"
         )
     return trt_context
-
-
-__all__ = ["check_validity", "engine_validity", "new_context"]

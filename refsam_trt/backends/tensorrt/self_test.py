@@ -98,6 +98,3 @@ def _leave(mark: Path) -> None:
         mark.touch()
     except OSError as error:  # the test is run again next time, which costs time and nothing else
         _LOG.info("self-test not remembered: %s cannot be written (%s)", mark, error.strerror)
-
-
-__all__ = ["SelfTests", "run_golden"]
