@@ -69,30 +69,30 @@ def parity(
 
 def _compare(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
     from refsam_bench.parity.measure import measure_parity
-    from refsam_export.parity.process import verdict
 
-    figures = measure_parity(bundle, **options)
+    measured = measure_parity(bundle, **options)
+    parity = measured.parity
     if as_json:
-        click.echo(json.dumps(figures))
+        click.echo(json.dumps(measured.to_json()))
     else:
-        for graph, errors in figures["graphs"].items():
+        for graph, errors in parity.graphs.items():
             for name, error in errors.items():
                 click.echo(f"{graph:14} {name:18} relative error {error:.1e}")
-        for row in figures["chain"]:
+        for row in parity.chain:
             click.echo(
-                f"frame {row['frame']} expression {row['expression']}: logits "
-                f"{row['logits_error']:.1e}, mask IoU {row['mask_iou']:.6f}"
+                f"frame {row.frame} expression {row.expression}: logits "
+                f"{row.logits_error:.1e}, mask IoU {row.mask_iou:.6f}"
             )
-        click.echo(verdict(figures))
-    return bool(figures["passed"])
+        click.echo(parity.verdict)
+    return parity.passed
 
 
 def _bisect(bundle: Path, as_json: bool, options: dict[str, Any]) -> bool:
     from refsam_bench.parity.bisect import bisect_parity
 
-    found = bisect_parity(bundle, **options)
-    click.echo(json.dumps(found.to_json()) if as_json else found.finding)
-    return found.passed
+    bisection = bisect_parity(bundle, **options)
+    click.echo(json.dumps(bisection.to_json()) if as_json else bisection.finding)
+    return bisection.passed
 
 
 @command.command()

@@ -242,12 +242,12 @@ def _fp16_range(
     about = {"ranges": done.ranges.key, "form": list(msgspec.to_builtins(form).values())}
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     journal = Journal(request.work_folder / f"fp16-{key[:16]}.jsonl", about)
-    found = journal.get(IMAGE_ENCODER)
-    if found is None:
+    figures = journal.get(IMAGE_ENCODER)
+    if figures is None:
         with display.steps("fp16 range", done.ranges.num_frames) as steps:
-            found = audit_half(loaded.model, form, videos, steps.update)
-        journal.add(IMAGE_ENCODER, found)
-    return found
+            figures = audit_half(loaded.model, form, videos, steps.update).to_json()
+        journal.add(IMAGE_ENCODER, figures)
+    return figures
 
 
 def _rate(units: Sequence[Unit], judge: Judge, display: Display) -> list[RatedUnit]:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from refsam_export.onnx.weight_storage import check_exact_fp16
-from refsam_export.parity.half import half_figures
-from refsam_export.parity.process import compare_in_process, verdict
+from refsam_export.parity.compare import compare
+from refsam_export.parity.half import HalfParity, half_figures
 from refsam_export.parity.reference import write_reference
 from refsam_export.precision.policy import POLICIES
 from refsam_export.refsam.checkpoint import (
@@ -22,7 +22,7 @@ from refsam_export.refsam.checkpoint import (
     load_model,
     save_source,
 )
-from refsam_export.refsam.programs import Programs, specs_of, trace_graphs
+from refsam_export.refsam.programs import Programs, trace_graphs
 from refsam_export.request import ExportRequest, ExportResult
 from refsam_export.text.known_text import (
     TEXT_CACHE,
@@ -34,6 +34,7 @@ from refsam_export.variants import Written, write_variants
 from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.write import write_bundle
+from refsam_trt.command.in_process import in_process
 from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,
@@ -94,9 +95,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         report(f"running the PyTorch reference over {request.parity_frames} frames")
         reference = folder / "reference"
         reference.mkdir()
-        write_reference(
-            loaded.model, loaded.tokenizer, request.split, request.parity_frames, reference
-        )
+        write_reference(loaded, request.split, request.parity_frames, reference)
         half = _judge_half(loaded, request, programs, reference, report)
         del loaded, programs
         gc.collect()
@@ -192,28 +191,23 @@ def _judge_half(
     programs: Programs,
     reference: Path,
     report: Report,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, HalfParity]:
     """Return per half precision what PyTorch says of it."""
-    found = {}
+    half = {}
     for precision in request.precisions:
         if precision in POLICIES:
             report(f"judging {precision} in PyTorch")
-            found[precision] = half_figures(
-                request.form.variant(precision),
-                programs,
-                specs_of(loaded.model, request.split),
-                POLICIES[precision],
-                loaded.tokenizer,
-                loaded.model.config.preprocess,
-                reference,
+            variant, policy = request.form.variant(precision), POLICIES[precision]
+            half[precision] = half_figures(
+                variant, loaded, request.split, programs, policy, reference
             )
-    return found
+    return half
 
 
 def _compared(
     staged: Bundle,
     request: ExportRequest,
-    half: dict[str, dict[str, Any]],
+    half: dict[str, HalfParity],
     reference: Path,
     report: Report,
 ) -> dict[str, Any]:
@@ -222,20 +216,21 @@ def _compared(
     Raises:
         ParityError: one is out of bounds.
     """
-    found = {}
+    figures = {}
     for precision in request.precisions:
-        variant, judged = request.form.variant(precision), half.get(precision, {})
+        variant, judged = request.form.variant(precision), half.get(precision)
+        parts = judged.parts if judged else []
         if precision == "bf16":  # no CPU provider runs it, so that PyTorch alone is the judge
-            parts = [judged["rounded"]]
+            figures[variant] = parts[0].to_json()
         else:
-            compared = compare_in_process(staged.folder, reference, variant)
-            parts = [{**compared, **judged}, *judged.values()]
+            parity = in_process(compare, staged.folder, reference, variant)
+            parts = [parity, *parts]
+            figures[variant] = parity.to_json() | (judged.to_json() if judged else {})
         for part in parts:
-            report(verdict(part))
-        if failed := [part for part in parts if not part["passed"]]:
-            raise ParityError(f"{verdict(failed[0])}; no bundle was written")
-        found[variant] = parts[0]
-    return found
+            report(part.verdict)
+        if failed := [part.verdict for part in parts if not part.passed]:
+            raise ParityError(f"{failed[0]}; no bundle was written")
+    return figures
 
 
 def _assembled(

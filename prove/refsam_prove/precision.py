@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from refsam_bench.precision.judge import PrecisionRequest, measure_precision
+from refsam_bench.precision.half import HalfRequest, measure_half
 from refsam_export.exporter import export_bundle
 from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import open_bundle
@@ -62,9 +62,9 @@ def shipped_on_videos(precision: str) -> Step:
             )
             export_bundle(request, _say)
             with Progress("refsam-bench prove", NUM_VIDEOS) as progress:
-                judged = PrecisionRequest(bundle, precision, num_videos=NUM_VIDEOS)
-                found = measure_precision(judged, progress.update, _say)
-        return {"shipped_bundle_id": shipped.bundle_id, **found}
+                judged = HalfRequest(bundle, precision, num_videos=NUM_VIDEOS)
+                figures = measure_half(judged, progress.update, _say)
+        return {"shipped_bundle_id": shipped.bundle_id, **figures.to_json()}
 
     return step
 

@@ -15,7 +15,7 @@ class Tokenizer:
     """Cleans expressions up and turns them into token ids (refsam-model 3.1). Never truncates.
 
     Args:
-        path: file of the `tokenizers` library.
+        source: file of the `tokenizers` library, or its content.
         lowercase: lower-case expressions first.
         max_words: most tokens an expression may have, begin and end tokens included; can be read.
 
@@ -23,16 +23,17 @@ class Tokenizer:
         BundleError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, lowercase: bool, max_words: int) -> None:
+    def __init__(self, source: Path | str, *, lowercase: bool, max_words: int) -> None:
         from tokenizers import Tokenizer as Library
 
         self._lowercase = lowercase
         self.max_words = max_words
         try:
-            self._library = Library.from_file(str(path))
+            is_file = isinstance(source, Path)
+            self._library = (Library.from_file if is_file else Library.from_str)(str(source))
         except BaseException as error:
             _raise_unless_of_library(error)
-            raise BundleError(f"{path}: not a tokenizer ({error}); export again") from error
+            raise BundleError(f"{source}: not a tokenizer ({error}); export again") from error
         self._library.no_truncation()
         self._library.no_padding()
 

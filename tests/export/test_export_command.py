@@ -4,6 +4,7 @@ Exporting takes its time and is `test_exporter`'s subject; here `export_graph` c
 a bundle exported before, and everything else is real.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 from changed_bundles import change_graph
@@ -29,6 +31,7 @@ import refsam_export.variants as variants
 from refsam_export.cli import main
 from refsam_export.exporter import export_bundle
 from refsam_export.onnx.export import export_graph, node_types
+from refsam_export.parity.figures import Parity
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.request import ExportRequest
@@ -207,15 +210,13 @@ class TestParityFails:
         assert list(place.iterdir()) == [target]
 
     @pytest.mark.usefixtures("quick")
-    @pytest.mark.parametrize(
-        "change", [{"passed": False}, {"passed": False, "min_mask_iou": 0.9989}]
-    )
+    @pytest.mark.parametrize("change", [{"max_graph_error": 1.01e-4}, {"min_mask_iou": 0.9989}])
     def test_figures_decide(
         self, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch, place: Path
     ) -> None:
-        compare = exporter.compare_in_process
+        in_process = exporter.in_process
         monkeypatch.setattr(
-            exporter, "compare_in_process", lambda *paths: {**compare(*paths), **change}
+            exporter, "in_process", lambda *call: dataclasses.replace(in_process(*call), **change)
         )
         with pytest.raises(ParityError, match=r"parity FAILED: .*; no bundle was written"):
             export_bundle(request(place / "bundle"), lambda line: None)
@@ -229,7 +230,7 @@ class TestParityFails:
             arguments[-1].joinpath("reference.safetensors").touch()
 
         monkeypatch.setattr(exporter, "write_reference", lose)
-        with pytest.raises(InternalError, match=r"failed with exit code 1:\n.*Traceback"):
+        with pytest.raises(InternalError, match=r"in a process of its own:\nTraceback"):
             export_bundle(request(place / "bundle"), lambda line: None)
         assert list(place.iterdir()) == []
 
@@ -238,7 +239,7 @@ def request(output: Path, **changes: Any) -> ExportRequest:
     return ExportRequest("tiny", output, random_init=0, parity_frames=3, **changes)
 
 
-STAGES = ("load_model", "export_graph", "write_reference", "compare_in_process", "write_bundle")
+STAGES = ("load_model", "export_graph", "write_reference", "in_process", "write_bundle")
 
 
 @pytest.mark.usefixtures("quicker")
@@ -253,7 +254,8 @@ class TestInterrupted:
 
         monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
         monkeypatch.setattr(exporter, "write_reference", touch)
-        monkeypatch.setattr(exporter, "compare_in_process", lambda *_: figures)
+        parity = msgspec.convert(figures, Parity)
+        monkeypatch.setattr(exporter, "in_process", lambda *_: parity)
 
     @pytest.fixture(params=STAGES)
     def stage(self, request: pytest.FixtureRequest) -> str:

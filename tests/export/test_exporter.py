@@ -369,7 +369,7 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    write_reference(model("tiny"), loaded("tiny").tokenizer, "optimised", 3, folder)
+    write_reference(loaded("tiny"), "optimised", 3, folder)
     return folder
 
 

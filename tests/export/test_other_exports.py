@@ -164,7 +164,7 @@ def test_the_source_is_found_again(released: Bundle, files: Path, tmp_path: Path
     restored = load_source(released, files)
     assert restored.weights == released.manifest.weights
     assert restored.model.config.to_json() == released.manifest.configuration["model"]
-    write_reference(restored.model, restored.tokenizer, "optimised", 3, tmp_path)
+    write_reference(restored, "optimised", 3, tmp_path)
     assert compare(released.folder, tmp_path).passed
     with pytest.raises(CheckpointError, match="holds no PyTorch weights; give --source FOLDER wit"):
         load_source(released)
@@ -186,7 +186,7 @@ def test_the_source_inside_is_the_model(ablated: Bundle) -> None:
 def test_a_changed_tracking_module_fails(released: Bundle, files: Path, tmp_path: Path) -> None:
     found = load_source(released, files)
     (tmp_path / "reference").mkdir()
-    write_reference(found.model, found.tokenizer, "optimised", 3, tmp_path / "reference")
+    write_reference(found, "optimised", 3, tmp_path / "reference")
     key = "temporal_aggregation_network.self_attn.out_proj.weight"
     value = canonical_tensors(found.model)[key].numpy()
 

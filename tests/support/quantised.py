@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from exported import exported
-from reference_models import image_of, loaded, model
+from reference_models import image_of, model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -103,7 +103,3 @@ def copied(bundle: Bundle, target: Path) -> Path:
     """A copy to damage."""
     shutil.copytree(bundle.folder, target)
     return target
-
-
-def tokenizer_of(preset: str = PRESET):
-    return loaded(preset).tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
 from refsam_trt.command.types import PATH
 from refsam_trt.files.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from refsam_bench.precision.half import HalfFigures
 
 
 @click.command()
@@ -36,46 +39,45 @@ def precision(bundle: str, output: Path | None, as_json: bool, **options: Any) -
 
     Exit codes: 0 within the bounds (bf16 has none), 1 not, 2 unusable input.
     """
-    from refsam_bench.precision.judge import PrecisionRequest, measure_precision
+    from refsam_bench.precision.half import HalfRequest, measure_half
 
-    request = PrecisionRequest(bundle=bundle_folder(bundle), **options)
+    request = HalfRequest(bundle=bundle_folder(bundle), **options)
 
     def report(line: str) -> None:
         click.echo(f"refsam-bench: {line}", err=True)
 
     with Progress("refsam-bench precision", request.num_videos) as progress:
-        figures = measure_precision(request, progress.update, report)
+        figures = measure_half(request, progress.update, report)
     if output is not None:
         with atomic_path(output) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(figures.to_json(), indent=1) + "\n", encoding="utf-8")
     if as_json:
-        click.echo(json.dumps(figures))
+        click.echo(json.dumps(figures.to_json()))
     else:
         _print(figures)
-    if not figures["passed"]:
+    if not figures.passed:
         raise click.exceptions.Exit(1)
 
 
-def _print(figures: dict[str, Any]) -> None:
-    rounded, smoke = figures["rounded"], figures["onnxruntime_cpu"]
-    if figures["random_weights"]:
+def _print(figures: HalfFigures) -> None:
+    rounded, smoke = figures.rounded, figures.onnxruntime_cpu
+    if figures.random_weights:
         click.echo("RANDOM WEIGHTS: J&F means nothing")
-    if "range_audit" in figures:
-        audit = figures["range_audit"]
-        worst = audit["largest"][0]
+    if audit := figures.range_audit:
+        worst = audit.largest[0]
         click.echo(
-            f"range: {audit['num_tensors']} fp16 tensors, the largest value {worst['max_abs']:.5g} "
-            f"in {worst['tensor']} of {worst['module'] or worst['graph']}; at most "
-            f"{audit['bound']:.0f} allowed"
+            f"range: {audit.num_tensors} fp16 tensors, the largest value {worst.max_abs:.5g} "
+            f"in {worst.tensor} of {worst.module or worst.graph}; at most "
+            f"{audit.bound:.0f} allowed"
         )
     click.echo(
-        f"rounded, {rounded['num_frames']} frames: mask IoU mean {rounded['mean_mask_iou']:.6f}, "
-        f"worst {rounded['min_mask_iou']:.6f}; J&F drop {rounded['jf_drop_points']:.3f} points"
+        f"rounded, {rounded.num_frames} frames: mask IoU mean {rounded.mean_mask_iou:.6f}, "
+        f"worst {rounded.min_mask_iou:.6f}; J&F drop {rounded.jf_drop_points:.3f} points"
     )
-    if smoke["num_frames"]:
+    if smoke.num_frames:
         click.echo(
-            f"ONNX Runtime CPU, {smoke['num_frames']} frames: mask IoU at least "
-            f"{smoke['min_mask_iou']:.6f}"
+            f"ONNX Runtime CPU, {smoke.num_frames} frames: mask IoU at least "
+            f"{smoke.min_mask_iou:.6f}"
         )
-    for failure in figures["failures"]:
+    for failure in figures.failures:
         click.echo(f"does not hold: {failure}")

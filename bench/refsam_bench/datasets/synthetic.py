@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -77,7 +77,7 @@ def score_blind(blind: Blind, request: SyntheticRequest, progress: Callable[[], 
     for index in range(request.num_videos):
         video = generate(request.seed, index, slice=request.slice_of(index))
         answered = ([mask] for mask in blind_masks(video, blind))
-        sequences.append(_sequence(video, answered))
+        sequences.append(score_masks(video, answered))
         progress()
     return total_scores(PROTOCOL, sequences)
 
@@ -113,19 +113,20 @@ def _score_video(
         said = next(e for e in video.expressions if e.object_id != target.object_id)
     memory: Any = "forgotten" if request.probe == "forget" else "kept"
     tracked = tracker.track(iter(video.frames), [said.text], memory)
-    return _sequence(video, tracked)
+    return score_masks(video, tracked)
 
 
-def _sequence(
-    video: SyntheticVideo, tracked: Iterator[list[np.ndarray[Any, Any]]]
+def score_masks(
+    video: SyntheticVideo, tracked: Iterable[list[np.ndarray[Any, Any]]]
 ) -> SequenceScores:
+    """Score the masks of each frame, one of them, on the named object."""
     name = f"{video.slice}-{video.index:05d}"
     true = video.mask(video.expressions[0].object_id)
     return sequence_scores(name, _score(name, tracked, true))
 
 
 def _score(
-    name: str, tracked: Iterator[list[np.ndarray[Any, Any]]], true: np.ndarray[Any, Any]
+    name: str, tracked: Iterable[list[np.ndarray[Any, Any]]], true: np.ndarray[Any, Any]
 ) -> list[ObjectScores]:
     clip = (
         (f"{frame:05d}", masks[0].astype(np.uint8), truth.astype(np.uint8))

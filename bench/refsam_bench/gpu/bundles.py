@@ -47,7 +47,7 @@ def _reference(request: GpuRequest, subject: Subject) -> dict[str, Any]:
     for split in sorted(splits):
         folder = reference_folder(subject, split)
         folder.mkdir(parents=True)
-        write_reference(loaded.model, loaded.tokenizer, split, request.parity_frames, folder)
+        write_reference(loaded, split, request.parity_frames, folder)
     return {"num_frames": request.parity_frames, "splits": sorted(splits), "device": "cpu"}
 
 

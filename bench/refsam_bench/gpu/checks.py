@@ -23,7 +23,6 @@ from refsam_bench.trackers.reference import EngineTracker
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_export.parity.compare import TENSORS, compare, graph_calls
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.parity.process import verdict
 from refsam_trt.backends.cuda.device import CudaDevice
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle.plans import open_plans
@@ -114,18 +113,17 @@ def _memory(job: Job) -> dict[str, Any]:
 
 
 def _parity(opened: OpenedCase) -> dict[str, Any]:
-    found = compare(
+    parity = compare(
         opened.bundle.folder,
         opened.reference,
         opened.variant,
         backend=opened.case.backend,
         plans=opened.plans,
     )
-    figures = {**asdict(found), "passed": found.passed}
-    if not found.passed:
-        graphs, bounds = figures["graphs"], figures["bounds"]
-        raise ParityError(f"{verdict(figures)}; bounds {bounds}; per graph {graphs}")
-    return figures
+    if not parity.passed:
+        bounds = asdict(parity.bounds)
+        raise ParityError(f"{parity.verdict}; bounds {bounds}; per graph {parity.graphs}")
+    return parity.to_json()
 
 
 def _latency(opened: OpenedCase) -> dict[str, Any]:

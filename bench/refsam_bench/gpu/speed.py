@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam_bench.gpu.opened import OpenedCase, open_case
-from refsam_bench.gpu.pytorch import EAGER, TorchSession
-from refsam_bench.gpu.pytorch_checks import MAKERS, made
+from refsam_bench.gpu.pytorch import EAGER
+from refsam_bench.gpu.pytorch_checks import MAKERS, torch_model
 from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.steps import Steps
 from refsam_bench.speed.measure import FRAME_SEED, expressions
 from refsam_bench.speed.timing import Stopwatch, Summary
 from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
+from refsam_export.refsam.reference import ReferenceSession
 from refsam_trt.session.session import Session
 
 Masks = list[NDArray[np.bool_]]
@@ -35,9 +36,9 @@ class Racer(Protocol):
 
 
 class EngineRacer:
-    """A session on an engine."""
+    """A session on an engine, or in PyTorch."""
 
-    def __init__(self, name: str, video: Session) -> None:
+    def __init__(self, name: str, video: Session | ReferenceSession) -> None:
         self.name, self._video = name, video
 
     def step(self, frame: NDArray[np.uint8]) -> Masks:
@@ -129,13 +130,16 @@ def _loaded(steps: Steps, name: str, load: Callable[[], Racer]) -> list[Racer]:
 
 
 def _torch(job: Job, name: str) -> Racer:
-    request = job.request
-    return TorchSession(made(job, name), expressions(request.num_expressions), request.frame_hw)
+    return _racer(name, torch_model(job, name).open_video(), job)
 
 
 def _engine(opened: OpenedCase, job: Job, stack: ExitStack) -> Racer:
     engine = stack.enter_context(opened.load())
     video = stack.enter_context(engine.open_video(original_hw=job.request.frame_hw))
+    return _racer(opened.case.name, video, job)
+
+
+def _racer(name: str, video: Session | ReferenceSession, job: Job) -> Racer:
     for text in expressions(job.request.num_expressions):
         video.add_expression(text)
-    return EngineRacer(opened.case.name, video)
+    return EngineRacer(name, video)

@@ -16,8 +16,8 @@ from typing import Any
 from refsam_bench.parity.graph_search import GraphSearch, Origin, tensor_error
 from refsam_bench.parity.graph_values import OnnxGraph, Polygraphy, TorchProgram
 from refsam_bench.parity.reference_runs import GraphRun, reference_runs
-from refsam_export.parity.bounds import BOUNDS
 from refsam_export.parity.compare import NOT_FINITE
+from refsam_export.parity.figures import BOUNDS
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.source import load_source
@@ -103,11 +103,11 @@ def bisect_parity(
     loaded = load_source(bundle, source)
     runs = reference_runs(loaded, bundle.manifest, name, num_frames)
     with _LoadedGraphs(bundle, name) as graphs:
-        found = _first_divergence(graphs, runs, tolerance, report)
+        diverging = _first_divergence(graphs, runs, tolerance, report)
     divergence = None
     finding = f"no divergence: every output of every graph agrees in {num_frames} frames"
-    if found is not None:
-        run, outputs = found
+    if diverging is not None:
+        run, outputs = diverging
         report(f"exporting {run.graph} afresh from PyTorch")
         suspect = _Suspect(bundle, name, run, loaded, polygraphy)
         origin = suspect.origin(tolerance, report)
@@ -176,13 +176,13 @@ class _Suspect:
         polygraphy: Polygraphy,
     ) -> None:
         manifest = bundle.manifest
-        chosen, limits = manifest.variants[variant], manifest.limits
-        split: Any = chosen.split
-        entry = chosen.graphs[run.graph]
-        self._run, self._form = run, f"{chosen.attention} attention, {split} split"
+        form, limits = manifest.variants[variant], manifest.limits
+        split: Any = form.split
+        entry = form.graphs[run.graph]
+        self._run, self._form = run, f"{form.attention} attention, {split} split"
         self._graph = OnnxGraph(bundle.path(entry.file), polygraphy)
         self._program = TorchProgram(
-            build_graphs(loaded.model, split, chosen.attention, chosen.rewrites)[run.graph],
+            build_graphs(loaded.model, split, form.attention, form.rewrites)[run.graph],
             entry.spec,
             {"M": limits.max_frames, "B": limits.max_expressions, "N": limits.max_words},
         )

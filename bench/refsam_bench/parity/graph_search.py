@@ -22,7 +22,7 @@ _NUM_PROBES = 8
 
 
 @dataclass(frozen=True)
-class Step:
+class PassedNode:
     """A node on the way: its operator, the tensor it makes, the weights it reads."""
 
     op_type: str
@@ -46,7 +46,7 @@ class Origin:
     shape: tuple[int, ...]
     expected_shape: tuple[int, ...]
     last_agreeing: str | None
-    nodes: tuple[Step, ...]
+    nodes: tuple[PassedNode, ...]
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class GraphSearch:
         if suspect is None:
             return None
         while True:
-            found = self._divide(suspect)
-            sources = self._graph.sources(found, self._program.knows)
+            diverging = self._divide(suspect)
+            sources = self._graph.sources(diverging, self._program.knows)
             suspect = self._first_diverging(sources.tensors)
             if suspect is None:
-                return self._described(found, sources)
+                return self._described(diverging, sources)
 
     def _divide(self, suspect: str) -> str:
         """Return a diverging tensor, at or before `suspect`, the known one before which agrees."""
@@ -113,11 +113,11 @@ class GraphSearch:
         if not new:
             return
         self._report(f"comparing {len(new)} tensors, {new[0]} to {new[-1]}")
-        found = self._graph.values(new, self._inputs)
+        values = self._graph.values(new, self._inputs)
         expected = self._program.values(new, self._inputs)
         for name in new:
-            error = tensor_error(found[name], expected[name])
-            self._measured[name] = _Measured(error, found[name].shape, expected[name].shape)
+            error = tensor_error(values[name], expected[name])
+            self._measured[name] = _Measured(error, values[name].shape, expected[name].shape)
 
     def _described(self, name: str, sources: Sources) -> Origin:
         measured = self._measured[name]
@@ -132,22 +132,24 @@ class GraphSearch:
             expected_shape=measured.expected_shape,
             last_agreeing=agreeing[-1] if agreeing else None,
             nodes=tuple(
-                Step(node.op_type, node.output[0], tuple(w for w in node.input if w in weights))
+                PassedNode(
+                    node.op_type, node.output[0], tuple(w for w in node.input if w in weights)
+                )
                 for node in sources.nodes
             ),
         )
 
 
-def tensor_error(found: np.ndarray, expected: np.ndarray) -> float:
+def tensor_error(values: np.ndarray, expected: np.ndarray) -> float:
     """Return `relative_error` of any two tensors; `NOT_FINITE` for different shapes.
 
     Attention scores at masked keys are near -1e4 and are compared among themselves: as the scale of
     all scores they would hide every error.
     """
-    if found.shape != expected.shape:
+    if values.shape != expected.shape:
         return NOT_FINITE
     is_masked = expected < MASKED / 2
     parts = (is_masked, ~is_masked)
     return max(
-        (relative_error(found[part], expected[part]) for part in parts if part.any()), default=0.0
+        (relative_error(values[part], expected[part]) for part in parts if part.any()), default=0.0
     )

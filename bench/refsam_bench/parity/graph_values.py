@@ -96,19 +96,19 @@ class OnnxGraph:
 
     def ancestors(self, tensor: str) -> list[str]:
         """Return the tensors that nodes make and `tensor` depends on, in topological order."""
-        found: set[str] = set()
+        ancestors: set[str] = set()
         waiting = [tensor]
         while waiting:
             for name in self.nodes[self.producers[waiting.pop()]].input:
-                if name in self.producers and name not in found:
-                    found.add(name)
+                if name in self.producers and name not in ancestors:
+                    ancestors.add(name)
                     waiting.append(name)
-        return [name for name in self.producers if name in found]
+        return [name for name in self.producers if name in ancestors]
 
     def sources(self, tensor: str, is_known: Callable[[str], bool]) -> Sources:
         """Return what `tensor` is computed from, going back to the nearest known tensors."""
         passed: set[int] = set()
-        found: set[str] = set()
+        reached: set[str] = set()
         waiting = [tensor]
         while waiting:
             index = self.producers[waiting.pop()]
@@ -117,10 +117,10 @@ class OnnxGraph:
             passed.add(index)
             for name in self.nodes[index].input:
                 is_inner = name in self.producers and not is_known(name)
-                (waiting.append if is_inner else found.add)(name)
+                (waiting.append if is_inner else reached.add)(name)
         return Sources(
-            [name for name in self.producers if name in found],
-            [name for name in self.inputs if name in found],
+            [name for name in self.producers if name in reached],
+            [name for name in self.inputs if name in reached],
             [self.nodes[index] for index in sorted(passed)],
         )
 

@@ -5,14 +5,29 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam_export.parity.process import compare_in_process
+from refsam_export.parity.compare import compare
+from refsam_export.parity.figures import Parity
 from refsam_export.parity.reference import write_reference
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle
+from refsam_trt.command.in_process import in_process
 from refsam_trt.session.variants import choose_variant
+
+
+@dataclass(frozen=True)
+class BundleParity:
+    """Figures of a bundle's variant."""
+
+    bundle_id: str
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {"bundle_id": self.bundle_id, **self.parity.to_json()}
 
 
 def measure_parity(
@@ -22,7 +37,7 @@ def measure_parity(
     variant: str | None,
     num_frames: int,
     report: Callable[[str], None],
-) -> dict[str, Any]:
+) -> BundleParity:
     """Run the reference, free it, run the bundle in a process of its own, compare.
 
     Args:
@@ -31,9 +46,6 @@ def measure_parity(
         variant: which graphs; None takes the bundle's default.
         num_frames: length of the chain.
         report: called with one line per stage.
-
-    Returns:
-        `refsam_export.parity.compare.Parity` as a JSON object, with the bundle id.
     """
     bundle = open_bundle(folder)
     name = choose_variant(bundle.manifest, variant)
@@ -43,8 +55,8 @@ def measure_parity(
         reference = Path(scratch)
         report(f"running the PyTorch reference over {num_frames} frames")
         split: Any = bundle.manifest.variants[name].split
-        write_reference(loaded.model, loaded.tokenizer, split, num_frames, reference)
+        write_reference(loaded, split, num_frames, reference)
         del loaded
         gc.collect()
         report("comparing in a process of its own")
-        return {"bundle_id": bundle.bundle_id, **compare_in_process(folder, reference, name)}
+        return BundleParity(bundle.bundle_id, in_process(compare, folder, reference, name))

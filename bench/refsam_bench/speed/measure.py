@@ -145,7 +145,7 @@ def reference_loop(bundle: Bundle, request: SpeedRequest) -> ReferenceLoop:
 
     if request.num_threads:
         torch.set_num_threads(request.num_threads)
-    return ReferenceLoop(load_source(bundle, request.source), request.frame_hw)
+    return ReferenceLoop(load_source(bundle, request.source))
 
 
 def _engine_frame(

@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from refsam_export.refsam.checkpoint import LoadedModel
-from refsam_trt.image.postprocess import Postprocessor
-from refsam_trt.image.preprocess import Preprocessor
+from refsam_export.refsam.reference import ReferenceModel, ReferenceSession
 
 
 class ReferenceLoop:
     """PyTorch, text and image encoded again for every expression of every frame."""
 
-    def __init__(self, loaded: LoadedModel, frame_hw: tuple[int, int]) -> None:
-        self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._tokens: dict[str, torch.Tensor] = {}
-        config = self._model.config
-        self._preprocessor = Preprocessor(frame_hw, config.preprocess)
-        low_res_hw = (4 * config.grid_size,) * 2
-        self._postprocessor = Postprocessor(self._preprocessor.geometry, low_res_hw)
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = ReferenceModel.of(loaded)
+        self._videos: dict[str, ReferenceSession] = {}
 
-    def step(self, frame: np.ndarray[Any, Any], texts: list[str]) -> list[np.ndarray[Any, Any]]:
+    def step(self, frame: NDArray[np.uint8], texts: list[str]) -> list[NDArray[np.bool_]]:
         """Return one bool mask [H, W] per expression."""
-        masks = []
-        for text in texts:
-            with torch.no_grad():
-                logits = self._expression(self._preprocessor(frame), text)
-            masks.append(self._postprocessor.logits(logits) > 0)
-        return masks
+        return [self._mask(frame, text) for text in texts]
 
-    def _expression(self, image: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
-        ids = torch.tensor([self._tokenizer.encode(text).ids])
-        words, sentence = self._model.encode_text(ids, torch.ones_like(ids))
-        embedding, features = self._model.encode_image(torch.from_numpy(image))
-        token = self._tokens.get(text)
-        out = self._model.step(
-            embedding,
-            features,
-            words,
-            torch.ones_like(ids, dtype=torch.bool),
-            sentence,
-            torch.zeros(1, words.shape[-1]) if token is None else token,
-            torch.tensor([token is not None]),
-        )
-        self._tokens[text] = out.next_track_token
-        return out.low_res_logits[0, 0].numpy()
+    def _mask(self, frame: NDArray[np.uint8], text: str) -> NDArray[np.bool_]:
+        if text not in self._videos:
+            self._videos[text] = self._model.open_video(keeps_text=False)
+            self._videos[text].add_expression(text)
+        (result,) = self._videos[text].step(frame)
+        # Not `result.mask`, which also works out how confident it is.
+        return result.logits > 0

@@ -7,13 +7,12 @@ model says nothing of the smoothed one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from refsam_calibration.ranges.videos import CalibrationVideo
 from refsam_export.precision.policy import POLICIES
-from refsam_export.precision.range_audit import RangeAudit
+from refsam_export.precision.range_audit import RangeAudit, RangeFigures
 from refsam_export.precision.typed_program import trace
 from refsam_export.refsam.graphs import ImageEncoderGraph
 from refsam_export.refsam.model.refsam import RefSam
@@ -31,7 +30,7 @@ def audit_half(
     form: GraphForm,
     videos: Sequence[CalibrationVideo],
     progress: Callable[[], None],
-) -> dict[str, Any]:
+) -> RangeFigures:
     """Return the largest values that fp16 nodes of the image encoder hold on the clips.
 
     Args:
@@ -51,12 +50,12 @@ def audit_half(
             image = Preprocessor(frame.shape[:2], model.config.preprocess)(frame)
             audit.run(IMAGE_ENCODER, (torch.from_numpy(image),))
             progress()
-    found = audit.to_json(NUM_SHOWN)
-    if not found["passed"]:
-        worst = found["largest"][0]
+    figures = audit.figures(NUM_SHOWN)
+    if not figures.passed:
+        worst = figures.largest[0]
         raise AccuracyGateError(
-            f"{worst['tensor']} ({worst['module'] or 'graph'}): {found['max_abs']:.3g} on the "
-            f"clips, at most {found['bound']:g} may stand in fp16; calibrate with --alpha none, or "
+            f"{worst.tensor} ({worst.module or 'graph'}): {figures.max_abs:.3g} on the "
+            f"clips, at most {figures.bound:g} may stand in fp16; calibrate with --alpha none, or "
             "look into the weights before it; no bundle was written"
         )
-    return found
+    return figures

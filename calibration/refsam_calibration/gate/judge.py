@@ -168,20 +168,19 @@ class Judge:
 
         `label` is shown while it is measured.
         """
-        chosen = set(layers)
-        known = self._journal.get(_key(chosen))
+        quantised = set(layers)
+        known = self._journal.get(_key(quantised))
         if known is None:
-            judgement = self._measure(chosen, label)
+            judgement = self._measure(quantised, label)
             known = msgspec.to_builtins(judgement)
-            self._journal.add(_key(chosen), known)
+            self._journal.add(_key(quantised), known)
         return msgspec.convert(known, Judgement)
 
     def _measure(self, layers: set[str], label: str) -> Judgement:
         if self._float is None:
             self._float = self._run({}, f"{self._purpose}: float model")
         amax = {name: value for name, value in self._ranges.amax.items() if name in layers}
-        found = self._run(amax, label)
-        return compare(self._float, found, len(amax))
+        return compare(self._float, self._run(amax, label), len(amax))
 
     def _run(self, amax: dict[str, float], label: str) -> Outcome:
         scheme = self._ranges.options.scheme
@@ -192,14 +191,14 @@ class Judge:
             return self._data_set.run(ReferenceTracker(self._loaded), steps.update)
 
 
-def compare(reference: Outcome, found: Outcome, num_layers: int) -> Judgement:
+def compare(reference: Outcome, quantised: Outcome, num_layers: int) -> Judgement:
     """Return how one outcome differs from the reference's on the same data set."""
-    ious = list(_ious(reference, found))
+    ious = list(_ious(reference, quantised))
     return Judgement(
         num_layers=num_layers,
-        content_sha256=found.content_sha256,
+        content_sha256=quantised.content_sha256,
         reference_j_and_f=float(reference.accuracy["j_and_f"]),
-        j_and_f=float(found.accuracy["j_and_f"]),
+        j_and_f=float(quantised.accuracy["j_and_f"]),
         mask_iou=float(np.mean([iou for *_, iou in ious])),
         worst=tuple(
             WorstFrame(case.sequence, case.text, frame, iou)
@@ -208,8 +207,8 @@ def compare(reference: Outcome, found: Outcome, num_layers: int) -> Judgement:
     )
 
 
-def _ious(reference: Outcome, found: Outcome) -> Iterator[tuple[Case, str, float]]:
-    for case, answer in found.answers.items():
+def _ious(reference: Outcome, quantised: Outcome) -> Iterator[tuple[Case, str, float]]:
+    for case, answer in quantised.answers.items():
         expected = reference.answers[case].masks
         for index, frame in enumerate(case.frames):
             yield case, frame, region_similarity(answer.masks[index], expected[index])

@@ -1,7 +1,7 @@
 """Runs a bundle on the inputs of a written reference and states the differences.
 
-Imports neither torch nor onnx, so the figures are those of the runtime that people embed.
-As a program, `python -m refsam_export.parity.compare BUNDLE REFERENCE_FOLDER` prints JSON.
+Imports neither torch nor onnx: in a process of its own (`refsam_trt.command.in_process`), the
+figures are those of the runtime that people embed.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 import refsam_trt
-from refsam_export.parity.bounds import BOUNDS, Bounds
+from refsam_export.parity.figures import BOUNDS, ChainRow, Parity
 from refsam_trt.backends.base import Backend
 from refsam_trt.backends.select import AUTO, open_backend
 from refsam_trt.bundle.open import Bundle, open_bundle
@@ -25,9 +25,10 @@ from refsam_trt.bundle.plans import Plans, plans_for
 from refsam_trt.contract.manifest import Variant
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import UsageError
-from refsam_trt.image.postprocess import Postprocessor
-from refsam_trt.image.preprocess import geometry
 from refsam_trt.session.variants import choose_variant
+
+if TYPE_CHECKING:
+    from refsam_export.refsam.reference import ReferenceModel
 
 TENSORS = "reference.safetensors"
 RECORD = "reference.json"
@@ -37,71 +38,15 @@ MIN_MASK_IOU = BOUNDS["fp32"].min_mask_iou
 NOT_FINITE = sys.float_info.max
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Figures of one variant against the PyTorch reference, and the bounds of its precision.
-
-    `graphs` holds the relative error of every output of every graph run alone; the chain's figures
-    are the worst over frames and expressions, `chain` lists each.
-    """
-
-    variant: str
-    precision: str
-    backend: str
-    num_frames: int
-    num_tokens: list[int]
-    graphs: dict[str, dict[str, float]]
-    chain: list[dict[str, Any]]
-    max_graph_error: float
-    max_chain_error: float
-    min_mask_iou: float
-    mean_mask_iou: float
-    bounds: Bounds
-
-    @classmethod
-    def of(
-        cls,
-        variant: str,
-        precision: str,
-        backend: str,
-        record: Mapping[str, Any],
-        graphs: dict[str, dict[str, float]],
-        chain: list[dict[str, Any]],
-    ) -> Parity:
-        """Return the figures of graphs and chain; `record` is the reference's."""
-        return cls(
-            variant=variant,
-            precision=precision,
-            backend=backend,
-            num_frames=record["num_frames"],
-            num_tokens=record["num_tokens"],
-            graphs=graphs,
-            chain=chain,
-            max_graph_error=max(max(errors.values()) for errors in graphs.values()),
-            max_chain_error=max(row["logits_error"] for row in chain),
-            min_mask_iou=min(row["mask_iou"] for row in chain),
-            mean_mask_iou=float(np.mean([row["mask_iou"] for row in chain])),
-            bounds=BOUNDS[precision],
-        )
-
-    @property
-    def passed(self) -> bool:
-        """Whether graphs and masks are within the bounds of the precision."""
-        return (
-            self.max_graph_error <= self.bounds.max_relative_error
-            and self.min_mask_iou >= self.bounds.min_mask_iou
-        )
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest absolute difference over the largest absolute expected value.
 
     `NOT_FINITE` if either holds a value that is not finite.
     """
-    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+    if not (np.isfinite(values).all() and np.isfinite(expected).all()):
         return NOT_FINITE
     scale = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(found.astype(np.float64) - expected).max()) / scale
+    return float(np.abs(values.astype(np.float64) - expected).max()) / scale
 
 
 def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
@@ -131,18 +76,23 @@ def compare(
         UsageError: the reference is of another split than the variant.
         RefsamError: as of `refsam_trt.load`.
     """
-    tensors = load_file(reference / TENSORS)
-    record = json.loads((reference / RECORD).read_text(encoding="utf-8"))
+    tensors, record = read_reference(reference)
     bundle = open_bundle(folder, verify="deferred")
     variant = choose_variant(bundle.manifest, variant)
     _check_reference(bundle.manifest.variants[variant], tensors)
     with refsam_trt.load(folder, variant=variant, backend=backend, plans=plans) as engine:
         backend = engine.backend
-        chain = _run_chain(engine, tensors, record)
+        chain = chain_rows(engine, tensors, record)
     built = plans_for(bundle, plans, variant) if plans else None
     graphs = _run_graphs(bundle, variant, backend, tensors, built)
     precision = bundle.manifest.variants[variant].precision
     return Parity.of(variant, precision, backend, record, graphs, chain)
+
+
+def read_reference(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return tensors and record of a written reference."""
+    tensors = load_file(folder / TENSORS)
+    return tensors, json.loads((folder / RECORD).read_text(encoding="utf-8"))
 
 
 def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:
@@ -246,41 +196,42 @@ def _graph_errors(
     return errors
 
 
-def _run_chain(
-    engine: refsam_trt.Engine, tensors: dict[str, np.ndarray], record: dict[str, Any]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    order: dict[int, int] = {}
-    low_res_hw = tensors["chain.0.0.low_res_logits"].shape[1:]
-    frame_geometry = geometry(tensors["frames"].shape[1:3], engine.manifest.preprocess)
-    postprocessor = Postprocessor(frame_geometry, low_res_hw)
-    with engine.open_video() as video:
+def chain_rows(
+    model: refsam_trt.Engine | ReferenceModel,
+    tensors: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+) -> list[ChainRow]:
+    """Follow the reference's expressions through its frames and compare every frame.
+
+    Masks of logits that are not finite have the IoU 0.
+
+    Args:
+        model: of an engine, or in PyTorch.
+        tensors: of the reference.
+        record: of the reference.
+    """
+    rows: list[ChainRow] = []
+    expression_of: dict[int, int] = {}
+    with model.open_video() as video:
         for index, frame in enumerate(tensors["frames"]):
             for expression, first in enumerate(record["first_frames"]):
                 if first == index:
-                    order[video.add_expression(record["expressions"][expression])] = expression
+                    id_ = video.add_expression(record["expressions"][expression])
+                    expression_of[id_] = expression
             for result in video.step(frame):
-                expression = order[result.expression_id]
+                expression = expression_of[result.expression_id]
                 expected = tensors[f"chain.{expression}.{index}.low_res_logits"][0]
-                expected_mask = postprocessor.logits(expected) > 0
-                rows.append(
-                    {
-                        "frame": index,
-                        "expression": expression,
-                        "logits_error": relative_error(result.low_res_logits, expected),
-                        "mask_iou": mask_iou(result.mask, expected_mask),
-                        "coverage": float(expected_mask.mean()),
-                    }
-                )
+                rows.append(_chain_row(expression, result, expected))
     return rows
 
 
-def main(arguments: list[str]) -> None:
-    """Print the figures of BUNDLE against REFERENCE_FOLDER as one JSON object."""
-    folder, reference, *variant = arguments
-    found = compare(Path(folder), Path(reference), *variant)
-    print(json.dumps({**asdict(found), "passed": found.passed}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _chain_row(expression: int, result: refsam_trt.Result, expected: np.ndarray) -> ChainRow:
+    expected_mask = replace(result, low_res_logits=expected).mask
+    is_finite = bool(np.isfinite(result.low_res_logits).all())
+    return ChainRow(
+        frame=result.frame_index,
+        expression=expression,
+        logits_error=relative_error(result.low_res_logits, expected),
+        mask_iou=mask_iou(result.mask, expected_mask) if is_finite else 0.0,
+        coverage=float(expected_mask.mean()),
+    )

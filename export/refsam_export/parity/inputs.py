@@ -14,6 +14,8 @@ EXPRESSIONS = (
 )
 # The last expression joins here: one without a track token meets two that have one.
 LATE_FRAME = 2
+FIRST_FRAMES = (0, 0, LATE_FRAME)
+"""In which frame each expression joins."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ def moving_frames(num_frames: int, seed: int, hw: tuple[int, int] = FRAME_HW) ->
     grain = rng.normal(0.0, 6.0, (*hw, 3))
     frames = (_draw(index, hw, discs, waves) + grain for index in range(num_frames))
     return np.stack([frame.clip(0, 255).astype(np.uint8) for frame in frames])
+
+
+def joining(index: int) -> list[str]:
+    """Return the expressions that join in a frame."""
+    return [t for t, first in zip(EXPRESSIONS, FIRST_FRAMES, strict=True) if first == index]
 
 
 def named_frames(num_frames: int, hw: tuple[int, int] = FRAME_HW) -> np.ndarray:

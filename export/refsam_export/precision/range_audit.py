@@ -38,6 +38,31 @@ class Extent:
     max_abs: float
 
 
+@dataclass(frozen=True)
+class RangeFigures:
+    """The verdict of an audit; `largest` are the largest of all `num_tensors`."""
+
+    passed: bool
+    bound: float
+    max_abs: float
+    num_tensors: int
+    largest: tuple[Extent, ...]
+
+    @property
+    def verdict(self) -> str:
+        """All of it in one line."""
+        state, extent = "passed" if self.passed else "FAILED", self.largest[0]
+        return (
+            f"range {state}: largest of {self.num_tensors} fp16 tensors {extent.max_abs:.4g} "
+            f"({extent.tensor}, {extent.operator} of {extent.module or extent.graph}), at most "
+            f"{self.bound:.0f} allowed"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object, as manifests hold it."""
+        return {**vars(self), "largest": [vars(extent) for extent in self.largest]}
+
+
 class RangeAudit:
     """Runs programs of graphs and keeps the maxima of their half tensors.
 
@@ -77,17 +102,17 @@ class RangeAudit:
         ]
         return sorted(extents, key=lambda extent: (-extent.max_abs, extent.graph, extent.tensor))
 
-    def to_json(self, num_shown: int = 20) -> dict[str, Any]:
-        """Return the verdict, the number of tensors and the largest of them."""
+    def figures(self, num_shown: int = 20) -> RangeFigures:
+        """Return the verdict, with so many of the largest tensors."""
         extents = self.extents()
         largest = extents[0].max_abs if extents else 0.0
-        return {
-            "passed": largest <= MAX_ABSOLUTE,
-            "bound": MAX_ABSOLUTE,
-            "max_abs": min(largest, float(torch.finfo(torch.float64).max)),
-            "num_tensors": len(extents),
-            "largest": [vars(extent) for extent in extents[:num_shown]],
-        }
+        return RangeFigures(
+            passed=largest <= MAX_ABSOLUTE,
+            bound=MAX_ABSOLUTE,
+            max_abs=min(largest, float(torch.finfo(torch.float64).max)),
+            num_tensors=len(extents),
+            largest=tuple(extents[:num_shown]),
+        )
 
 
 def _half_tensors(program: fx.GraphModule, policy: PrecisionPolicy) -> dict[str, fx.Node]:

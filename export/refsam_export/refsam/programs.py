@@ -1,8 +1,9 @@
-"""The three graphs in PyTorch with a precision policy's rounding, chained like the runtime does."""
+"""The three graphs in PyTorch, and what can run them: the model itself, modules, programs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 
 from refsam_export.precision.policy import PrecisionPolicy
 from refsam_export.precision.typed_program import rounded_module, trace
-from refsam_export.refsam.graphs import build_graphs
+from refsam_export.refsam.graphs import DecoderStepGraph, ImageEncoderGraph, build_graphs
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.contract import refsam
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, Split
@@ -20,6 +21,31 @@ LIMITS = {"M": refsam.MAX_FRAMES, "B": refsam.MAX_EXPRESSIONS, "N": refsam.MAX_W
 
 Programs = Mapping[str, fx.GraphModule]
 Tensors = dict[str, Tensor]
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ReferenceGraphs:
+    """Something in PyTorch that computes the three graphs.
+
+    Attributes:
+        programs: what is called for each graph, with the tensors of its specification in order.
+        specs: the tensors that each program takes and returns.
+        device: where the programs are.
+        has_captures: they run as CUDA graphs, which write over the outputs of the frame before.
+    """
+
+    programs: Mapping[str, Callable[..., Sequence[Tensor]]]
+    specs: Mapping[str, GraphSpec]
+    device: torch.device = _CPU
+    has_captures: bool = False
+
+    @torch.no_grad()
+    def run(self, graph: str, tensors: Mapping[str, Tensor]) -> Tensors:
+        """Run one graph on its inputs, among others, by name; returns its outputs by name."""
+        spec = self.specs[graph]
+        outputs = self.programs[graph](*(tensors[tensor.name] for tensor in spec.inputs))
+        return {t.name: value for t, value in zip(spec.outputs, outputs, strict=True)}
 
 
 def specs_of(model: RefSam, split: Split) -> dict[str, GraphSpec]:
@@ -39,52 +65,35 @@ def trace_graphs(
     }
 
 
-class GraphChain:
-    """Programs of the three graphs, run on named tensors.
+def model_graphs(model: RefSam) -> ReferenceGraphs:
+    """Return the model itself, in SAM's own form; hooks on its layers are called."""
+    programs: dict[str, Any] = {
+        IMAGE_ENCODER: ImageEncoderGraph(model, "baseline", "reference", ()),
+        TEXT_ENCODER: model.encode_text,
+        DECODER_STEP: DecoderStepGraph(model, "baseline"),
+    }
+    return ReferenceGraphs(programs, specs_of(model, "baseline"))
 
-    Args:
-        programs: of each graph; `run` calls them.
-        specs: their contract.
+
+def split_graphs(model: RefSam, split: Split) -> ReferenceGraphs:
+    """Return the reference with the outputs that a split asks of its encoders.
+
+    They are modules in SAM's own attention. The step is not split and takes only what the model
+    itself takes, so that it also proves what a split moved out of it.
     """
-
-    def __init__(self, programs: Mapping[str, Any], specs: Mapping[str, GraphSpec]) -> None:
-        self._programs, self.specs = programs, specs
-
-    def run(self, graph: str, tensors: Mapping[str, Tensor]) -> Tensors:
-        """Run one graph on its inputs, among others, by name; returns its outputs by name."""
-        spec = self.specs[graph]
-        with torch.no_grad():
-            values = self._programs[graph](*(tensors[tensor.name] for tensor in spec.inputs))
-        return {t.name: value for t, value in zip(spec.outputs, values, strict=True)}
-
-    def encode_image(self, image: Tensor) -> Tensors:
-        """Encode a frame [1, 3, S, S]."""
-        return self.run(IMAGE_ENCODER, {"image": image})
-
-    def encode_text(self, ids: Sequence[int]) -> Tensors:
-        """Encode one expression, unpadded."""
-        input_ids = torch.tensor([list(ids)])
-        mask = torch.ones_like(input_ids)
-        embedding = self.run(TEXT_ENCODER, {"input_ids": input_ids, "attention_mask": mask})
-        return {**embedding, "word_mask": mask > 0}
-
-    def step(self, frame: Tensors, text: Tensors, token: Tensor | None) -> Tensors:
-        """Decode a frame for one expression; `token` [1, 256] is None without a track."""
-        state = {
-            "track_token": torch.zeros_like(text["sentence"]) if token is None else token,
-            "has_track": torch.tensor([token is not None]),
-        }
-        return self.run(DECODER_STEP, {**frame, **text, **state})
+    baseline = {DECODER_STEP: DecoderStepGraph(model, "baseline").eval()}
+    modules = build_graphs(model, split, "reference") | baseline
+    specs = specs_of(model, split)
+    specs[DECODER_STEP] = specs_of(model, "baseline")[DECODER_STEP]
+    return ReferenceGraphs(modules, specs)
 
 
-def rounded_chain(
+def rounded_graphs(
     programs: Programs, specs: Mapping[str, GraphSpec], policy: PrecisionPolicy
-) -> GraphChain:
-    """Return the chain of the graphs with the policy's rounding where it applies."""
-    return GraphChain(
-        {
-            name: rounded_module(program, policy) if name in policy.graphs else program
-            for name, program in programs.items()
-        },
-        specs,
-    )
+) -> ReferenceGraphs:
+    """Return the programs with the policy's rounding in the graphs that it applies to."""
+    rounded = {
+        name: rounded_module(program, policy) if name in policy.graphs else program
+        for name, program in programs.items()
+    }
+    return ReferenceGraphs(rounded, specs)

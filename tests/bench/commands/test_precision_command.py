@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +11,19 @@ from commands_in_process import Commands
 from exported import exported
 
 from refsam_bench.cli import main
-from refsam_bench.precision import judge as precision
-from refsam_bench.precision.judge import PrecisionRequest, measure_precision
+from refsam_bench.precision import half as precision
+from refsam_bench.precision.half import (
+    HalfComparison,
+    HalfFigures,
+    HalfRequest,
+    RoundedFigures,
+    SmokeFigures,
+    measure_half,
+)
 from refsam_bench.synthetic import generate
-from refsam_bench.trackers.reference import ReferenceTracker
+from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.parity.compare import mask_iou
+from refsam_export.precision.range_audit import Extent, RangeFigures
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
@@ -40,46 +47,79 @@ def _short_videos(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> dict[str, Any]:
+def figures(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> HalfFigures:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             precision,
             "generate",
             lambda seed, index, slice: generate(seed, index, slice=slice, num_frames=NUM_FRAMES),
         )
-        request = PrecisionRequest(bundle, num_videos=2, num_smoke_videos=1)
-        return measure_precision(request, lambda: None, lambda line: None)
+        request = HalfRequest(bundle, num_videos=2, num_smoke_videos=1)
+        return measure_half(request, lambda: None, lambda line: None)
 
 
-def test_figures_of_all_three(figures: dict[str, Any], bundle: Path) -> None:
-    assert figures["bundle_id"] == open_bundle(bundle).bundle_id
-    assert figures["random_weights"]
-    audit, rounded = figures["range_audit"], figures["rounded"]
-    assert 1 < audit["max_abs"] <= audit["bound"] == 16384
-    assert {extent["graph"] for extent in audit["largest"]} <= {"image_encoder", "decoder_step"}
-    assert rounded["num_frames"] == 2 * NUM_FRAMES
-    assert 0.9 < rounded["min_mask_iou"] <= rounded["mean_mask_iou"] < 1
-    assert rounded["worst_frames"][0]["iou"] == rounded["min_mask_iou"]
-    scores = rounded["scores"]
-    assert rounded["jf_drop_points"] == pytest.approx(
+def test_figures_of_all_three(figures: HalfFigures, bundle: Path) -> None:
+    assert figures.bundle_id == open_bundle(bundle).bundle_id
+    assert figures.random_weights
+    audit, rounded, smoke = figures.range_audit, figures.rounded, figures.onnxruntime_cpu
+    assert audit is not None
+    assert 1 < audit.max_abs <= audit.bound == 16384
+    assert {extent.graph for extent in audit.largest} <= {"image_encoder", "decoder_step"}
+    assert rounded.num_frames == 2 * NUM_FRAMES
+    assert 0.9 < rounded.min_mask_iou <= rounded.mean_mask_iou < 1
+    assert rounded.worst_frames[0].iou == rounded.min_mask_iou
+    scores = rounded.scores
+    assert rounded.jf_drop_points == pytest.approx(
         100 * (scores["fp32"]["j_and_f"] - scores["fp16"]["j_and_f"])
     )
-    assert figures["onnxruntime_cpu"]["num_frames"] == NUM_FRAMES
-    assert 0.9 < figures["onnxruntime_cpu"]["min_mask_iou"] <= 1
-    assert figures["passed"] == (figures["failures"] == [])
-    json.dumps(figures)
+    assert smoke.num_frames == NUM_FRAMES
+    assert smoke.min_mask_iou is not None
+    assert 0.9 < smoke.min_mask_iou <= 1
+    assert figures.passed == (figures.failures == [])
+
+
+def test_the_json_object_holds_everything(figures: HalfFigures) -> None:
+    values = json.loads(json.dumps(figures.to_json()))
+    assert list(values) == [
+        *("bundle_id", "variant", "precision", "random_weights", "dataset", "seed", "num_videos"),
+        *("rounded", "onnxruntime_cpu", "range_audit", "bounds", "failures", "passed"),
+    ]
+    assert set(values["rounded"]["worst_frames"][0]) == {"video", "frame", "iou"}
+    assert values["bounds"]["min_mean_mask_iou"] == 0.998
+    bf16 = dataclasses.replace(figures, range_audit=None).to_json()
+    assert "range_audit" not in bf16
+    assert (bf16["bounds"], bf16["failures"], bf16["passed"]) == ({}, [], True)
 
 
 def test_the_fp32_side_is_the_reference(bundle: Path) -> None:
     """Its masks are those of the slow tracker, so that J&F of both can be compared."""
     opened = open_bundle(bundle)
-    judge = precision._Judge(opened, next(iter(opened.manifest.variants)), PrecisionRequest(bundle))
+    variant = next(iter(opened.manifest.variants))
+    comparison = HalfComparison(opened, variant, HalfRequest(bundle))
     video = generate(900_000, 0, slice="attribute", num_frames=2)
     text = video.expressions[0].text
-    found = judge._wide.track(iter(video.frames), [text])
+    found = EngineTracker(comparison.wide).track(iter(video.frames), [text])
     expected = ReferenceTracker(load_source(opened)).track(iter(video.frames), [text])
     for (a,), (b,) in zip(found, expected, strict=True):
         assert mask_iou(a, b) > 0.999
+
+
+def test_expressions_keep_their_case_where_the_model_does(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_bundle(bundle)
+    loaded = load_source(opened)
+    cased = copy.copy(loaded.model)
+    cased.config = dataclasses.replace(cased.config, lowercase=False)
+    monkeypatch.setattr(
+        precision, "load_source", lambda *_: dataclasses.replace(loaded, model=cased)
+    )
+    variant = next(iter(opened.manifest.variants))
+    comparison = HalfComparison(opened, variant, HalfRequest(bundle))
+    for model in (comparison.wide, comparison.half):
+        with model.open_video() as video:
+            video.add_expression("the Red  disc")
+            assert list(video.expressions.values()) == ["the Red disc"]
 
 
 @pytest.fixture
@@ -91,19 +131,23 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 def test_output_and_exit_codes(
     passed: bool,
     call: Commands,
-    figures: dict[str, Any],
+    figures: HalfFigures,
     bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = {**figures, "passed": passed, "failures": [] if passed else ["rounded: bad"]}
-    monkeypatch.setattr(precision, "measure_precision", lambda *_: told)
+    monkeypatch.setattr(precision, "_failures", lambda *_: [] if passed else ["rounded: bad"])
+    monkeypatch.setattr(precision, "measure_half", lambda *_: figures)
+    audit = figures.range_audit
+    assert audit is not None
+    told = json.loads(json.dumps(figures.to_json()))
+    assert told["passed"] is passed
     file = tmp_path / "figures.json"
     done = call(main, "precision", bundle, "--output", file)
     assert done.code == (0 if passed else 1)
     lines = done.out.splitlines()
     assert lines[0] == "RANDOM WEIGHTS: J&F means nothing"
-    assert lines[1].startswith(f"range: {figures['range_audit']['num_tensors']} fp16 tensors, ")
+    assert lines[1].startswith(f"range: {audit.num_tensors} fp16 tensors, ")
     assert lines[2].startswith(f"rounded, {2 * NUM_FRAMES} frames: mask IoU mean 0.9")
     assert lines[3].startswith(f"ONNX Runtime CPU, {NUM_FRAMES} frames: mask IoU at least 0.9")
     assert lines[4:] == ([] if passed else ["does not hold: rounded: bad"])
@@ -112,49 +156,46 @@ def test_output_and_exit_codes(
     assert json.loads(done.out) == told
 
 
-def good() -> dict[str, Any]:
-    return {
-        "range_audit": {"passed": True, "bound": 16384.0, "largest": []},
-        "rounded": {"mean_mask_iou": 0.998, "min_mask_iou": 0.99, "jf_drop_points": 0.1},
-        "onnxruntime_cpu": {"num_frames": 5, "min_mask_iou": 0.99},
-    }
-
-
-WORST = {"tensor": "conv2d", "module": "neck.0", "graph": "image_encoder", "max_abs": 70000.0}
+ROUNDED = RoundedFigures(5, 0.998, 0.99, (), {}, 0.1)
+GOOD = {
+    "audit": RangeFigures(True, 16384.0, 0.0, 0, ()),
+    "rounded": ROUNDED,
+    "smoke": SmokeFigures(5, 0.99),
+}
+WORST = Extent("image_encoder", "conv2d", "conv2d", "neck.0", 70000.0)
 BAD = {
     "range": (
-        ("range_audit", {"passed": False, "bound": 16384.0, "largest": [WORST]}),
+        {"audit": RangeFigures(False, 16384.0, 70000.0, 1, (WORST,))},
         "range: conv2d of neck.0 reaches 70000, at most 16384 allowed",
     ),
     "mean": (
-        ("rounded", {"mean_mask_iou": 0.99799, "min_mask_iou": 0.99, "jf_drop_points": 0.0}),
+        {"rounded": dataclasses.replace(ROUNDED, mean_mask_iou=0.99799)},
         "rounded: mean_mask_iou 0.997990, at least 0.998 expected",
     ),
     "worst": (
-        ("rounded", {"mean_mask_iou": 0.999, "min_mask_iou": 0.9899, "jf_drop_points": 0.0}),
+        {"rounded": dataclasses.replace(ROUNDED, min_mask_iou=0.9899)},
         "rounded: min_mask_iou 0.989900, at least 0.99 expected",
     ),
     "drop": (
-        ("rounded", {"mean_mask_iou": 0.999, "min_mask_iou": 0.99, "jf_drop_points": 0.101}),
+        {"rounded": dataclasses.replace(ROUNDED, jf_drop_points=0.101)},
         "rounded: J&F drops by 0.101 points, at most 0.1 allowed",
     ),
     "smoke": (
-        ("onnxruntime_cpu", {"num_frames": 1, "min_mask_iou": 0.5}),
+        {"smoke": SmokeFigures(1, 0.5)},
         "ONNX Runtime: min_mask_iou 0.500000, at least 0.99 expected",
     ),
 }
 
 
 def test_at_the_bounds_nothing_fails() -> None:
-    assert precision._failures(good()) == []
-    without = {**good(), "onnxruntime_cpu": {"num_frames": 0, "min_mask_iou": None}}
-    assert precision._failures(without) == []
+    assert precision._failures(**GOOD) == []
+    assert precision._failures(**{**GOOD, "smoke": SmokeFigures(0, None)}) == []
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_each_bound_fails_by_itself(name: str) -> None:
-    (key, value), text = BAD[name]
-    assert precision._failures({**good(), key: value}) == [text]
+    changes, text = BAD[name]
+    assert precision._failures(**{**GOOD, **changes}) == [text]
 
 
 def test_overflow_gives_empty_masks_and_an_infinite_range(
@@ -166,17 +207,18 @@ def test_overflow_gives_empty_masks_and_an_infinite_range(
     spoiled.image_encoder.neck[0].weight.data *= 1e6
     changed = dataclasses.replace(loaded, model=spoiled)
     monkeypatch.setattr(precision, "load_source", lambda *_: changed)
-    request = PrecisionRequest(bundle, num_videos=1, num_smoke_videos=0)
-    found = measure_precision(request, lambda: None, lambda line: None)
-    assert not found["passed"]
-    assert found["range_audit"]["largest"][0]["module"] == "encoder.neck.0"
-    assert found["rounded"]["min_mask_iou"] == 0
-    assert [failure.split(":")[0] for failure in found["failures"]][:2] == ["range", "rounded"]
-    assert np.isfinite(found["range_audit"]["max_abs"])
+    request = HalfRequest(bundle, num_videos=1, num_smoke_videos=0)
+    found = measure_half(request, lambda: None, lambda line: None)
+    assert not found.passed
+    assert found.range_audit is not None
+    assert found.range_audit.largest[0].module == "encoder.neck.0"
+    assert found.rounded.min_mask_iou == 0
+    assert [failure.split(":")[0] for failure in found.failures][:2] == ["range", "rounded"]
+    assert np.isfinite(found.range_audit.max_abs)
 
 
 def test_unusable_requests(bundle: Path) -> None:
     with pytest.raises(UsageError, match="precision 'fp32': nothing to judge; choose fp16 or bf16"):
-        PrecisionRequest(bundle, precision="fp32")
+        HalfRequest(bundle, precision="fp32")
     with pytest.raises(UsageError, match=r"no bf16 variant; it has: fp16-augmented-optimised"):
-        measure_precision(PrecisionRequest(bundle, "bf16"), lambda: None, lambda line: None)
+        measure_half(HalfRequest(bundle, "bf16"), lambda: None, lambda line: None)

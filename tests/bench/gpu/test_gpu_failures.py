@@ -19,7 +19,7 @@ from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.speed import run_race
 from refsam_bench.gpu.steps import Steps
 from refsam_bench.gpu.text import record_lines
-from refsam_export.parity.bounds import BOUNDS, Bounds
+from refsam_export.parity.figures import BOUNDS, Bounds
 from refsam_trt.doctor import probe
 
 State = dict[str, str]

@@ -1,6 +1,7 @@
 """PyTorch's two forms for the GPU, on the CPU and on a device without memory."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 import torch
 from reference_models import loaded
 
-from refsam_bench.gpu import pytorch
-from refsam_bench.gpu.pytorch import TorchSession, compiled_graphs, eager_graphs, torch_device
+from refsam_bench.gpu.pytorch import compiled_graphs, eager_graphs, torch_device
 from refsam_export.onnx.export import example_inputs
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.programs import LIMITS
+from refsam_export.refsam.reference import ReferenceModel, ReferenceSession
 
 HW = (48, 64)
 TEXTS = ["red disc", "the large star at the top"]
@@ -25,14 +26,31 @@ def own() -> LoadedModel:
     return copy.deepcopy(loaded("tiny"))
 
 
+def model_of(make: Any, *arguments: Any, **changes: Any) -> ReferenceModel:
+    model = own()
+    graphs = dataclasses.replace(make(model, CPU, *arguments), **changes)
+    return ReferenceModel.of(model, graphs, together=True)
+
+
+def video_of(model: ReferenceModel) -> ReferenceSession:
+    video = model.open_video()
+    for text in TEXTS:
+        video.add_expression(text)
+    return video
+
+
+def logits(video: ReferenceSession, frame: np.ndarray) -> np.ndarray:
+    return np.stack([result.low_res_logits for result in video.step(frame)])
+
+
 @pytest.mark.parametrize("make", [eager_graphs, compiled_graphs])
 def test_no_tensor_stays_behind_on_the_host(make: Any):
     """`meta` is a device too: an operator that meets tensors of two devices fails."""
     graphs = make(own(), META) if make is eager_graphs else make(own(), META, "eager")
     num_named = 0
-    for name, spec in graphs.chain.specs.items():
+    for name, spec in graphs.specs.items():
         inputs, _ = example_inputs(spec, LIMITS)
-        program = graphs.chain._programs[name]
+        program = graphs.programs[name]
         program = getattr(program, "_orig_mod", program)
         tensors = [*program.parameters(), *program.buffers()]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
@@ -60,8 +78,8 @@ def test_moving_leaves_the_model_where_it_is():
 
 
 def test_the_half_form_computes_in_half_with_one_attention_operator_a_block():
-    chain = compiled_graphs(own(), CPU, "eager").chain
-    for name, program in chain._programs.items():
+    graphs = compiled_graphs(own(), CPU, "eager")
+    for name, program in graphs.programs.items():
         graph = getattr(program, "_orig_mod", program).graph
         names = [str(node.target) for node in graph.nodes]
         num_fused = sum("scaled_dot_product_attention" in target for target in names)
@@ -72,29 +90,48 @@ def test_the_half_form_computes_in_half_with_one_attention_operator_a_block():
 
 def test_both_forms_follow_alike_and_remember():
     frames = moving_frames(3, 0, HW)
-    wide, half = (
-        TorchSession(graphs, TEXTS, HW)
-        for graphs in (eager_graphs(own(), CPU), compiled_graphs(own(), CPU, "eager"))
-    )
+    wide, half = video_of(model_of(eager_graphs)), video_of(model_of(compiled_graphs, "eager"))
     for frame in frames:
-        expected, found = wide.logits(frame), half.logits(frame)
+        expected, found = logits(wide, frame), logits(half, frame)
         assert expected.shape == (2, 32, 32)
         assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
-    fresh = TorchSession(eager_graphs(own(), CPU), TEXTS, HW)
-    assert np.abs(fresh.logits(frames[-1]) - expected).max() > 1e-3  # the track token counts
-    masks = wide.step(frames[0])
-    assert [(mask.shape, mask.dtype) for mask in masks] == [(HW, np.dtype(bool))] * 2
+    fresh = video_of(model_of(eager_graphs))
+    assert np.abs(logits(fresh, frames[-1]) - expected).max() > 1e-3  # the track token counts
 
 
 def test_captured_graphs_are_told_where_a_frame_begins(monkeypatch: pytest.MonkeyPatch):
     marks: list[int] = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
-    graphs = eager_graphs(own(), CPU)
-    TorchSession(graphs, TEXTS, HW).logits(moving_frames(1, 0, HW)[0])
+    (frame,) = moving_frames(1, 0, HW)
+    video_of(model_of(eager_graphs)).step(frame)
     assert marks == []
-    captured = pytorch.TorchGraphs("x", graphs.chain, graphs.loaded, CPU, has_captures=True)
-    TorchSession(captured, TEXTS, HW).logits(moving_frames(1, 0, HW)[0])
+    video_of(model_of(eager_graphs, has_captures=True)).step(frame)
     assert marks == [1]
+
+
+def test_what_captured_graphs_write_over_is_not_what_is_remembered():
+    """The step's outputs lie where the step before wrote them, as those of CUDA graphs do."""
+    frames = moving_frames(3, 0, HW)
+    model = model_of(eager_graphs)
+    decode, outputs = model.graphs.programs["decoder_step"], []
+
+    def in_place(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        values = decode(*inputs)
+        if not outputs:
+            outputs.extend(value.clone() for value in values)
+        for output in outputs:
+            output.zero_()  # before it is written: who reads it now reads nothing
+        for output, value in zip(outputs, decode(*inputs), strict=True):
+            output.copy_(value)
+        return outputs
+
+    programs = {**model.graphs.programs, "decoder_step": in_place}
+    captured = dataclasses.replace(
+        model, graphs=dataclasses.replace(model.graphs, programs=programs)
+    )
+    plain, video = video_of(model), video_of(captured)
+    for frame in frames:
+        np.testing.assert_array_equal(logits(video, frame), logits(plain, frame))
 
 
 def test_products_are_not_rounded_on_the_gpu():

@@ -289,7 +289,7 @@ class TestTheGraphIsInnocent:
 
 def test_the_reference_is_the_unpadded_chain_of_parity(bundle: Path, tmp_path: Path) -> None:
     loaded = reference_models.loaded("tiny")
-    write_reference(loaded.model, loaded.tokenizer, "optimised", 4, tmp_path)
+    write_reference(loaded, "optimised", 4, tmp_path)
     chain = load_file(tmp_path / TENSORS)
     manifest = open_bundle(bundle).manifest
     runs = list(reference_runs(loaded, manifest, "fp32-augmented-optimised", 4))

@@ -19,11 +19,11 @@ def test_the_largest_value_of_all_frames_is_found():
     videos = open_videos(clips(), Path())
     found = audit_half(model, FORM, videos, lambda: frames.append(1))
     assert len(frames) == sum(len(list(video.frames())) for video in videos)
-    assert found["passed"]
-    assert found["num_tensors"] > 50
+    assert found.passed
+    assert found.num_tensors > 50
     (video, *_) = videos
     one = audit_half(model, FORM, [video], lambda: None)
-    assert 0 < one["max_abs"] <= found["max_abs"] == found["largest"][0]["max_abs"]
+    assert 0 < one.max_abs <= found.max_abs == found.largest[0].max_abs
 
 
 def test_a_value_that_fp16_has_no_room_for_is_refused_by_name():

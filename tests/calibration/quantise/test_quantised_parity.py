@@ -1,16 +1,18 @@
 """ONNX Runtime's integer kernels against quantisation spelled out in PyTorch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
-from quantised import Quantised, largest_inputs, quantised_bundle, rounded, tokenizer_of
-from reference_models import image_of, model, relative
+from quantised import Quantised, largest_inputs, quantised_bundle, rounded
+from reference_models import image_of, loaded, model, relative
 from torch import Tensor
 
 from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
-from refsam_export.parity.compare import Parity, compare
+from refsam_export.parity.compare import compare
+from refsam_export.parity.figures import Parity
 from refsam_export.parity.reference import write_reference
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.request import ExportRequest
@@ -78,7 +80,7 @@ def figures(made: Quantised, ranges: dict[str, float], folder: Path) -> Parity:
     """Compare the int8 graphs with the model quantised by these ranges, over a chain of frames."""
     folder.mkdir()
     of = rounded(model("tiny"), ranges)
-    write_reference(of, tokenizer_of(), "optimised", 4, folder)
+    write_reference(replace(loaded("tiny"), model=of), "optimised", 4, folder)
     return compare(made.bundle.folder, folder, VARIANT)
 
 

@@ -1,6 +1,5 @@
 """How parity is measured: figures by hand, the moving scene, the written reference, isolation."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -20,21 +19,20 @@ from reference_models import loaded, model, relative
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refsam_export.parity.bounds import BOUNDS
 from refsam_export.parity.compare import (
     MAX_RELATIVE_ERROR,
     MIN_MASK_IOU,
     NOT_FINITE,
-    Parity,
     compare,
     mask_iou,
     relative_error,
 )
+from refsam_export.parity.figures import BOUNDS, Parity
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
-from refsam_export.parity.process import compare_in_process, verdict
 from refsam_export.parity.reference import write_reference
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.write import write_bundle
+from refsam_trt.command.in_process import in_process
 from refsam_trt.contract.refsam import contract
 from refsam_trt.errors import UsageError
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
@@ -52,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    write_reference(model("tiny"), loaded("tiny").tokenizer, "optimised", NUM_FRAMES, folder)
+    write_reference(loaded("tiny"), "optimised", NUM_FRAMES, folder)
     return folder
 
 
@@ -121,9 +119,8 @@ def parity(**changes: float) -> Parity:
 def test_both_bounds_must_hold(changes: dict[str, float], passed: bool) -> None:
     found = parity(**changes)
     assert found.passed is passed
-    line = verdict({**dataclasses.asdict(found), "passed": found.passed})
-    assert line.startswith("parity passed: " if passed else "parity FAILED: ")
-    assert f"mask IoU at least {found.min_mask_iou:.6f}" in line
+    assert found.verdict.startswith("parity passed: " if passed else "parity FAILED: ")
+    assert f"mask IoU at least {found.min_mask_iou:.6f}" in found.verdict
 
 
 class TestMovingFrames:
@@ -162,7 +159,7 @@ class TestReference:
 
     @pytest.mark.parametrize("split", ["optimised", "baseline"])
     def test_every_tensor_of_every_graph(self, split: str, tmp_path: Path) -> None:
-        write_reference(model("tiny"), loaded("tiny").tokenizer, split, 3, tmp_path)
+        write_reference(loaded("tiny"), split, 3, tmp_path)
         found = load_file(tmp_path / "reference.safetensors")
         sizes = {"M": 2, "B": 3, "N": 19}
         expected = {
@@ -216,7 +213,7 @@ class TestReference:
 
 class TestCompare:
     def test_another_split_is_refused(self, bundle: Path, tmp_path: Path) -> None:
-        write_reference(model("tiny"), loaded("tiny").tokenizer, "baseline", 3, tmp_path)
+        write_reference(loaded("tiny"), "baseline", 3, tmp_path)
         with pytest.raises(UsageError) as error:
             compare(bundle, tmp_path)
         assert "the reference lacks decoder_step.in.image_base, " in str(error.value)
@@ -230,17 +227,15 @@ class TestCompare:
     def test_a_process_of_its_own_gives_the_same_figures(
         self, bundle: Path, reference: Path
     ) -> None:
-        here = compare(bundle, reference)
-        there = compare_in_process(bundle, reference)
-        assert there == {**dataclasses.asdict(here), "passed": True}
+        assert in_process(compare, bundle, reference) == compare(bundle, reference)
 
     def test_the_comparing_process_knows_neither_torch_nor_onnx(
         self, bundle: Path, reference: Path
     ) -> None:
         code = (
-            "import json, sys\n"
-            "from refsam_export.parity.compare import main\n"
-            "main(sys.argv[1:])\n"
+            "import json, pathlib, sys\n"
+            "from refsam_export.parity.compare import compare\n"
+            "print(json.dumps(compare(*map(pathlib.Path, sys.argv[1:])).to_json()))\n"
             "heavy = ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'transformers')\n"
             "print(json.dumps([name for name in heavy if name in sys.modules]))\n"
         )
@@ -259,7 +254,7 @@ class TestCompare:
         found = compare(bundle, tmp_path)
         assert found.max_graph_error <= MAX_RELATIVE_ERROR
         assert not found.passed
-        bad = [(r["frame"], r["expression"]) for r in found.chain if r["mask_iou"] < MIN_MASK_IOU]
+        bad = [(r.frame, r.expression) for r in found.chain if r.mask_iou < MIN_MASK_IOU]
         assert bad == [(2, 0)]
         assert found.max_chain_error > 1
 
@@ -303,10 +298,10 @@ class TestSeveralVariants:
     def test_the_named_one_is_compared(
         self, two: Path, reference: Path, variant: str, passed: bool
     ) -> None:
-        found = compare_in_process(two, reference, variant)
-        assert (found["variant"], found["passed"]) == (variant, passed)
-        graphs = {graph: max(errors.values()) for graph, errors in found["graphs"].items()}
+        found = in_process(compare, two, reference, variant)
+        assert (found.variant, found.passed) == (variant, passed)
+        graphs = {graph: max(errors.values()) for graph, errors in found.graphs.items()}
         assert graphs.pop("decoder_step") > MAX_RELATIVE_ERROR or passed
         assert max(graphs.values()) <= MAX_RELATIVE_ERROR
         # Chain and graphs are of the same variant.
-        assert (found["max_chain_error"] <= MAX_RELATIVE_ERROR) is passed
+        assert (found.max_chain_error <= MAX_RELATIVE_ERROR) is passed

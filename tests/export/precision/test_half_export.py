@@ -1,26 +1,29 @@
 """Bundles in half precision: what is written, what is proven, and how it runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 import torch
 from exported import exported
 from onnx import TensorProto
-from reference_models import image_of, loaded, model, relative
+from reference_models import image_of, loaded, model, relative, variant
 
 import refsam_trt
 from refsam_export import exporter
 from refsam_export.exporter import export_bundle
-from refsam_export.parity.bounds import BOUNDS
-from refsam_export.parity.half import half_figures
+from refsam_export.parity import inputs
+from refsam_export.parity import reference as parity_reference
+from refsam_export.parity.figures import BOUNDS, Parity
+from refsam_export.parity.half import HalfParity, half_figures
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.parity.process import verdict
 from refsam_export.parity.reference import write_reference
 from refsam_export.precision.policy import POLICIES
-from refsam_export.precision.range_audit import MAX_ABSOLUTE
+from refsam_export.precision.range_audit import MAX_ABSOLUTE, RangeFigures
 from refsam_export.precision.typed_program import rounded_module
-from refsam_export.refsam.programs import specs_of, trace_graphs
+from refsam_export.refsam.programs import trace_graphs
 from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract import refsam
@@ -105,27 +108,38 @@ def test_a_session_runs_in_fp16(bundle: Bundle, caplog: pytest.LogCaptureFixture
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    write_reference(model("tiny"), loaded("tiny").tokenizer, "optimised", 3, folder)
+    write_reference(loaded("tiny"), "optimised", 3, folder)
     return folder
 
 
 def test_bf16_is_judged_in_pytorch(reference: Path) -> None:
-    of = model("tiny")
+    programs = trace_graphs(model("tiny"), "optimised", "augmented")
     figures = half_figures(
-        "bf16-x",
-        trace_graphs(of, "optimised", "augmented"),
-        specs_of(of, "optimised"),
-        POLICIES["bf16"],
-        loaded("tiny").tokenizer,
-        of.config.preprocess,
-        reference,
+        "bf16-x", loaded("tiny"), "optimised", programs, POLICIES["bf16"], reference
     )
-    assert set(figures) == {"rounded"}  # the range is that of fp32
-    rounded = figures["rounded"]
-    assert rounded["passed"]
-    assert BOUNDS["fp16"].max_relative_error < rounded["max_graph_error"]
-    assert verdict(rounded).startswith("parity passed: ")
-    assert verdict(rounded).endswith("(bf16-x on pytorch-rounded)")
+    assert figures.range_audit is None  # the range is that of fp32
+    assert set(figures.to_json()) == {"rounded"}
+    rounded = figures.rounded
+    assert rounded.passed
+    assert BOUNDS["fp16"].max_relative_error < rounded.max_graph_error
+    assert rounded.verdict.startswith("parity passed: ")
+    assert rounded.verdict.endswith("(bf16-x on pytorch-rounded)")
+
+
+def test_half_precision_hears_what_the_reference_hears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capital letters, where the configuration keeps them: lower-cased, masks are others."""
+    said = ("the RED disc", "the largest STRIPED ball", "Blue Square")
+    monkeypatch.setattr(inputs, "EXPRESSIONS", said)
+    monkeypatch.setattr(parity_reference, "EXPRESSIONS", said)
+    cased = replace(loaded("tiny"), model=variant("tiny", lowercase=False))
+    write_reference(cased, "optimised", 3, tmp_path)
+    programs = trace_graphs(cased.model, "optimised", "augmented")
+    arguments = ("optimised", programs, POLICIES["fp16"], tmp_path)
+    assert half_figures("x", cased, *arguments).rounded.max_chain_error < 0.05
+    lowered = half_figures("x", loaded("tiny"), *arguments)
+    assert lowered.rounded.max_chain_error > 0.05
 
 
 def test_an_overflow_is_refused_although_onnxruntime_hides_it(
@@ -133,9 +147,11 @@ def test_an_overflow_is_refused_although_onnxruntime_hides_it(
 ) -> None:
     """Everything but the audit is from the bundle that passed."""
     figures = bundle.manifest.parity[NAME]
-    audit = {**figures["range_audit"], "passed": False, "max_abs": 1e5}
-    largest = {**audit["largest"][0], "max_abs": 1e5, "module": "neck", "tensor": "conv2d"}
-    judged = {"rounded": figures["rounded"], "range_audit": {**audit, "largest": [largest]}}
+    parity = msgspec.convert(figures, Parity)
+    audit = msgspec.convert(figures["range_audit"], RangeFigures)
+    largest = replace(audit.largest[0], max_abs=1e5, module="neck", tensor="conv2d")
+    audit = replace(audit, passed=False, max_abs=1e5, largest=(largest,))
+    judged = HalfParity(msgspec.convert(figures["rounded"], Parity), audit)
     copies = {n: tmp_path / n for n in bundle.manifest.files if n.startswith("graphs/")}
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,14 +162,14 @@ def test_an_overflow_is_refused_although_onnxruntime_hides_it(
     monkeypatch.setattr(exporter, "write_variants", lambda *_: written)
     monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
     monkeypatch.setattr(exporter, "half_figures", lambda *_: judged)
-    monkeypatch.setattr(exporter, "compare_in_process", lambda *_: dict(figures))
+    monkeypatch.setattr(exporter, "in_process", lambda *_: parity)
     request = ExportRequest("tiny", tmp_path / "out", random_init=0, precisions=("fp16",))
     said: list[str] = []
     with pytest.raises(ParityError) as refused:
         export_bundle(request, said.append)
     assert str(refused.value) == (
-        f"range FAILED: largest of {audit['num_tensors']} fp16 tensors 1e+05 (conv2d, "
-        f"{largest['operator']} of neck), at most 16384 allowed; no bundle was written"
+        f"range FAILED: largest of {audit.num_tensors} fp16 tensors 1e+05 (conv2d, "
+        f"{largest.operator} of neck), at most 16384 allowed; no bundle was written"
     )
     assert any(line.startswith("parity passed: ") for line in said)
     assert not (tmp_path / "out").exists()

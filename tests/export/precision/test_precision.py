@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from refsam_export.onnx.export import export_graph
-from refsam_export.parity.bounds import BOUNDS
+from refsam_export.parity.figures import BOUNDS
 from refsam_export.precision.policy import (
     POLICIES,
     graph_precision,
@@ -30,7 +30,7 @@ from refsam_export.refsam.attention import FORMS
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.refsam.model.image_encoder import L2Norm
 from refsam_export.refsam.model.sam import LayerNorm2d
-from refsam_export.refsam.programs import rounded_chain, specs_of, trace_graphs
+from refsam_export.refsam.programs import rounded_graphs, specs_of, trace_graphs
 from refsam_trt.contract.precision import precision_problem
 from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
@@ -261,13 +261,13 @@ def graph_inputs(programs: dict[str, fx.GraphModule], graph: str) -> tuple[Tenso
 def test_every_graph_within_its_bounds_when_rounded(
     programs: dict[str, fx.GraphModule], graph: str, precision: str
 ) -> None:
-    chain = rounded_chain(programs, specs_of(model("tiny"), "optimised"), POLICIES[precision])
+    rounded = rounded_graphs(programs, specs_of(model("tiny"), "optimised"), POLICIES[precision])
     given = graph_inputs(programs, graph)
     expected = programs[graph](*given)
-    named = {t.name: v for t, v in zip(chain.specs[graph].inputs, given, strict=True)}
+    named = {t.name: v for t, v in zip(rounded.specs[graph].inputs, given, strict=True)}
     errors = [
         relative(found, value)
-        for found, value in zip(chain.run(graph, named).values(), expected, strict=True)
+        for found, value in zip(rounded.run(graph, named).values(), expected, strict=True)
     ]
     if graph == TEXT_ENCODER and precision == "fp16":
         assert errors == [0.0] * len(errors)
@@ -312,17 +312,17 @@ class TestRangeAudit:
 
     @pytest.mark.parametrize("graph", [IMAGE_ENCODER, DECODER_STEP])
     def test_the_model_passes(self, programs: dict[str, fx.GraphModule], graph: str) -> None:
-        found = self.run(programs, graph).to_json()
-        assert found["passed"]
-        assert 1 < found["max_abs"] <= MAX_ABSOLUTE
-        assert found["num_tensors"] > 50
+        found = self.run(programs, graph).figures()
+        assert found.passed
+        assert 1 < found.max_abs <= MAX_ABSOLUTE
+        assert found.num_tensors > 50
 
     def test_a_graph_that_stays_in_fp32_has_no_half_tensor(
         self, programs: dict[str, fx.GraphModule]
     ) -> None:
         found = self.run(programs, TEXT_ENCODER)
         assert found.extents() == []
-        assert found.to_json()["passed"]
+        assert found.figures().passed
 
     def test_a_neck_convolution_that_overflows_fails(
         self, programs: dict[str, fx.GraphModule]
@@ -335,25 +335,25 @@ class TestRangeAudit:
         normal = {e.module: e.max_abs for e in self.run(programs, IMAGE_ENCODER).extents()}
         weight.data = weight * (2 * FP16_MAX / normal["encoder.neck.0"])
         assert all(relative(a, b) < 1e-3 for a, b in zip(spoiled(*given), expected, strict=True))
-        found = self.run({**programs, IMAGE_ENCODER: spoiled}, IMAGE_ENCODER).to_json()
-        assert not found["passed"]
-        worst = found["largest"][0]
-        assert (worst["module"], worst["operator"]) == ("encoder.neck.0", "conv2d")
-        assert worst["max_abs"] > FP16_MAX
+        found = self.run({**programs, IMAGE_ENCODER: spoiled}, IMAGE_ENCODER).figures()
+        assert not found.passed
+        worst = found.largest[0]
+        assert (worst.module, worst.operator) == ("encoder.neck.0", "conv2d")
+        assert worst.max_abs > FP16_MAX
 
     def test_t5_forced_to_fp16_fails_when_wo_overflows(
         self, programs: dict[str, fx.GraphModule]
     ) -> None:
         forced = {"graphs": (TEXT_ENCODER,)}
         normal = self.run(programs, TEXT_ENCODER, **forced)
-        assert normal.to_json()["passed"]
+        assert normal.figures().passed
         spoiled = copy.deepcopy(programs[TEXT_ENCODER])
         path = "encoder.blocks.0.layer.1.DenseReluDense.wo"
         reached = {e.module: e.max_abs for e in normal.extents() if e.operator == "linear"}
         weight = spoiled.get_parameter(f"{path}.weight")
         weight.data = weight * (2 * FP16_MAX / reached[path])
         found = self.run({**programs, TEXT_ENCODER: spoiled}, TEXT_ENCODER, **forced)
-        assert not found.to_json()["passed"]
+        assert not found.figures().passed
         bad = {extent.module for extent in found.extents() if extent.max_abs > FP16_MAX}
         assert path in bad
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Library
 import refsam_trt
 from refsam_export import cli, exporter
 from refsam_export.exporter import ExportResult, export_bundle
+from refsam_export.parity.figures import BOUNDS, Parity
 from refsam_export.request import ExportRequest
 from refsam_export.text.known_text import clean_expressions, write_known_expressions
 from refsam_trt.bundle.open import open_bundle
@@ -26,13 +27,20 @@ from refsam_trt.text.tokenizer import Tokenizer
 
 LINES = "a dog\n\n  A   Dog \na cat on the LEFT\n"
 KNOWN = ("a dog", "a cat on the left")
-FIGURES = {"passed": True, "variant": "fp32-augmented-optimised", "graphs": {"text_encoder": {}}}
-FIGURES |= {
-    "backend": "ort-cpu",
-    "max_graph_error": 0.0,
-    "max_chain_error": 0.0,
-    "min_mask_iou": 1.0,
-}
+PARITY = Parity(
+    variant="fp32-augmented-optimised",
+    precision="fp32",
+    backend="ort-cpu",
+    num_frames=3,
+    num_tokens=[3],
+    graphs={"text_encoder": {}},
+    chain=[],
+    max_graph_error=0.0,
+    max_chain_error=0.0,
+    min_mask_iou=1.0,
+    mean_mask_iou=1.0,
+    bounds=BOUNDS["fp32"],
+)
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "write_variants", lambda *_: None)
     monkeypatch.setattr(exporter, "_assembled", assembled)
     monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
-    monkeypatch.setattr(exporter, "compare_in_process", lambda *_: FIGURES)
+    monkeypatch.setattr(exporter, "in_process", lambda *_: PARITY)
 
 
 def export(output: Path, **options: Any) -> tuple[ExportResult, list[str]]:
@@ -96,7 +104,7 @@ def test_known_expressions_are_what_the_text_graph_computes(
     assert open_bundle(plain.bundle).manifest.text_cache is None
     manifest = open_bundle(known.bundle).manifest
     assert manifest.text_cache == "text_cache.safetensors"
-    assert manifest.parity == {FIGURES["variant"]: FIGURES}
+    assert manifest.parity == {PARITY.variant: PARITY.to_json()}
     assert TextCache(known.bundle / "text_cache.safetensors").expressions == KNOWN
     for text in KNOWN:
         found, hit = embed(known.bundle, text)
@@ -117,7 +125,7 @@ def test_without_text_encoder_the_bundle_gives_the_same_masks(
     manifest = open_bundle(bare.bundle).manifest
     (variant,) = manifest.variants.values()
     assert set(variant.graphs) == {"image_encoder", "decoder_step"}
-    assert manifest.parity == {FIGURES["variant"]: FIGURES}
+    assert manifest.parity == {PARITY.variant: PARITY.to_json()}
     assert sorted(p.name for p in bare.bundle.rglob("*") if p.is_file()) == [
         "decoder_step.onnx",
         "image_encoder.onnx",

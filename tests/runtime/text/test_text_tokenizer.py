@@ -35,6 +35,11 @@ def test_clean_up(tokenizer: Tokenizer, expression: str, cleaned: str) -> None:
     assert tokenizer.clean(expression) == cleaned
 
 
+def test_the_content_of_a_file_is_as_good_as_the_file(file: Path, tokenizer: Tokenizer) -> None:
+    same = Tokenizer(file.read_text(encoding="utf-8"), lowercase=True, max_words=8)
+    assert same.encode("a dog").tolist() == tokenizer.encode("a dog").tolist()
+
+
 def test_case_is_kept_when_the_bundle_says_so(file: Path) -> None:
     tokenizer = Tokenizer(file, lowercase=False, max_words=8)
     assert tokenizer.clean(" A  Dog") == "A Dog"

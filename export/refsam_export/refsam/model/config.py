@@ -129,10 +129,6 @@ class ModelConfig:
             self.image_size, self.downscale_short_side, first_resize=self.first_resize
         )
 
-    def cleaned(self, expression: str) -> str:
-        """Return an expression as the tokenizer gets it (refsam-model 3.1)."""
-        return " ".join((expression.lower() if self.lowercase else expression).split())
-
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal configuration."""
         values = dataclasses.asdict(self)
