@@ -20,6 +20,14 @@ PACKAGES = {
     "refsam_train",
 }
 
+PROGRAMS = {
+    "refsam_bench/cli.py",
+    "refsam_bench/gpu/worker.py",
+    "refsam_calibration/cli.py",
+    "refsam_train/cli.py",
+    "refsam_trt/doctor/probe.py",
+}
+"""Commands, and what commands start; whatever only runs in a checkout lies in `prove/`."""
 PAGE_FILES = ("report.html", "parts.html", "report.css")
 
 
@@ -39,6 +47,14 @@ def test_wheel_holds_exactly_our_packages(wheel: Path):
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     assert not [name for name in names if name.startswith("tests/") or "/test" in name]
+
+
+def test_wheel_holds_no_program_that_only_runs_in_a_checkout(wheel: Path):
+    archive = zipfile.ZipFile(wheel)
+    modules = [name for name in archive.namelist() if name.endswith(".py")]
+    programs = {name for name in modules if b'__name__ == "__main__"' in archive.read(name)}
+    assert programs == PROGRAMS
+    assert "refsam_export/assets/nano_words.txt" not in archive.namelist()
 
 
 def test_wheel_holds_every_file_the_code_reads(wheel: Path):

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from refsam_calibration.clips import Clips, read_clips
 from refsam_calibration.gate.half_range import audit_half
 from refsam_calibration.gate.journal import Journal
-from refsam_calibration.gate.judge import Judge, Judgement, files_digest, open_set
+from refsam_calibration.gate.judge import Judgement, LayerJudge, files_digest, open_set
 from refsam_calibration.gate.search import (
     SHARE_ROUNDING,
-    Found,
+    QuantisedSet,
     RatedUnit,
     costliest,
     largest_set,
@@ -52,17 +52,11 @@ from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.source import load_source
 from refsam_export.variants import GraphForm
 from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.command.progress import StepCounter
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.errors import AccuracyGateError, UsageError
 from refsam_trt.files.target import make_folder
 from refsam_trt.session.variants import choose_variant
-
-
-class Steps(Protocol):
-    """What a display of progress offers."""
-
-    def update(self, steps: int = 1, note: str = "") -> None:
-        """Advance by `steps`; `note` is shown beside."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Display:
     """
 
     line: Callable[[str], None]
-    steps: Callable[[str, int | None], AbstractContextManager[Steps]]
+    steps: Callable[[str, int | None], AbstractContextManager[StepCounter]]
 
 
 def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
@@ -95,8 +89,8 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     display.line("loading the PyTorch weights")
     loaded = load_source(bundle, request.source)
     units = choose_units(loaded.model.config, request.layers)
-    given = _given_ranges(request, loaded, units)
-    options = given.options if given else request.options(units)
+    from_file = _given_ranges(request, loaded, units)
+    options = from_file.options if from_file else request.options(units)
     # What cannot be used is refused before anything long begins.
     _check_bundle(request, bundle, options.scheme)
     _check_share(request, units)
@@ -105,7 +99,7 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     videos = open_videos(clips, folder)
     display.line(f"reading the frames of {len(videos)} clips")
     digest = digest_of(videos)
-    ranges, path = given, request.ranges
+    ranges, path = from_file, request.ranges
     if ranges is None or path is None:
         work = request.work_folder
         ranges, path = _kept_ranges(work, loaded, options, videos, digest, display)
@@ -123,18 +117,20 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
         form = quantised_form(bundle, "fp16")
         done = replace(done, fp16_range=_fp16_range(request, done, loaded, form, videos, display))
     judges = [
-        Judge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
+        LayerJudge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
         for opened, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
     ]
     ranking = _rate(units, judges[0], display)
     done = replace(done, ranking=tuple(ranking))
     if _stops(request, "sensitivity"):
         return done
-    found = largest_set(ranking, judges[1], request.search_points, request.min_share, display.line)
-    done = replace(done, found=found)
+    largest = largest_set(
+        ranking, judges[1], request.search_points, request.min_share, display.line
+    )
+    done = replace(done, largest=largest)
     if _stops(request, "search"):
         return done
-    done = replace(done, verified=_verify(request, judges[2], found))
+    done = replace(done, verified=_verify(request, judges[2], largest))
     return replace(done, output_id=_write(request, bundle, loaded, done, clips))
 
 
@@ -177,13 +173,13 @@ def _write(
     clips: Clips,
 ) -> str:
     """Write the quantised bundle and return its id."""
-    assert done.found is not None
+    assert done.largest is not None
     assert request.output is not None
     amax = done.ranges.amax
     written = write_quantised_bundle(
         bundle,
         loaded.model,
-        {name: amax[name] for name in done.found.layers},
+        {name: amax[name] for name in done.largest.layers},
         done.ranges.options.scheme,
         {**record_json(done), "clips": msgspec.to_builtins(clips)},
         request.output,
@@ -250,20 +246,20 @@ def _fp16_range(
     return figures
 
 
-def _rate(units: Sequence[Unit], judge: Judge, display: Display) -> list[RatedUnit]:
+def _rate(units: Sequence[Unit], judge: LayerJudge, display: Display) -> list[RatedUnit]:
     known = sum(judge.is_known(unit.layers) for unit in units)
     if known:
         display.line(f"{known} of {len(units)} units were judged before")
     return rate(units, judge)
 
 
-def _verify(request: CalibrateRequest, judge: Judge, found: Found) -> Judgement:
-    verified = judge.judge(found.layers, "verify: quantised")
+def _verify(request: CalibrateRequest, judge: LayerJudge, largest: QuantisedSet) -> Judgement:
+    verified = judge.judge(largest.layers, "verify: quantised")
     if verified.drop_points > request.max_drop_points:
         raise AccuracyGateError(
             f"verified: J&F {verified.reference_j_and_f:.4f} became {verified.j_and_f:.4f}, "
             f"{verified.drop_points:.2f} points lost, {request.max_drop_points:g} allowed; the "
-            f"layers that cost most: {costliest(found.chosen)}; leave some out with --layers, or "
+            f"layers that cost most: {costliest(largest.chosen)}; leave some out with --layers, or "
             "give a larger --margin-points; no bundle was written"
         )
     return verified

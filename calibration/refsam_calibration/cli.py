@@ -141,8 +141,8 @@ def command(
     )
     done = calibrate(request, display)
     if as_json:
-        found = {"output": str(request.output) if done.output_id else None, **to_json(done)}
-        click.echo(json.dumps(found))
+        record = {"output": str(request.output) if done.output_id else None, **to_json(done)}
+        click.echo(json.dumps(record))
         return
     for line in lines(done):
         click.echo(line)

@@ -195,10 +195,10 @@ def _shared(clips: Clips, base: Path) -> list[str]:
     named = [(f"calibrate {n}", source) for n, source in enumerate(clips.calibrate)]
     annotated = [("rank", clips.rank), ("search", clips.search), ("verify", clips.verify)]
     for where, source in [*named, *annotated]:
-        found = _folder_of(source, base)
-        if found is None:
+        place = _folder_of(source, base)
+        if place is None:
             continue
-        shown, videos = found
+        shown, videos = place
         purpose = where.partition(" ")[0]
         for folder, other in seen.items():
             if {other, purpose} not in ({purpose}, {"rank", "search"}) and _overlap(folder, videos):

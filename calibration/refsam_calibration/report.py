@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from refsam_calibration.gate.judge import Judgement
-from refsam_calibration.gate.search import Found, RatedUnit
+from refsam_calibration.gate.search import QuantisedSet, RatedUnit
 from refsam_calibration.ranges.ranges import Ranges
 
 RANDOM_NOTE = (
@@ -29,7 +29,7 @@ class Calibrated:
         ranges: of the inputs of all layers that were asked for.
         ranges_path: the file they are in.
         ranking: every unit alone, what costs least for its share of the work first.
-        found: the largest set within the budget.
+        largest: the set within the budget.
         verified: what that set costs on the verification videos.
         fp16_range: what the fp16 nodes around the quantised layers hold (`half_range`).
         output_id: id of the quantised bundle.
@@ -40,7 +40,7 @@ class Calibrated:
     ranges: Ranges
     ranges_path: Path
     ranking: tuple[RatedUnit, ...] | None = None
-    found: Found | None = None
+    largest: QuantisedSet | None = None
     verified: Judgement | None = None
     fp16_range: dict[str, Any] | None = None
     output_id: str | None = None
@@ -62,7 +62,7 @@ def record_json(done: Calibrated) -> dict[str, Any]:
     Ranges stand without the exponents of smoothing, of which there is one per channel: the graphs
     have them, and the file of ranges.
     """
-    found = done.found
+    largest = done.largest
     ranges = msgspec.to_builtins(done.ranges)
     for smoothing in ranges["smoothing"].values():
         del smoothing["exponents"]
@@ -70,12 +70,12 @@ def record_json(done: Calibrated) -> dict[str, Any]:
         "random_weights": done.is_random,
         "ranges": ranges,
         "ranking": [_unit_json(rated) for rated in done.ranking] if done.ranking else None,
-        "search": found
+        "search": largest
         and {
-            "share": found.share,
-            "chosen": [rated.unit.name for rated in found.chosen],
-            "left_out": [rated.unit.name for rated in found.left_out],
-            **_judgement_json(found.judgement),
+            "share": largest.share,
+            "chosen": [rated.unit.name for rated in largest.chosen],
+            "left_out": [rated.unit.name for rated in largest.left_out],
+            **_judgement_json(largest.judgement),
         },
         "verified": done.verified and _judgement_json(done.verified),
         "fp16_range": done.fp16_range,
@@ -97,10 +97,10 @@ def lines(done: Calibrated) -> Iterator[str]:
                 f"{rated.unit.name:<20}{rated.unit.share:>8.2%}{cost.mask_iou:>10.5f}"
                 f"{cost.drop_points:>+13.3f}"
             )
-    if done.found:
-        names = ", ".join(rated.unit.name for rated in done.found.left_out) or "none"
-        yield f"quantised: {done.found.share:.1%} of the linear FLOPs; left out: {names}"
-        yield _cost_line("search", done.found.judgement)
+    if done.largest:
+        names = ", ".join(rated.unit.name for rated in done.largest.left_out) or "none"
+        yield f"quantised: {done.largest.share:.1%} of the linear FLOPs; left out: {names}"
+        yield _cost_line("search", done.largest.judgement)
     if done.verified:
         yield _cost_line("verified", done.verified)
     if done.fp16_range:

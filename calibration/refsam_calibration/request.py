@@ -109,9 +109,11 @@ class CalibrateRequest:
 
     def options(self, units: Sequence[Unit]) -> RangeOptions:
         """Return how to measure, defaults filled in."""
-        given = {name: value for name, value in self._given().items() if value is not None}
+        options = {
+            name: value for name, value in self._stated_options().items() if value is not None
+        }
         layers = tuple(name for unit in units for name in unit.layers)
-        return RangeOptions(**{"scheme": "int8", "layers": layers, **given})
+        return RangeOptions(**{"scheme": "int8", "layers": layers, **options})
 
     def check_ranges(self, options: RangeOptions, units: Sequence[Unit]) -> None:
         """Refuse ranges, given as a file, that were measured otherwise than asked for.
@@ -119,12 +121,12 @@ class CalibrateRequest:
         Raises:
             UsageError: an option that differs, or a layer that the file lacks.
         """
-        for name, value in self._given().items():
-            found = getattr(options, name)
-            if value not in (None, found):
+        for name, value in self._stated_options().items():
+            measured = getattr(options, name)
+            if value not in (None, measured):
                 raise UsageError(
-                    f"{self.ranges}: measured with {name} {found}, but --{name} {value} is asked "
-                    f"for; leave --{name} out, or leave --ranges out to measure anew"
+                    f"{self.ranges}: measured with {name} {measured}, but --{name} {value} is "
+                    f"asked for; leave --{name} out, or leave --ranges out to measure anew"
                 )
         missing = [x for unit in units for x in unit.layers if x not in options.layers]
         if missing:
@@ -133,7 +135,7 @@ class CalibrateRequest:
                 "fewer with --layers, or leave --ranges out to measure anew"
             )
 
-    def _given(self) -> dict[str, Any]:
+    def _stated_options(self) -> dict[str, Any]:
         return {
             "scheme": self.scheme,
             "method": self.method,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -25,11 +24,11 @@ from refsam_bench.datasets.synthetic import (
     to_json,
 )
 from refsam_bench.exchange.token_exchange import exchange_tokens
-from refsam_bench.exchange.token_exchange import to_json as exchange_json
 from refsam_bench.synthetic import EVALUATE_SEED, Slice
 from refsam_bench.trackers.blind import Blind
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
+from refsam_prove import Step
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
@@ -38,8 +37,6 @@ MODEL: Final = "nano"
 NUM_RANKED: Final = 200
 NUM_TRACK: Final = 100
 REAL_CLIPS: Final = Path(__file__).resolve().parents[3] / "shared" / "data" / "ref-davis-mini"
-
-Step = Callable[[], dict[str, Any]]
 
 
 def accuracy(
@@ -72,9 +69,8 @@ def exchange(num_videos: int) -> Step:
 
     def step() -> dict[str, Any]:
         with refsam_trt.load(MODEL, text="resident") as engine, _progress(num_videos) as progress:
-            found = exchange_tokens(engine, EVALUATE_SEED, num_videos, progress.update)
-            figures = exchange_json(found, EVALUATE_SEED, num_videos)
-            return {"bundle_id": engine.bundle_id, "exchange": figures}
+            exchanges = exchange_tokens(engine, EVALUATE_SEED, num_videos, progress.update)
+            return {"bundle_id": engine.bundle_id, "exchange": exchanges.to_json()}
 
     return step
 
@@ -88,8 +84,8 @@ def real() -> dict[str, Any]:
         return {"bundle_id": bundle_id, "skipped": reason}
     command = ["accuracy", "--bundle", MODEL, "--dataset", "ref-davis", "--root", str(REAL_CLIPS)]
     command = [sys.executable, "-m", "refsam_bench.cli", *command, "--json"]
-    found = json.loads(subprocess.check_output(command, text=True))
-    return {"bundle_id": bundle_id, "accuracy": _brief(found)}
+    figures = json.loads(subprocess.check_output(command, text=True))
+    return {"bundle_id": bundle_id, "accuracy": _brief(figures)}
 
 
 def blind() -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.programs import trace_graphs
 from refsam_export.request import ExportRequest
 from refsam_export.variants import Written, write_variants
+from refsam_prove import Step
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
 from refsam_trt.contract.manifest import GraphEntry
 from refsam_trt.contract.plan_manifest import GraphReport
@@ -46,13 +46,13 @@ OFFICIAL_FORM = ("vitb",)
 """Presets whose image encoder is built with SAM's own attention too, for comparison."""
 
 
-def plans(preset: str) -> Callable[[], dict[str, Any]]:
+def plans(preset: str) -> Step:
     """Return the step of a preset (`failures`: what does not hold)."""
 
     def step() -> dict[str, Any]:
         flavour = open_flavour("tensorrt-rtx")
         reports = _reports(flavour, preset, "augmented", None)
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "preset": preset,
             "precision": _PRECISION,
             "seed": SEED,
@@ -62,9 +62,9 @@ def plans(preset: str) -> Callable[[], dict[str, Any]]:
         }
         if preset in OFFICIAL_FORM:
             official = _reports(flavour, preset, "reference", IMAGE_ENCODER)
-            found["official_attention"] = msgspec.to_builtins(official)
-            found["failures"] += official_failures(official)
-        return found
+            record["official_attention"] = msgspec.to_builtins(official)
+            record["failures"] += official_failures(official)
+        return record
 
     return step
 
@@ -130,14 +130,14 @@ def _report(
     click.echo(f"  building {name}")
     profiles = profiles_for(entry.spec, SIZES)
     source = GraphSource(path, entry.spec, entry.precision, profiles)
-    found = build_plan(flavour, source, BuildOptions(), folder / f"{name}.plan")
-    if found is None:
+    report = build_plan(flavour, source, BuildOptions(), folder / f"{name}.plan")
+    if report is None:
         raise InternalError(f"nobody stopped the build of {name}, but it has no plan")
     click.echo(
-        f"  {name}: fused attention in {found.num_fused_attention} of {found.num_attention}, "
-        f"{found.activation_bytes} bytes of activations, {len(found.precision_warnings)} warnings"
+        f"  {name}: fused attention in {report.num_fused_attention} of {report.num_attention}, "
+        f"{report.activation_bytes} bytes of activations, {len(report.precision_warnings)} warnings"
     )
-    return found
+    return report
 
 
 STEPS = {f"plans-{preset}": plans(preset) for preset in BOUNDS}

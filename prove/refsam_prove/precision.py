@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 from refsam_bench.precision.half import HalfRequest, measure_half
 from refsam_export.exporter import export_bundle
 from refsam_export.request import ExportRequest
+from refsam_prove import Step
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
@@ -21,8 +21,6 @@ SEED = 0
 SHIPPED = "nano"
 HALVES = ("fp16", "bf16")
 NUM_VIDEOS = 200
-
-Step = Callable[[], dict[str, Any]]
 
 
 def half_parity(preset: str, num_frames: int) -> Step:
@@ -38,10 +36,10 @@ def half_parity(preset: str, num_frames: int) -> Step:
                 parity_frames=num_frames,
             )
             try:
-                found = export_bundle(request, _say).parity
+                parity = export_bundle(request, _say).parity
             except ParityError as error:
                 return {"preset": preset, "failures": [str(error)]}
-        return {"preset": preset, "variants": found}
+        return {"preset": preset, "variants": parity}
 
     return step
 

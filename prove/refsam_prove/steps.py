@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ import click
 import numpy as np
 import torch
 
-from refsam_bench.speed.measure import SpeedRequest, environment, measure_speed
+from refsam_bench.speed.measure import environment, measure_speed
+from refsam_bench.speed.request import SpeedRequest
 from refsam_export.exporter import export_bundle
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_export.refsam.checkpoint import load_model
 from refsam_export.refsam.init.realism import measure_realism
 from refsam_export.request import ExportRequest
+from refsam_prove import Step
 from refsam_prove import nano as prove_nano
 from refsam_prove import plans as prove_plans
 from refsam_prove import precision as prove_precision
@@ -44,8 +45,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 SEED = 0
 IMPORT_RUNS = 5
-
-Step = Callable[[], dict[str, Any]]
 
 
 def main(names: list[str]) -> None:
@@ -105,7 +104,7 @@ def parity(preset: str, num_frames: int) -> Step:
     """Export with random weights in both splits; the figures of the manifest."""
 
     def step() -> dict[str, Any]:
-        found = {}
+        splits = {}
         for split in ("optimised", "baseline"):
             with tempfile.TemporaryDirectory() as scratch:
                 request = ExportRequest(
@@ -116,8 +115,8 @@ def parity(preset: str, num_frames: int) -> Step:
                     parity_frames=num_frames,
                 )
                 done = export_bundle(request, lambda line: click.echo(f"  {line}"))
-                (found[split],) = done.parity.values()
-        return {"preset": preset, "splits": found}
+                (splits[split],) = done.parity.values()
+        return {"preset": preset, "splits": splits}
 
     return step
 
@@ -134,12 +133,12 @@ def realism(preset: str, num_frames: int) -> Step:
         )
         images = torch.from_numpy(np.concatenate([preprocessor(frame) for frame in frames]))
         ids = [loaded.tokenizer.encode(text).ids for text in EXPRESSIONS]
-        found = measure_realism(loaded.model, images, ids)
+        measured = measure_realism(loaded.model, images, ids)
         return {
             "preset": preset,
             "seed": SEED,
-            "sharp_heads": found.sharp_heads,
-            "realism": dataclasses.asdict(found),
+            "sharp_heads": measured.sharp_heads,
+            "realism": dataclasses.asdict(measured),
         }
 
     return step
@@ -151,17 +150,12 @@ def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
     def step() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = Path(scratch) / "bundle"
-            request = ExportRequest(preset, bundle, random_init=SEED, parity_frames=3)
-            export_bundle(request, lambda line: click.echo(f"  {line}"))
-            return {
-                "preset": preset,
-                "speed": measure_speed(
-                    SpeedRequest(
-                        bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
-                    ),
-                    lambda: None,
-                ),
-            }
+            export = ExportRequest(preset, bundle, random_init=SEED, parity_frames=3)
+            export_bundle(export, lambda line: click.echo(f"  {line}"))
+            request = SpeedRequest(
+                bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
+            )
+            return {"preset": preset, "speed": measure_speed(request, lambda: None).to_json()}
 
     return step
 

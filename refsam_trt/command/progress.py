@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 _LINE_EVERY_S = 10.0
 """Where there is no terminal: often enough to see life, seldom enough for a log file."""
+
+
+class StepCounter(Protocol):
+    """Counts the steps of one piece of work: `Progress`, or whatever shows it elsewhere."""
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        """Advance by `steps`; `note` is shown beside."""
 
 
 class Progress:

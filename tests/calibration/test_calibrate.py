@@ -16,7 +16,7 @@ from refsam_bench.synthetic import generate
 from refsam_calibration import calibrate as module
 from refsam_calibration import cli
 from refsam_calibration.gate import judge
-from refsam_calibration.gate.judge import Judge
+from refsam_calibration.gate.judge import LayerJudge
 from refsam_calibration.quantise.units import choose_units
 from refsam_calibration.ranges import measure
 from refsam_calibration.report import to_json
@@ -159,7 +159,7 @@ def test_what_was_measured_is_not_measured_again(run, tmp_path, monkeypatch):
 
 def test_interrupted_ranking_goes_on_where_it_stopped(run, monkeypatch):
     asked = []
-    measured = Judge._measure
+    measured = LayerJudge._measure
 
     def interrupted(self, layers, label):
         asked.append(label)
@@ -167,7 +167,7 @@ def test_interrupted_ranking_goes_on_where_it_stopped(run, monkeypatch):
             raise KeyboardInterrupt
         return measured(self, layers, label)
 
-    monkeypatch.setattr(Judge, "_measure", interrupted)
+    monkeypatch.setattr(LayerJudge, "_measure", interrupted)
     assert run("--stop-after", "sensitivity").code == 130
     assert run("--stop-after", "sensitivity").code == 0
     numbers = [label.split(",")[0] for label in asked]
@@ -200,14 +200,14 @@ def test_another_seed_draws_other_frames(run):
 def costs(monkeypatch):
     """What judgements say was lost, in points, by the first word of their label."""
     lost = {"unit": 0.2, "3": 0.3, "verify:": 0.1}
-    judged = Judge._measure
+    judged = LayerJudge._measure
 
     def measured(self, layers, label):
         found = judged(self, layers, label)
         points = next(v for k, v in lost.items() if label.startswith(k))
         return msgspec.structs.replace(found, reference_j_and_f=0.8, j_and_f=0.8 - points / 100)
 
-    monkeypatch.setattr(Judge, "_measure", measured)
+    monkeypatch.setattr(LayerJudge, "_measure", measured)
     return lost
 
 

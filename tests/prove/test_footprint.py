@@ -121,10 +121,11 @@ def test_stages_add_up_and_limits_are_checked(measured, monkeypatch):
 
 def test_what_is_timed_imports_only_the_runtime(tmp_path):
     code = (
-        "import sys; from refsam_bench import first_mask; first_mask.main(sys.argv[1]); "
+        "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2]); "
         "assert not {'torch', 'onnx', 'refsam_export', 'av'} & set(sys.modules)"
     )
-    footprint._run([sys.executable, "-c", code, fake_bundle.make_bundle(tmp_path / "bundle")])
+    bundle = fake_bundle.make_bundle(tmp_path / "bundle")
+    footprint._run([sys.executable, "-c", code, first_mask.__file__, bundle])
     assert first_mask.resident_mb() > 10
 
 

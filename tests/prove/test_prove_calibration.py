@@ -1,17 +1,27 @@
 """The steps of `make prove` about calibration: what they run, and when they fail."""
 
-import json
-import subprocess
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
-from refsam_calibration.cli import command
 from refsam_calibration.clips import read_clips
+from refsam_calibration.gate.judge import Judgement
 from refsam_prove.quantised import calibration as prove_calibration
-from refsam_prove.quantised.calibration import forms, gate_failures, memory, memory_failures
+from refsam_prove.quantised.agreement import measure_agreement
+from refsam_prove.quantised.calibration import (
+    calibrated_figures,
+    forms,
+    gate_failures,
+    memory,
+    memory_failures,
+)
+from refsam_prove.quantised.forms import compare_forms
+from refsam_prove.quantised.memory import calibration_peak_mib
 from refsam_prove.steps import STEPS
+from refsam_trt.command.in_process import in_process
+from refsam_trt.errors import AccuracyGateError
 
 BOTH = ("fp32", "fp16")
 
@@ -29,38 +39,27 @@ def test_memory_beyond_the_limit_is_a_failure():
 
 
 def test_each_count_of_frames_is_measured_in_a_process_of_its_own(monkeypatch):
-    commands = []
+    calls = []
 
-    def run(command, text):
-        commands.append(command[1:])
-        return json.dumps({"peak_mib": 100.0 + len(commands)})
+    def run(*call):
+        calls.append(call)
+        return 100.0 + len(calls)
 
-    monkeypatch.setattr(prove_calibration.subprocess, "check_output", run)
+    monkeypatch.setattr(prove_calibration, "in_process", run)
     record = memory("nano", 16, 512)()
-    assert commands == [["-m", "refsam_prove.quantised.memory", "nano", n] for n in ("16", "512")]
+    assert calls == [(calibration_peak_mib, "nano", n) for n in (16, 512)]
     assert record["peak_mib"] == {"16": 101.0, "512": 102.0}
     assert record["growth"] == pytest.approx(102 / 101)
     assert record["failures"] == []
 
 
-def test_the_program_prints_its_peak():
-    command = [sys.executable, "-m", "refsam_prove.quantised.memory", "tiny", "4"]
-    found = json.loads(subprocess.check_output(command, text=True))
-    assert found["num_frames"] == 4
-    assert 100 < found["peak_mib"] < 4000
+def test_the_peak_is_that_of_a_calibration():
+    assert 100 < in_process(calibration_peak_mib, "tiny", 4) < 4000
 
 
 def test_forms_are_measured_in_a_process_of_their_own(monkeypatch):
-    commands = []
-
-    def run(command, text):
-        commands.append(command[1:])
-        return json.dumps({"minmax": {"relative_error": 0.5}})
-
-    monkeypatch.setattr(prove_calibration.subprocess, "check_output", run)
-    record = forms("vitb", 6)()
-    assert commands == [["-m", "refsam_prove.quantised.forms", "vitb", "6"]]
-    assert record["forms"] == {"minmax": {"relative_error": 0.5}}
+    monkeypatch.setattr(prove_calibration, "in_process", lambda *call: call)
+    assert forms("vitb", 6)()["forms"] == (compare_forms, "vitb", 6)
 
 
 FOUND = {
@@ -68,7 +67,9 @@ FOUND = {
     "verified": {"drop_points": 0.5, "reference_j_and_f": 0.8},
     "ranges_file": "r.json",
 }
-KERNELS = {"mask_iou": 0.99, "j_and_f": 0.796}
+KERNELS = Judgement(
+    num_layers=1, content_sha256="", reference_j_and_f=0.8, j_and_f=0.796, mask_iou=0.99, worst=()
+)
 
 
 @pytest.mark.parametrize(
@@ -83,42 +84,37 @@ KERNELS = {"mask_iou": 0.99, "j_and_f": 0.796}
 def test_what_the_issue_asks_of_nano_is_a_failure_where_it_does_not_hold(part, figures, told):
     assert gate_failures(FOUND, KERNELS) == []
     changed = {**FOUND, part: {**FOUND.get(part, {}), **figures}}
-    kernels = {**KERNELS, **figures} if part == "kernels" else KERNELS
+    kernels = msgspec.structs.replace(KERNELS, **figures) if part == "kernels" else KERNELS
     (failure,) = gate_failures(changed, kernels)
     assert failure.startswith(told)
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_the_model_that_ships_is_exported_quantised_and_compared(monkeypatch, tmp_path, code):
-    commands, exported = [], []
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_model_that_ships_is_exported_quantised_and_compared(monkeypatch, tmp_path, passes):
+    calls, exported = [], []
     manifest = SimpleNamespace(source="source.safetensors", preset="nano")
     shipped = SimpleNamespace(bundle_id="its id", manifest=manifest, path=lambda n: tmp_path / n)
     monkeypatch.setattr(prove_calibration, "bundle_folder", lambda name: name)
     monkeypatch.setattr(prove_calibration, "open_bundle", lambda folder: shipped)
     monkeypatch.setattr(prove_calibration, "export_bundle", lambda r, report: exported.append(r))
 
-    def run(line, **options):
-        commands.append(line[2:])
-        return SimpleNamespace(returncode=code, stdout=json.dumps(FOUND))
+    def run(*call):
+        calls.append(call)
+        if not passes:
+            raise AccuracyGateError("verified: too much lost")
+        return FOUND if call[0] is calibrated_figures else KERNELS
 
-    def output(line, text):
-        commands.append(line[2:])
-        return json.dumps({**KERNELS, "mask_iou": 0.995})
-
-    monkeypatch.setattr(prove_calibration.subprocess, "run", run)
-    monkeypatch.setattr(prove_calibration.subprocess, "check_output", output)
+    monkeypatch.setattr(prove_calibration, "in_process", run)
     record = prove_calibration.gate()
     (request,) = exported
     assert (request.checkpoint, request.precisions) == (tmp_path / manifest.source, BOTH)
-    calibrate = commands[0]
-    command.make_context("refsam-calibrate", calibrate[1:])
-    assert calibrate[calibrate.index("--min-share") + 1] == "0.9"
-    assert calibrate[calibrate.index("--max-jf-drop-points") + 1] == "0.5"
-    if code:
-        assert record["failures"] == ["nano: the gate says no"]
+    calibration = calls[0][1]
+    assert (calibration.min_share, calibration.max_drop_points) == (0.9, 0.5)
+    assert calibration.bundle == request.output
+    if not passes:
+        assert record["failures"] == ["nano: the gate says no: verified: too much lost"]
         return
-    assert commands[1][0] == "refsam_prove.quantised.agreement"
-    assert commands[1][2:] == ["r.json", "200"]
+    assert calls[1:] == [(measure_agreement, calibration.output, Path("r.json"), 200)]
     assert record["failures"] == []
     assert read_clips(prove_calibration.CLIPS).verify.num_videos == prove_calibration.NUM_VERIFIED
 

@@ -38,13 +38,13 @@ def asked(monkeypatch) -> list[tuple[object, ...]]:
     def exchange(engine, seed, num_videos, progress):
         assert (engine.bundle_id, seed) == ("its id", 900_000)
         noted.append(("exchange", num_videos))
+        return SimpleNamespace(to_json=lambda: {"kept": 1.0})
 
     figures = {"j_and_f": 0.5, "sequences": {"size-00001": {"j_and_f": 0.25, "objects": {}}}}
     stubs = {
         "score_synthetic": score,
         "score_blind": score,
         "exchange_tokens": exchange,
-        "exchange_json": lambda found, seed, num_videos: {"kept": 1.0},
         "to_json": lambda scores, request: figures,
         "EngineTracker": lambda engine: "engine",
         "ReferenceTracker": lambda loaded: "reference",

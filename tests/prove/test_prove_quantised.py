@@ -1,34 +1,38 @@
 """The steps of `make prove` about quantised graphs: what they run, and when they fail."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from refsam_prove.quantised import steps as prove_quantised
 from refsam_prove.quantised.steps import plan_failures, plans, speed, speed_failures
+from refsam_prove.quantised.trial import encoder_speed, rtx_plan
 from refsam_prove.steps import STEPS
 
 GATE = {"quantised": "int8-bias", "next_best": "fp32-bias", "verdict": "told"}
 
 
-def found(p50: float) -> dict:
+def figures(p50: float) -> dict:
     return {"preset": "vitb", "gate": GATE | {"speedup": {"p50": p50}}}
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that steps run instead of being run."""
-    seen: list[list[str]] = []
+Calls = list[tuple[object, ...]]
 
-    def run(command: list[str], text: bool) -> str:
-        seen.append(command[1:])
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What steps call in processes of their own, instead of its being called."""
+    seen: Calls = []
+
+    def run(function: Callable[..., dict], *arguments: object) -> dict:
+        seen.append((function, *arguments))
         graph = {"precision_warnings": [], "layers": {"QUANTIZE": {"INT8": 3}}}
         attention = {"num_attention": 8, "num_fused_attention": 8}
         plan = {"preset": "nano", "precision": "p", "num_layers": 3, "graph": graph | attention}
-        return json.dumps(found(1.4) if "speed" in command else plan)
+        return figures(1.4) if function is encoder_speed else plan
 
-    monkeypatch.setattr(prove_quantised.subprocess, "check_output", run)
+    monkeypatch.setattr(prove_quantised, "in_process", run)
     return seen
 
 
@@ -39,30 +43,28 @@ def test_the_steps_are_those_of_the_issue():
 
 
 def test_less_than_the_bound_is_a_failure():
-    assert speed_failures(found(1.5), 1.5) == []
-    assert speed_failures(found(0.9), None) == []
-    assert speed_failures(found(1.49), 1.5) == [
+    assert speed_failures(figures(1.5), 1.5) == []
+    assert speed_failures(figures(0.9), None) == []
+    assert speed_failures(figures(1.49), 1.5) == [
         "vitb: int8-bias is 1.49 times as fast as fp32-bias, at least 1.5 expected"
     ]
 
 
-def test_speed_is_measured_in_a_process_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]
-):
+def test_speed_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, calls: Calls):
     monkeypatch.setattr(prove_quantised, "has_vnni", lambda: True)
     record = speed("vitb", 8, 1.5)()
-    assert commands == [["-m", "refsam_prove.quantised.trial", "speed", "vitb", "8", "2"]]
+    assert calls == [(encoder_speed, "vitb", 8, 2)]
     assert record["gate"]["speedup"] == {"p50": 1.4}
     assert len(record["failures"]) == 1
     assert speed("vitb", 8)()["failures"] == []
 
 
 def test_a_cpu_without_vnni_is_skipped_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]
+    monkeypatch: pytest.MonkeyPatch, calls: Calls
 ):
     monkeypatch.setattr(Path, "read_text", lambda *a, **k: "flags : avx2 avx512f")
     record = speed("vitb", 8, 1.5)()
-    assert commands == []
+    assert calls == []
     assert record["skipped"] == (
         "this CPU has no VNNI, so integer products are not what they are made for"
     )
@@ -74,10 +76,9 @@ def test_vnni_is_found_in_the_flags(monkeypatch: pytest.MonkeyPatch):
         assert prove_quantised.has_vnni() is expected
 
 
-def test_plans_of_both_schemes_are_built(commands: list[list[str]]):
+def test_plans_of_both_schemes_are_built(calls: Calls):
     record = plans("nano")()
-    program = ["-m", "refsam_prove.quantised.trial", "plans", "nano"]
-    assert commands == [[*program, "int8-fp16"], [*program, "fp8-fp16"]]
+    assert calls == [(rtx_plan, "nano", "int8-fp16"), (rtx_plan, "nano", "fp8-fp16")]
     assert set(record["plans"]) == {"int8-fp16", "fp8-fp16"}
     assert record["failures"] == []
 

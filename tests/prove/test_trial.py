@@ -1,11 +1,10 @@
 """The program that `make prove` measures quantised encoders with, on the smallest model."""
 
-import pytest
 from rtx_probe import needs_rtx
 
 from refsam_calibration.quantise.layers import quantisable_layers
 from refsam_export.refsam.model.config import preset
-from refsam_prove.quantised.trial import FORMS, adapter_speed, encoder_speed, main, rtx_plan
+from refsam_prove.quantised.trial import FORMS, adapter_speed, encoder_speed, rtx_plan
 
 NUM_LAYERS = len(quantisable_layers(preset("tiny")))
 
@@ -40,10 +39,3 @@ def test_a_plan_quantises_every_layer():
     found = rtx_plan("tiny", "int8-fp16")
     assert found["num_layers"] == NUM_LAYERS
     assert found["graph"]["layers"]["QUANTIZE"] == {"INT8": NUM_LAYERS}
-
-
-def test_unknown_arguments_are_refused():
-    with pytest.raises(
-        SystemExit, match=r"usage: speed\|adapters PRESET ROUNDS THREADS, or plans PRESET"
-    ):
-        main(["fast", "nano"])

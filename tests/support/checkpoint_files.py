@@ -13,8 +13,7 @@ from torch import Tensor
 
 from refsam_export.refsam.model.sam import PromptEncoder
 from refsam_export.refsam.own_file import METADATA_KEY
-from refsam_export.text.encoders import small_text_source
-from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
+from refsam_export.text.encoders import ASSET, VOCAB_SIZE, small_text_source
 
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 T5_CONFIG = {

@@ -14,10 +14,10 @@ import torch
 from fake_tensorrt import fake_tensorrt
 
 from refsam_bench.gpu import pytorch_checks
-from refsam_bench.gpu.jobs import JOBS
 from refsam_bench.gpu.pytorch import COMPILED, compiled_graphs
 from refsam_bench.gpu.request import Job
-from refsam_bench.gpu.steps import Event, Steps
+from refsam_bench.gpu.steps import Event, StepRunner
+from refsam_bench.gpu.worker import JOBS
 from refsam_trt.doctor import probe
 
 NO_RTX = "TensorRT-RTX is not for this GPU"
@@ -53,5 +53,5 @@ def run_here(job: Job, tell: Callable[[Event], None], log: Path, timeout_s: floa
     """Run a job in this process, through the same JSON as between processes."""
     del log, timeout_s
     JOBS[job.kind](
-        Job.from_json(job.to_json()), Steps(lambda event: tell(json.loads(json.dumps(event))))
+        Job.from_json(job.to_json()), StepRunner(lambda event: tell(json.loads(json.dumps(event))))
     )

@@ -10,7 +10,7 @@ from changed_bundles import changed_bundle
 from exported import exported
 
 import refsam_bench.speed.measure as speed
-from refsam_bench.report.measure import Report, measure_report
+from refsam_bench.report.measure import MeasuredReport, measure_report
 from refsam_bench.report.request import ReportRequest
 
 SEED, NUM_VIDEOS, SLICES = 900_000, 3, ("attribute", "position")
@@ -44,7 +44,7 @@ def other_bundle(factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def reported(factory: pytest.TempPathFactory) -> Report:
+def reported(factory: pytest.TempPathFactory) -> MeasuredReport:
     """Return a report of `tiny` and of a copy with one number changed, timed over two frames."""
     base = factory.getbasetemp()
     shared = base.parent if base.name.startswith("popen-") else base

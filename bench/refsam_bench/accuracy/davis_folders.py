@@ -63,10 +63,10 @@ def scored_sequences(
         DatasetError: a folder is missing or empty, or a sequence lacks results or annotations.
     """
     predicted, annotated = _folders(results, "results"), _folders(annotations, "annotations")
-    wanted = tuple(predicted if sequences is None else sequences)
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise UsageError(f"sequences: expected at least one and each once, found {list(wanted)}")
-    for name in wanted:
+    scored = tuple(predicted if sequences is None else sequences)
+    if not scored or len(set(scored)) != len(scored):
+        raise UsageError(f"sequences: expected at least one and each once, found {list(scored)}")
+    for name in scored:
         if name not in annotated:
             raise DatasetError(
                 f"{annotations / name}: no annotations for this sequence; name the annotated ones "
@@ -77,7 +77,7 @@ def scored_sequences(
                 f"{results / name}: no results for this sequence; produce them, or leave it out "
                 "of sequences"
             )
-    return wanted, tuple(name for name in annotated if name not in wanted)
+    return scored, tuple(name for name in annotated if name not in scored)
 
 
 def sequence_pair(results: Path, annotations: Path, *, drop_ends: bool) -> FolderPair:

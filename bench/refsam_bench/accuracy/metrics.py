@@ -172,9 +172,9 @@ def _judged(predicted: Mask, true: Mask, void: Mask | None) -> tuple[Mask, Mask]
     return predicted & ~void, true & ~void
 
 
-def _refuse_shapes(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected or len(found) != 2:
+def _refuse_shapes(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected or len(shape) != 2:
         raise UsageError(
-            f"masks of shapes {found} and {expected} cannot be compared: give two arrays "
+            f"masks of shapes {shape} and {expected} cannot be compared: give two arrays "
             "[height, width] of the same size"
         )

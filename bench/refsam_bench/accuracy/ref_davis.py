@@ -80,13 +80,13 @@ def load_ref_davis(
     """
     path = expression_file(root, split)
     entries = load_meta_expressions(path)
-    wanted = list(entries) if videos is None else list(videos)
-    unknown = [name for name in wanted if name not in entries]
-    if unknown or not wanted:
+    names = list(entries) if videos is None else list(videos)
+    unknown = [name for name in names if name not in entries]
+    if unknown or not names:
         raise UsageError(
-            f"videos: found {unknown or wanted}, expected names from {path}: {', '.join(entries)}"
+            f"videos: found {unknown or names}, expected names from {path}: {', '.join(entries)}"
         )
-    return tuple(_video(root / split, name, entries[name], path) for name in wanted)
+    return tuple(_video(root / split, name, entries[name], path) for name in names)
 
 
 def score_ref_davis(
@@ -161,11 +161,11 @@ def _checked_size(
             images / f"{frame}.jpg": _image_size_hw(images / f"{frame}.jpg"),
             annotations / f"{frame}.png": label_map.shape,
         }
-        for file, found in sizes.items():
-            if found != size_hw:
+        for file, file_hw in sizes.items():
+            if file_hw != size_hw:
                 raise DatasetError(
-                    f"{file}: found {found[1]}x{found[0]}, expected {size_hw[1]}x{size_hw[0]} as "
-                    "in the first image; restore the original file"
+                    f"{file}: found {file_hw[1]}x{file_hw[0]}, expected {size_hw[1]}x{size_hw[0]} "
+                    "as in the first image; restore the original file"
                 )
     for object_id in range(1, num_objects + 1):
         if object_id not in seen:

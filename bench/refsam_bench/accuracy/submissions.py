@@ -84,21 +84,21 @@ def _write_zip(
 
 
 def _refuse_missing(results: Path, names: Mapping[str, list[str]]) -> None:
-    wanted = [results / video / name for video, members in names.items() for name in members]
-    missing = [path for path in wanted if not path.is_file()]
+    paths = [results / video / name for video, members in names.items() for name in members]
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(
-            f"{missing[0]}: no such file; {len(missing)} of {len(wanted)} masks are missing in "
+            f"{missing[0]}: no such file; {len(missing)} of {len(paths)} masks are missing in "
             f"{results}; a submission needs every frame of every expression"
         )
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path, size_hw: tuple[int, ...]) -> None:
-    found = read_grey_mask(path).shape
-    if found != size_hw:
+    mask_hw = read_grey_mask(path).shape
+    if mask_hw != size_hw:
         raise DatasetError(
-            f"{path}: found a mask of {found[1]}x{found[0]}, expected {size_hw[1]}x{size_hw[0]} as "
-            "in the rest of the video; write masks in the original size"
+            f"{path}: found a mask of {mask_hw[1]}x{mask_hw[0]}, expected {size_hw[1]}x"
+            f"{size_hw[0]} as in the rest of the video; write masks in the original size"
         )
     # A fixed date makes equal masks an equal zip; PNG is compressed already.
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
+from refsam_bench.commands import options
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
 from refsam_trt.command.types import PATH
 from refsam_trt.errors import UsageError
-
-RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 
 
 @click.command()
@@ -29,14 +28,9 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 @click.option("--bundle", help="Bundle to run and score: a folder, or nano.")
 @click.option("--dataset", type=click.Choice(["synthetic", "ref-davis"]), help="What to run it on.")
 @click.option("--root", type=PATH, help="Folder of ref-davis.")
-@click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
-@click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
-@click.option(
-    "--slices",
-    default="attribute,size,position",
-    metavar="NAMES",
-    help="Of synthetic, commas between, in rotation: also relation, motion, track.",
-)
+@options.synthetic_seed
+@options.num_synthetic
+@options.slices
 @click.option(
     "--probe",
     type=click.Choice(["none", "sibling", "forget"]),
@@ -60,25 +54,25 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
     "--reference", "is_reference", is_flag=True, help="Score the PyTorch reference instead."
 )
 @click.option("--source", type=PATH, help="For --reference: folder of the PyTorch weights.")
-@click.option("--backend", default="auto", help="Backend, or auto.")
-@click.option("--variant", help="Which graphs of the bundle.  [default: its fp32 ones]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def accuracy(as_json: bool, **options: Any) -> None:
+@options.backend
+@options.variant
+@options.as_json
+def accuracy(as_json: bool, **choices: Any) -> None:
     """Score masks by J (region) and F (boundary) as the official DAVIS-2017 code does.
 
     Either --results and --annotations, or --bundle and --dataset. Figures are 0 to 1.
     Ref-YouTube-VOS has no public annotations: write results with refsam-run --dataset and upload
     them.
     """
-    if options["blind"]:
-        figures = _score_blind(options)
+    if choices["blind"]:
+        figures = _score_blind(choices)
     else:
-        figures = _score_folder(options) if options["results"] else _score_bundle(options)
+        figures = _score_folder(choices) if choices["results"] else _score_bundle(choices)
     if as_json:
         click.echo(json.dumps(figures))
         return
     if figures.get("random_weights"):
-        click.echo(RANDOM_NOTE)
+        click.echo(options.RANDOM_NOTE)
     rows = {**figures.get("slices", {}), **figures["sequences"], "all": figures}
     click.echo(f"{'':24} {'J&F':>7} {'J':>7} {'F':>7}")
     for name, row in rows.items():
@@ -87,60 +81,60 @@ def accuracy(as_json: bool, **options: Any) -> None:
         click.echo(f"annotated, but without results: {', '.join(left_out)}")
 
 
-def _score_folder(options: dict[str, Any]) -> dict[str, Any]:
-    from refsam_bench.accuracy import score_results
+def _score_folder(choices: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.accuracy.protocols import score_results
 
-    if options["annotations"] is None or options["bundle"] is not None:
+    if choices["annotations"] is None or choices["bundle"] is not None:
         raise UsageError("--results needs --annotations, and goes without --bundle")
-    return score_results(options["results"], options["annotations"], options["protocol"]).to_json()
+    return score_results(choices["results"], choices["annotations"], choices["protocol"]).to_json()
 
 
-def _score_blind(options: dict[str, Any]) -> dict[str, Any]:
+def _score_blind(choices: dict[str, Any]) -> dict[str, Any]:
     from refsam_bench.datasets.synthetic import SyntheticRequest, score_blind, to_json
 
-    if options["dataset"] != "synthetic" or options["bundle"] or options["results"]:
+    if choices["dataset"] != "synthetic" or choices["bundle"] or choices["results"]:
         raise UsageError("--blind needs --dataset synthetic, and goes without a bundle or results")
-    slices: Any = tuple(options["slices"].split(","))
-    request = SyntheticRequest(options["seed"], options["num_videos"], slices)
+    slices: Any = tuple(choices["slices"].split(","))
+    request = SyntheticRequest(choices["seed"], choices["num_videos"], slices)
     with Progress("refsam-bench accuracy", request.num_videos) as progress:
-        scores = score_blind(options["blind"], request, progress.update)
-    return {"blind": options["blind"], **to_json(scores, request)}
+        scores = score_blind(choices["blind"], request, progress.update)
+    return {"blind": choices["blind"], **to_json(scores, request)}
 
 
-def _score_bundle(options: dict[str, Any]) -> dict[str, Any]:
-    if options["bundle"] is None or options["dataset"] is None:
+def _score_bundle(choices: dict[str, Any]) -> dict[str, Any]:
+    if choices["bundle"] is None or choices["dataset"] is None:
         raise UsageError("give --results and --annotations, or --bundle and --dataset")
-    if (options["root"] is not None) != (options["dataset"] == "ref-davis"):
+    if (choices["root"] is not None) != (choices["dataset"] == "ref-davis"):
         raise UsageError("--root is needed for --dataset ref-davis, and for no other")
-    options["bundle"] = bundle_folder(options["bundle"])
-    if options["dataset"] == "ref-davis":
-        if options["is_reference"] or options["probe"] != "none":
+    choices["bundle"] = bundle_folder(choices["bundle"])
+    if choices["dataset"] == "ref-davis":
+        if choices["is_reference"] or choices["probe"] != "none":
             raise UsageError("--reference and --probe work on --dataset synthetic only")
-        return _score_ref_davis(options)
-    if options["track_state_scope"] != "expression":
+        return _score_ref_davis(choices)
+    if choices["track_state_scope"] != "expression":
         raise UsageError("--track-state-scope object works on --dataset ref-davis only")
-    return _score_synthetic(options)
+    return _score_synthetic(choices)
 
 
-def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
-    from refsam_bench.accuracy import load_ref_davis, score_ref_davis
+def _score_ref_davis(choices: dict[str, Any]) -> dict[str, Any]:
+    from refsam_bench.accuracy.ref_davis import load_ref_davis, score_ref_davis
     from refsam_trt.run.jobs import RunRequest
     from refsam_trt.run.runner import run
 
-    root = options["root"]
+    root = choices["root"]
     load_ref_davis(root)
     with tempfile.TemporaryDirectory(prefix="refsam-accuracy-") as scratch:
         results = Path(scratch) / "results"
         report = run(
             RunRequest(
-                options["bundle"],
+                choices["bundle"],
                 str(root),
                 (),
                 results,
                 dataset="ref-davis",
-                backend=options["backend"],
-                variant=options["variant"],
-                track_state_scope=options["track_state_scope"],
+                backend=choices["backend"],
+                variant=choices["variant"],
+                track_state_scope=choices["track_state_scope"],
             )
         )
         if report.interruption is not None:
@@ -148,7 +142,7 @@ def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
         scores = score_ref_davis(results, root / "valid" / "Annotations")
     return {
         "dataset": "ref-davis",
-        "track_state_scope": options["track_state_scope"],
+        "track_state_scope": choices["track_state_scope"],
         "bundle_id": report.bundle_id,
         "variant": report.variant,
         "backend": report.backend,
@@ -157,28 +151,28 @@ def _score_ref_davis(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _score_synthetic(options: dict[str, Any]) -> dict[str, Any]:
+def _score_synthetic(choices: dict[str, Any]) -> dict[str, Any]:
     import refsam_trt
     from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
     from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker, Tracker
     from refsam_export.source import load_source
     from refsam_trt.bundle.open import open_bundle
 
-    slices: Any = tuple(options["slices"].split(","))
-    request = SyntheticRequest(options["seed"], options["num_videos"], slices, options["probe"])
-    bundle = options["bundle"]
+    slices: Any = tuple(choices["slices"].split(","))
+    request = SyntheticRequest(choices["seed"], choices["num_videos"], slices, choices["probe"])
+    bundle = choices["bundle"]
     with refsam_trt.load(
-        bundle, backend=options["backend"], variant=options["variant"], text="resident"
+        bundle, backend=choices["backend"], variant=choices["variant"], text="resident"
     ) as engine:
         tracker: Tracker = EngineTracker(engine)
-        if options["is_reference"]:
-            tracker = ReferenceTracker(load_source(open_bundle(bundle), options["source"]))
+        if choices["is_reference"]:
+            tracker = ReferenceTracker(load_source(open_bundle(bundle), choices["source"]))
         with Progress("refsam-bench accuracy", request.num_videos) as progress:
             scores = score_synthetic(tracker, request, progress.update)
         return {
             "bundle_id": engine.bundle_id,
-            "variant": None if options["is_reference"] else engine.variant,
-            "backend": "pytorch" if options["is_reference"] else engine.backend,
+            "variant": None if choices["is_reference"] else engine.variant,
+            "backend": "pytorch" if choices["is_reference"] else engine.backend,
             "random_weights": engine.is_random_init,
             **to_json(scores, request),
         }

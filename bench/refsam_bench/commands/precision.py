@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refsam_bench.commands import options
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
 from refsam_trt.command.types import PATH
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     default=10,
     help="How many of them ONNX Runtime runs too.",
 )
-@click.option("--seed", default=900_000, help="Of the videos; 900000 and up are for evaluation.")
+@options.videos_seed
 @click.option("--output", type=PATH, help="JSON file to write as well.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def precision(bundle: str, output: Path | None, as_json: bool, **options: Any) -> None:
+@options.as_json
+def precision(bundle: str, output: Path | None, as_json: bool, **choices: Any) -> None:
     """Judge a bundle's half graphs: range, rounding, and ONNX Runtime as a smoke test.
 
     PyTorch runs the graphs in fp32 and notes the largest value of every fp16 tensor, then runs them
@@ -41,7 +42,7 @@ def precision(bundle: str, output: Path | None, as_json: bool, **options: Any) -
     """
     from refsam_bench.precision.half import HalfRequest, measure_half
 
-    request = HalfRequest(bundle=bundle_folder(bundle), **options)
+    request = HalfRequest(bundle=bundle_folder(bundle), **choices)
 
     def report(line: str) -> None:
         click.echo(f"refsam-bench: {line}", err=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from refsam_bench.commands import options
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
 from refsam_trt.command.types import PATH
@@ -23,14 +24,9 @@ from refsam_trt.command.types import PATH
 )
 @click.option("--root", type=PATH, help="Folder of ref-davis or ref-youtube-vos.")
 @click.option("--split", default="valid", help="Of ref-youtube-vos; it must have annotations.")
-@click.option("--seed", default=900_000, help="Of synthetic; 900000 and up are for evaluation.")
-@click.option("--num-videos", type=click.IntRange(min=1), default=200, help="Of synthetic.")
-@click.option(
-    "--slices",
-    default="attribute,size,position",
-    metavar="NAMES",
-    help="Of synthetic, commas between, in rotation: also relation, motion, track.",
-)
+@options.synthetic_seed
+@options.num_synthetic
+@options.slices
 @click.option(
     "--source",
     type=PATH,
@@ -42,7 +38,7 @@ from refsam_trt.command.types import PATH
     multiple=True,
     help="Which graphs of every bundle; may be repeated.  [default: all]",
 )
-@click.option("--backend", default="auto", help="Backend, or auto.")
+@options.backend
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="Of every side.")
 @click.option(
     "--speed-frames",
@@ -64,7 +60,7 @@ from refsam_trt.command.types import PATH
 @click.option("--title", default="RefSAM report", help="Of the page.")
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace an earlier report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON on standard output too.")
-def report(bundles: tuple[str, ...], as_json: bool, slices: str, **options: Any) -> None:
+def report(bundles: tuple[str, ...], as_json: bool, slices: str, **choices: Any) -> None:
     """Put accuracy, speed and pictures of bundles side by side on one page.
 
     Every variant of every bundle is scored and timed, and so is the PyTorch reference, where its
@@ -80,16 +76,16 @@ def report(bundles: tuple[str, ...], as_json: bool, slices: str, **options: Any)
 
     names: Any = tuple(slices.split(","))
     folders = tuple(bundle_folder(bundle) for bundle in bundles)
-    request = ReportRequest(folders, slices=names, **options)
+    request = ReportRequest(folders, slices=names, **choices)
     page_environment()
-    made = measure_report(
+    measured = measure_report(
         request, lambda label, total: Progress(f"refsam-bench report: {label}", total)
     )
-    write_report(made, request)
+    write_report(measured, request)
     if as_json:
-        click.echo(json.dumps(made.record))
+        click.echo(json.dumps(measured.record))
         return
-    _print(made.record)
+    _print(measured.record)
     click.echo(f"{request.output}\n{request.json_output}")
 
 

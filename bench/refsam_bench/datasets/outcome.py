@@ -106,7 +106,7 @@ class Dataset(Protocol):
         """Return frame `index` of a case's judged frames, read or painted again."""
 
 
-class Given:
+class ContentHash:
     """Hashes what a tracker is given; hand frames through `frames`."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Recorder:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self.given = Given()
+        self.content = ContentHash()
         self.texts: list[str] = []
         self.tracks: list[MaskTrack] = []
 
@@ -143,9 +143,9 @@ class Recorder:
     ) -> Iterator[list[Mask]]:
         """Yield the masks of every frame (see `Tracker`)."""
         (text,) = texts
-        self.given.texts(texts)
+        self.content.texts(texts)
         self.texts.append(text)
         self.tracks.append(MaskTrack())
-        for masks in self._tracker.track(self.given.frames(frames), texts, memory):
+        for masks in self._tracker.track(self.content.frames(frames), texts, memory):
             self.tracks[-1].append(masks[0])
             yield masks

@@ -15,15 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refsam_bench.accuracy import (
-    ObjectScores,
-    read_label_map,
-    score_clip,
-    sequence_scores,
-    total_scores,
-)
+from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.metrics import VOID_LABEL
-from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, View
+from refsam_bench.accuracy.protocols import score_clip
+from refsam_bench.accuracy.scores import ObjectScores, sequence_scores, total_scores
+from refsam_bench.datasets.outcome import Answer, Case, ContentHash, MaskTrack, Outcome, View
 from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.postprocess import mask_from_logits
@@ -85,11 +81,11 @@ class RefYoutubeVos:
 
     def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
         """Score a side on every expression."""
-        given = Given()
+        content = ContentHash()
         answers: dict[Case, Answer] = {}
         sequences = []
         for video in self._videos.values():
-            tracks = _track(tracker, video, given, progress)
+            tracks = _track(tracker, video, content, progress)
             objects = []
             for (case, object_id), track in zip(video.cases, tracks, strict=True):
                 scored = _score(video, case, object_id, track)
@@ -98,7 +94,7 @@ class RefYoutubeVos:
             sequences.append(sequence_scores(video.name, objects))
         figures = total_scores(_PROTOCOL, sequences).to_json()
         accuracy = {"dataset": "ref-youtube-vos", **figures, "slices": {}}
-        return Outcome(accuracy, answers, given.sha256)
+        return Outcome(accuracy, answers, content.sha256)
 
     def view(self, case: Case, index: int) -> View:
         """Read a frame again."""
@@ -110,11 +106,11 @@ class RefYoutubeVos:
 
 
 def _track(
-    tracker: LogitTracker, video: _Video, given: Given, progress: Callable[[], None]
+    tracker: LogitTracker, video: _Video, content: ContentHash, progress: Callable[[], None]
 ) -> list[MaskTrack]:
     texts = [case.text for case, _ in video.cases]
-    given.texts(texts)
-    frames = given.frames(video.frame(name) for name in video.frames)
+    content.texts(texts)
+    frames = content.frames(video.frame(name) for name in video.frames)
     tracks = [MaskTrack() for _ in texts]
     for logits in tracker.logits(frames, texts):
         for track, plane in zip(tracks, logits, strict=True):
@@ -142,14 +138,14 @@ def _checked(split: Path, name: str, entry: VideoExpressions, path: Path) -> _Vi
         shape = _read_image(images / f"{frame}.jpg").shape[:2]
         label_map = read_label_map(annotations / f"{frame}.png")
         size_hw = size_hw or shape
-        for file, found in (
+        for file, file_hw in (
             (images / f"{frame}.jpg", shape),
             (annotations / f"{frame}.png", label_map.shape),
         ):
-            if found != size_hw:
+            if file_hw != size_hw:
                 raise DatasetError(
-                    f"{file}: found {found[1]}x{found[0]}, expected {size_hw[1]}x{size_hw[0]} as "
-                    "in the first image; restore the original file"
+                    f"{file}: found {file_hw[1]}x{file_hw[0]}, expected {size_hw[1]}x{size_hw[0]} "
+                    "as in the first image; restore the original file"
                 )
         present.update(np.unique(label_map).tolist())
     cases = []

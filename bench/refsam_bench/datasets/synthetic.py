@@ -1,4 +1,4 @@
-"""J&F of a tracker on synthetic videos, per slice (`refsam-bench accuracy --dataset synthetic`)."""
+"""Synthetic videos as a data set, and J&F of a tracker on them, per slice."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from refsam_bench.accuracy import (
+from refsam_bench.accuracy.protocols import Protocol, score_clip
+from refsam_bench.accuracy.scores import (
     ObjectScores,
-    Protocol,
     Scores,
     SequenceScores,
-    score_clip,
     sequence_scores,
     total_scores,
 )
+from refsam_bench.datasets.outcome import Answer, Case, Outcome, Recorder, View
 from refsam_bench.synthetic import SLICES, Slice, SyntheticVideo, generate
 from refsam_bench.trackers.blind import Blind, blind_masks
-from refsam_bench.trackers.reference import Tracker
+from refsam_bench.trackers.reference import LogitTracker, Tracker
 from refsam_trt.errors import UsageError
 
 PROTOCOL: Protocol = "per-expression"
@@ -85,9 +85,9 @@ def score_blind(blind: Blind, request: SyntheticRequest, progress: Callable[[], 
 def slice_scores(scores: Scores, request: SyntheticRequest) -> dict[str, Scores]:
     """Return the scores of each slice apart."""
     return {
-        name: total_scores(PROTOCOL, chosen)
+        name: total_scores(PROTOCOL, sequences)
         for name in request.slices
-        if (chosen := [s for s in scores.sequences if s.name.startswith(f"{name}-")])
+        if (sequences := [s for s in scores.sequences if s.name.startswith(f"{name}-")])
     }
 
 
@@ -102,6 +102,44 @@ def to_json(scores: Scores, request: SyntheticRequest) -> dict[str, Any]:
         **scores.to_json(),
         "slices": {name: part.figures_json() for name, part in by_slice.items()},
     }
+
+
+class Synthetic:
+    """Synthetic videos: the named object of each."""
+
+    def __init__(self, request: SyntheticRequest) -> None:
+        self._request = request
+        self.num_steps = request.num_videos
+
+    def description(self) -> dict[str, Any]:
+        """Return what the videos follow from."""
+        request = self._request
+        return {
+            "name": "synthetic",
+            "seed": request.seed,
+            "num_videos": request.num_videos,
+            "slices": list(request.slices),
+        }
+
+    def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
+        """Score a side on all videos."""
+        recorder = Recorder(tracker)
+        scores = score_synthetic(recorder, self._request, progress)
+        answers = {}
+        answered = zip(recorder.texts, recorder.tracks, scores.sequences, strict=True)
+        for index, (text, track, sequence) in enumerate(answered):
+            judged = sequence.objects[0]
+            case = Case(sequence.name, "0", text, self._request.slice_of(index), judged.frames)
+            answers[case] = Answer(track, judged.j_frames)
+        return Outcome(to_json(scores, self._request), answers, recorder.content.sha256)
+
+    def view(self, case: Case, index: int) -> View:
+        """Paint a frame again."""
+        number = int(case.sequence.rpartition("-")[2])
+        name = self._request.slice_of(number)
+        video = generate(self._request.seed, number, slice=name, frame_indices=[index])
+        (mask,) = video.mask(video.expressions[0].object_id)
+        return View(video.frames[0], mask, np.zeros_like(mask))
 
 
 def _score_video(

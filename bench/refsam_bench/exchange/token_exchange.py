@@ -7,7 +7,7 @@ tells which is which. So a token from another twin must make an expression follo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,39 +40,57 @@ class Exchange:
     exchanged: bool
 
 
+@dataclass(frozen=True)
+class Exchanges:
+    """What became of the videos with named twins, at least one, among `num_videos` of a seed."""
+
+    seed: int
+    num_videos: int
+    videos: tuple[Exchange, ...]
+
+    @property
+    def kept(self) -> float:
+        """Share of the videos, 0 to 1."""
+        return sum(video.kept for video in self.videos) / len(self.videos)
+
+    @property
+    def exchanged(self) -> float:
+        """Share of the videos, 0 to 1."""
+        return sum(video.exchanged for video in self.videos) / len(self.videos)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shares, and what became of each video."""
+        return {
+            "dataset": "synthetic",
+            "seed": self.seed,
+            "num_videos": self.num_videos,
+            "num_with_named_twins": len(self.videos),
+            "kept": self.kept,
+            "exchanged": self.exchanged,
+            "videos": {
+                v.name: {"texts": list(v.texts), "kept": v.kept, "exchanged": v.exchanged}
+                for v in self.videos
+            },
+        }
+
+
 def exchange_tokens(
     engine: Engine, seed: int, num_videos: int, progress: Callable[[], None]
-) -> list[Exchange]:
-    """Try videos 0 to `num_videos - 1` of the slice `track` and return those with named twins.
+) -> Exchanges:
+    """Try videos 0 to `num_videos - 1` of the slice `track` that have named twins.
 
     Raises:
         UsageError: in none of the videos both twins have an expression of their own.
     """
-    found = []
+    exchanges = []
     for index in range(num_videos):
         video = generate(seed, index, slice="track")
         if twins := named_twins(video):
-            found.append(_exchange(engine, video, twins))
+            exchanges.append(_exchange(engine, video, twins))
         progress()
-    if not found:
+    if not exchanges:
         raise UsageError(f"seed {seed}: no named twins in {num_videos} videos; give more videos")
-    return found
-
-
-def to_json(found: Sequence[Exchange], seed: int, num_videos: int) -> dict[str, Any]:
-    """Return the shares of videos, 0 to 1, and what became of each."""
-    return {
-        "dataset": "synthetic",
-        "seed": seed,
-        "num_videos": num_videos,
-        "num_with_named_twins": len(found),
-        "kept": sum(video.kept for video in found) / len(found),
-        "exchanged": sum(video.exchanged for video in found) / len(found),
-        "videos": {
-            v.name: {"texts": list(v.texts), "kept": v.kept, "exchanged": v.exchanged}
-            for v in found
-        },
-    }
+    return Exchanges(seed, num_videos, tuple(exchanges))
 
 
 def named_twins(video: SyntheticVideo) -> tuple[Expression, Expression] | None:
@@ -123,5 +141,5 @@ def _each_nearer(masks: NDArray[np.bool_], own: NDArray[np.bool_]) -> bool:
     )
 
 
-def _mean_iou(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    return float(np.mean([mask_iou(*pair) for pair in zip(found, true, strict=True)]))
+def _mean_iou(masks: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    return float(np.mean([mask_iou(*pair) for pair in zip(masks, true, strict=True)]))

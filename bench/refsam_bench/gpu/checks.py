@@ -12,11 +12,11 @@ import msgspec
 from safetensors.numpy import load_file
 
 from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
-from refsam_bench.gpu import layers, plan_checks
-from refsam_bench.gpu.opened import OpenedCase, open_case
+from refsam_bench.gpu.bundles import OpenedCase, open_case
+from refsam_bench.gpu.plans import measure_layers, self_test, validity
 from refsam_bench.gpu.request import GpuRequest, Job
-from refsam_bench.gpu.steps import Steps
-from refsam_bench.speed.measure import expressions
+from refsam_bench.gpu.steps import StepRunner
+from refsam_bench.speed.request import expressions
 from refsam_bench.speed.timing import Summary
 from refsam_bench.synthetic import EVALUATE_SEED
 from refsam_bench.trackers.reference import EngineTracker
@@ -33,17 +33,17 @@ LATENCY_WARMUP, LATENCY_RUNS = 5, 30
 _MIB = 2**20
 
 
-def build(job: Job, steps: Steps) -> None:
+def build(job: Job, steps: StepRunner) -> None:
     """Build the plans of a case."""
     steps.run("build", lambda: _build(job))
 
 
-def measure_memory(job: Job, steps: Steps) -> None:
+def measure_memory(job: Job, steps: StepRunner) -> None:
     """Measure what a case takes of the GPU's memory; in a process that has done nothing else."""
     steps.run("memory", lambda: _memory(job))
 
 
-def check(job: Job, steps: Steps) -> None:
+def check(job: Job, steps: StepRunner) -> None:
     """Hold a case to golden tensors and reference; time its graphs; profile its layers; score."""
     opened = steps.keep("open", lambda: _open(job))
     actions: dict[str, Callable[[OpenedCase], dict[str, Any]]] = {
@@ -52,9 +52,9 @@ def check(job: Job, steps: Steps) -> None:
     }
     if job.only_case.has_plans:
         actions = {
-            "validity": plan_checks.validity,
-            "self-test": plan_checks.self_test,
-            "layers": layers.measure_layers,
+            "validity": validity,
+            "self-test": self_test,
+            "layers": measure_layers,
             **actions,
         }
     if job.request.num_videos:
@@ -132,7 +132,7 @@ def _latency(opened: OpenedCase) -> dict[str, Any]:
     plans = open_plans(opened.plans) if opened.plans else None
     backend: Any = open_backend(opened.case.backend, plans=plans)
     variant = opened.bundle.manifest.variants[opened.variant]
-    found = {}
+    figures = {}
     for name, entry in variant.graphs.items():
         path = plans.plan(name) if plans else opened.bundle.path(entry.file)
         call = next(graph_calls(name, entry.spec, tensors, plans))
@@ -141,15 +141,15 @@ def _latency(opened: OpenedCase) -> dict[str, Any]:
         outputs = {key: backend.empty(*shape) for key, shape in shapes.items()}
         context = backend.load(path, entry.spec).context()
 
-        def run(context: Any = context, given: Any = inputs, out: Any = outputs) -> None:
-            context.run(given, out)
+        def run(context: Any = context, inputs: Any = inputs, out: Any = outputs) -> None:
+            context.run(inputs, out)
             backend.device.sync()
 
         seconds = timed(run)
         sizes = {key: list(array.shape) for key, array in call.inputs.items()}
-        found[name] = {**asdict(Summary.of(seconds)), "inputs": sizes}
+        figures[name] = {**asdict(Summary.of(seconds)), "inputs": sizes}
     backend.close()
-    return {"scope": "one call to the end of its work on the GPU", "graphs": found}
+    return {"scope": "one call to the end of its work on the GPU", "graphs": figures}
 
 
 def timed(run: Callable[[], None]) -> list[float]:

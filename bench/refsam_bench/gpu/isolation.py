@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from refsam_bench.gpu.request import Job
@@ -66,9 +66,9 @@ def run_isolated(
         tell({"step": step, "state": "failed", "error": {"type": "ProcessDied", "text": text}})
 
 
-def _pass_on(events: object, note: Callable[[Event], None]) -> bool:
+def _pass_on(events: Iterable[str], note: Callable[[Event], None]) -> bool:
     """Return whether the process said that it was done; a line cut short is none."""
-    for line in events:  # type: ignore[attr-defined]
+    for line in events:
         try:
             event: Event = json.loads(line)
         except ValueError:

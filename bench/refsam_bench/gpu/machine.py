@@ -22,14 +22,14 @@ def require_gpu() -> dict[str, Any]:
     Raises:
         BackendError: no driver, or no GPU.
     """
-    found = probe.ask("cuda")
-    if not found.get("devices"):
+    gpu = probe.ask("cuda")
+    if not gpu.get("devices"):
         raise BackendError(
-            f"no NVIDIA GPU here: CUDA driver {found.get('error', 'has no device')}; run this "
+            f"no NVIDIA GPU here: CUDA driver {gpu.get('error', 'has no device')}; run this "
             "command on a machine that has one (refsam-bench speed, parity, precision and accuracy "
             "need none)"
         )
-    return found
+    return gpu
 
 
 def machine(gpu: dict[str, Any], stated_commit: str | None) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def _tried(name: str) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    found = {
+    versions = {
         str(distribution.metadata["Name"]): distribution.version
         for distribution in metadata.distributions()
     }
-    return {name: found[name] for name in sorted(found) if _PACKAGES.match(name.lower())}
+    return {name: versions[name] for name in sorted(versions) if _PACKAGES.match(name.lower())}

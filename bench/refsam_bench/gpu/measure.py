@@ -101,9 +101,9 @@ class _Campaign:
     def _measure(self, subject: Subject) -> None:
         cases = [
             Case(backend, precision)
-            for backend, found in self._record["backends"].items()
+            for backend, state in self._record["backends"].items()
             for precision in self._request.precisions
-            if found["works"]
+            if state["works"]
         ]
         entry: dict[str, Any] = {
             "name": subject.name,

@@ -17,7 +17,7 @@ from refsam_bench.gpu.pytorch import (
     torch_device,
 )
 from refsam_bench.gpu.request import Job
-from refsam_bench.gpu.steps import Steps
+from refsam_bench.gpu.steps import StepRunner
 from refsam_bench.trackers.reference import EngineTracker
 from refsam_export.parity.compare import TENSORS, mask_iou, relative_error
 from refsam_export.parity.figures import BOUNDS
@@ -35,7 +35,7 @@ MAKERS: dict[str, tuple[str, Callable[..., ReferenceGraphs]]] = {
 """Name -> precision, and what makes it."""
 
 
-def check_pytorch(job: Job, steps: Steps) -> None:
+def check_pytorch(job: Job, steps: StepRunner) -> None:
     """Compare both forms with the reference; score the first."""
     for name, (precision, _) in MAKERS.items():
         model = steps.keep(f"load {name}", lambda name=name: (torch_model(job, name), {}))  # type: ignore[misc]

@@ -62,11 +62,11 @@ class GpuRequest:
     def __post_init__(self) -> None:
         if not self.bundles and not self.presets:
             raise UsageError("nothing to measure; give a bundle, or --preset (vitb, vith, nano)")
-        for option, given, known in (
+        for option, names, known in (
             ("--precision", self.precisions, PRECISIONS),
             ("--backend", self.backends, BACKENDS),
         ):
-            if unknown := [name for name in given if name not in known]:
+            if unknown := [name for name in names if name not in known]:
                 raise UsageError(
                     f"{option} {', '.join(unknown)}: choose among {', '.join(known)}, separated by "
                     "commas"

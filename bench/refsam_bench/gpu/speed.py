@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_bench.gpu.opened import OpenedCase, open_case
+from refsam_bench.gpu.bundles import OpenedCase, open_case
 from refsam_bench.gpu.pytorch import EAGER
 from refsam_bench.gpu.pytorch_checks import MAKERS, torch_model
 from refsam_bench.gpu.request import GpuRequest, Job
-from refsam_bench.gpu.steps import Steps
-from refsam_bench.speed.measure import FRAME_SEED, expressions
-from refsam_bench.speed.timing import Stopwatch, Summary
+from refsam_bench.gpu.steps import StepRunner
+from refsam_bench.speed.request import FRAME_SEED, SCOPE, expressions
+from refsam_bench.speed.timing import FrameSummary, Ratio, Stopwatch
 from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
 from refsam_export.refsam.reference import ReferenceSession
@@ -46,7 +46,7 @@ class EngineRacer:
         return [result.mask for result in self._video.step(frame)]
 
 
-def race(job: Job, steps: Steps) -> None:
+def race(job: Job, steps: StepRunner) -> None:
     """Load whatever can be loaded, then time it; who fails in the race leaves it."""
     with ExitStack() as stack:
         racers: list[Racer] = []
@@ -64,7 +64,7 @@ def race(job: Job, steps: Steps) -> None:
         steps.run("race", lambda: run_race(racers, job.request, steps))
 
 
-def run_race(racers: Sequence[Racer], request: GpuRequest, steps: Steps) -> dict[str, Any]:
+def run_race(racers: Sequence[Racer], request: GpuRequest, steps: StepRunner) -> dict[str, Any]:
     """Time racers frame by frame, each frame begun by another one.
 
     Args:
@@ -79,17 +79,17 @@ def run_race(racers: Sequence[Racer], request: GpuRequest, steps: Steps) -> dict
     for index, frame in enumerate(moving_frames(num_frames, FRAME_SEED, request.frame_hw)):
         masks: dict[str, Masks] = {}
         for name in _in_turn(list(running), index):
-            found = _timed(running[name], frame, watches[name], steps)
-            if found is None:
+            racer_masks = _timed(running[name], frame, watches[name], steps)
+            if racer_masks is None:
                 del running[name], watches[name], ious[name]
             else:
-                masks[name] = found
+                masks[name] = racer_masks
         for name, watch in watches.items():
             (watch.discard if index < request.num_warmup else watch.lap)()
             if EAGER in masks:
                 ious[name] += map(mask_iou, masks[name], masks[EAGER])
     return {
-        "scope": "frame in host memory to masks in host memory, at the frame's size",
+        "scope": SCOPE,
         "num_warmup": request.num_warmup,
         "num_expressions": request.num_expressions,
         "frame_hw": list(request.frame_hw),
@@ -103,7 +103,9 @@ def _in_turn(names: list[str], index: int) -> list[str]:
     return names[at:] + names[:at]
 
 
-def _timed(racer: Racer, frame: NDArray[np.uint8], watch: Stopwatch, steps: Steps) -> Masks | None:
+def _timed(
+    racer: Racer, frame: NDArray[np.uint8], watch: Stopwatch, steps: StepRunner
+) -> Masks | None:
     try:
         with watch.stage(_FRAME):
             return racer.step(frame)
@@ -114,17 +116,14 @@ def _timed(racer: Racer, frame: NDArray[np.uint8], watch: Stopwatch, steps: Step
 
 def _figures(name: str, watches: dict[str, Stopwatch], ious: list[float]) -> dict[str, Any]:
     seconds = watches[name].seconds(_FRAME)
-    summary = asdict(Summary.of(seconds))
-    found: dict[str, Any] = {**summary, "fps": 1e3 / summary["p50_ms"]}
+    figures = asdict(FrameSummary.of(seconds))
     if EAGER in watches:
-        ratios = np.asarray(watches[EAGER].seconds(_FRAME)) / np.asarray(seconds)
-        p10, p50, p90 = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
-        found["times_as_fast"] = {"p10": p10, "p50": p50, "p90": p90}
-        found["min_mask_iou"] = min(ious)
-    return found
+        figures["times_as_fast"] = asdict(Ratio.of(watches[EAGER].seconds(_FRAME), seconds))
+        figures["min_mask_iou"] = min(ious)
+    return figures
 
 
-def _loaded(steps: Steps, name: str, load: Callable[[], Racer]) -> list[Racer]:
+def _loaded(steps: StepRunner, name: str, load: Callable[[], Racer]) -> list[Racer]:
     racer = steps.keep(f"load {name}", lambda: (load(), {}))
     return [] if racer is None else [racer]
 

@@ -14,7 +14,7 @@ _Value = TypeVar("_Value")
 _MAX_CHARACTERS = 2000
 
 
-class Steps:
+class StepRunner:
     """Runs steps and tells of each when it begins and ends.
 
     Args:
@@ -26,7 +26,7 @@ class Steps:
 
     def run(self, name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Run a step; return its figures, None if it failed, whatever the reason."""
-        return self.keep(name, lambda: (found := action(), found))
+        return self.keep(name, lambda: (figures := action(), figures))
 
     def keep(self, name: str, action: Callable[[], tuple[_Value, dict[str, Any]]]) -> _Value | None:
         """Run a step that gives something to go on with, beside its figures; None if it failed."""

@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 
+from refsam_bench.gpu.bundles import make_bundle
+from refsam_bench.gpu.checks import build, check, measure_memory
 from refsam_bench.gpu.isolation import END
-from refsam_bench.gpu.jobs import JOBS
+from refsam_bench.gpu.pytorch_checks import check_pytorch
 from refsam_bench.gpu.request import Job
-from refsam_bench.gpu.steps import Event, Steps
+from refsam_bench.gpu.speed import race
+from refsam_bench.gpu.steps import Event, StepRunner
+
+JOBS: Mapping[str, Callable[[Job, StepRunner], None]] = {
+    "bundle": make_bundle,
+    "pytorch": check_pytorch,
+    "plans": build,
+    "memory": measure_memory,
+    "checks": check,
+    "speed": race,
+}
+"""What each kind does."""
 
 
 def main(descriptor: str, job_json: str) -> None:
@@ -21,7 +35,7 @@ def main(descriptor: str, job_json: str) -> None:
         def tell(event: Event) -> None:
             events.write(json.dumps(event) + "\n")
 
-        JOBS[job.kind](job, Steps(tell))
+        JOBS[job.kind](job, StepRunner(tell))
         tell({"step": job.kind, "state": END})
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refsam_trt
-from refsam_bench.accuracy import SequenceScores, total_scores
+from refsam_bench.accuracy.scores import SequenceScores, total_scores
 from refsam_bench.datasets.synthetic import PROTOCOL, SyntheticRequest, score_masks
 from refsam_bench.synthetic import SyntheticVideo, generate
 from refsam_export.parity.compare import mask_iou

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from refsam_bench.datasets.outcome import Dataset, Outcome
-from refsam_bench.datasets.synthetic_and_ref_davis import open_data_set
+from refsam_bench.datasets.ref_davis import RefDavis
+from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
+from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
 from refsam_bench.report.pictures import Panel, draw_row
 from refsam_bench.report.record import (
     candidate_entry,
@@ -29,31 +31,25 @@ from refsam_bench.report.sides import (
     open_engine,
     open_reference,
 )
-from refsam_bench.speed.measure import SpeedRequest, measure_speed
+from refsam_bench.speed.measure import measure_speed
+from refsam_bench.speed.request import SpeedRequest
 from refsam_trt.backends.select import open_backend
+from refsam_trt.command.progress import StepCounter
 from refsam_trt.errors import BackendError, InternalError
 
-
-class Steps(Protocol):
-    """Counts the steps of one piece of work."""
-
-    def update(self, steps: int = 1, note: str = "") -> None:
-        """Advance."""
-
-
-ShowProgress = Callable[[str, int], AbstractContextManager[Steps]]
+ShowProgress = Callable[[str, int], AbstractContextManager[StepCounter]]
 """(what is being done, number of steps) -> something that counts them."""
 
 
 @dataclass(frozen=True)
-class Report:
+class MeasuredReport:
     """`record`: ready for `json.dumps`. `pictures`: data URIs by the names the record uses."""
 
     record: dict[str, Any]
     pictures: dict[str, str]
 
 
-def measure_report(request: ReportRequest, show: ShowProgress) -> Report:
+def measure_report(request: ReportRequest, show: ShowProgress) -> MeasuredReport:
     """Open and check everything, run every side over the data set, time it, choose frames.
 
     Variants that nobody named and the backend refuses, or that overflow in it, are listed with the
@@ -96,16 +92,29 @@ def measure_report(request: ReportRequest, show: ShowProgress) -> Report:
     engines = {c.key: outcomes[c.key] for c in ranking(candidates)}
     panels = [Panel(side.key, side.label, side.has_random_weights) for side in sides]
     pictures: dict[str, str] = {}
-    for group, chosen in (
+    for group, frames in (
         ("worst_frames", choose_worst(engines, request.num_worst)),
         ("examples", choose_examples(engines, request.num_examples)),
     ):
         record[group] = []
-        for number, (case, index) in enumerate(chosen):
+        for number, (case, index) in enumerate(frames):
             name = f"{group}-{number}"
             pictures |= draw_row(name, dataset.view(case, index), case, index, outcomes, panels)
             record[group].append(shown_frame(name, case, index, outcomes))
-    return Report(record, pictures)
+    return MeasuredReport(record, pictures)
+
+
+def open_data_set(request: ReportRequest) -> Dataset:
+    """Return the data set that a request names, every file of it checked.
+
+    Raises:
+        UsageError, DatasetError: it cannot be used.
+    """
+    if request.root is None:
+        return Synthetic(SyntheticRequest(request.seed, request.num_videos, request.slices))
+    if request.dataset == "ref-davis":
+        return RefDavis(request.root)
+    return RefYoutubeVos(request.root, request.split)
 
 
 def ranking(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -138,7 +147,7 @@ def _time(
     if not request.num_speed_frames:
         return None
     bundle = candidate.bundle
-    wanted = SpeedRequest(
+    speed = SpeedRequest(
         bundle.folder,
         source=request.source if needs_folder(bundle) else None,
         variant=candidate.variant,
@@ -147,8 +156,8 @@ def _time(
         num_threads=request.num_threads,
         with_reference=can_load(bundle, request.source),
     )
-    with show(f"speed of {candidate.label}", wanted.num_warmup + wanted.num_frames) as steps:
-        return measure_speed(wanted, steps.update)
+    with show(f"speed of {candidate.label}", speed.num_warmup + speed.num_frames) as steps:
+        return measure_speed(speed, steps.update).to_json()
 
 
 def _dataset_entry(dataset: Dataset, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page: made of the JSON object of a report and its pictures, and of nothing else.
+"""The page and, beside it, the same as JSON: made of a record and its pictures alone.
 
 Every figure stands in a `<data>` element whose value is the JSON object's own. All text is escaped
 by Jinja2, whatever a data set or the name of a bundle holds.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from refsam_bench.report.measure import Report
+from refsam_bench.report.measure import MeasuredReport
 from refsam_bench.report.pictures import ANNOTATION, MISSING, RIGHT, TOO_MUCH
 from refsam_bench.report.plots import BAR_WIDTH, longest_frame_ms, scatter, stage_bar
 from refsam_bench.report.quantisation import BAR_WIDTH as LOSS_BAR_WIDTH
@@ -53,7 +53,7 @@ def page_environment() -> Environment:
     return environment
 
 
-def render_page(report: Report) -> str:
+def render_page(report: MeasuredReport) -> str:
     """Return the whole page as HTML."""
     record = report.record
     references = [{**reference, "difference": None} for reference in record["references"]]
@@ -102,7 +102,7 @@ def _sequences(record: Mapping[str, Any]) -> list[str]:
     return sorted(scored, key=lambda name: scored[name]["j_and_f"])
 
 
-def write_report(report: Report, request: ReportRequest) -> None:
+def write_report(report: MeasuredReport, request: ReportRequest) -> None:
     """Write both files, each whole or not at all.
 
     Raises:

@@ -47,11 +47,11 @@ def commit(module_file: str | None = None) -> str | None:
     folder = Path(module_file or str(refsam_bench.__file__)).resolve().parent
     if "site-packages" in folder.parts:
         return None
-    found = _git(folder, "rev-parse", "HEAD")
-    if not found or _git(folder, "ls-files", "__init__.py") != "__init__.py":
+    head = _git(folder, "rev-parse", "HEAD")
+    if not head or _git(folder, "ls-files", "__init__.py") != "__init__.py":
         return None
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return found if changes == "" else f"{found}-dirty"
+    return head if changes == "" else f"{head}-dirty"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

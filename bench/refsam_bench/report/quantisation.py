@@ -48,11 +48,11 @@ def forms_entries(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _forms_entry(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: found[name] for name in ("preset", "num_frames", "random_weights", "commit")}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: record[name] for name in ("preset", "num_frames", "random_weights", "commit")}
         forms = {
             name: {figure: float(row[figure]) for figure in _FORM}
-            for name, row in found["forms"].items()
+            for name, row in record["forms"].items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(

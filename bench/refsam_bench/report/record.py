@@ -100,13 +100,13 @@ def not_run_entry(candidate: Candidate, reason: str) -> dict[str, Any]:
 
 def choose_worst(engines: Mapping[str, Outcome], count: int) -> list[tuple[Case, int]]:
     """Return the frames with the lowest IoU of any engine, lowest first, one per case."""
-    found = []
+    lowest = []
     for case in next(iter(engines.values())).answers:
         ious = np.min([outcome.answers[case].ious for outcome in engines.values()], axis=0)
         index = int(np.argmin(ious))
-        found.append((float(ious[index]), case, index))
-    found.sort(key=lambda row: row[0])
-    return [(case, index) for _, case, index in found[:count]]
+        lowest.append((float(ious[index]), case, index))
+    lowest.sort(key=lambda row: row[0])
+    return [(case, index) for _, case, index in lowest[:count]]
 
 
 def choose_examples(engines: Mapping[str, Outcome], count: int) -> list[tuple[Case, int]]:
@@ -135,27 +135,27 @@ def shown_frame(
     }
 
 
-def _difference(found: Outcome, expected: Outcome) -> dict[str, Any]:
+def _difference(engine: Outcome, reference: Outcome) -> dict[str, Any]:
     groups = {
         group: {
-            name: _minus(figures, expected.accuracy[group][name])
-            for name, figures in found.accuracy[group].items()
+            name: _minus(figures, reference.accuracy[group][name])
+            for name, figures in engine.accuracy[group].items()
         }
         for group in ("slices", "sequences")
     }
-    total = _minus(found.accuracy, expected.accuracy)
-    return {**total, **groups, "mask_iou": _agreement(found.answers, expected.answers)}
+    total = _minus(engine.accuracy, reference.accuracy)
+    return {**total, **groups, "mask_iou": _agreement(engine.answers, reference.answers)}
 
 
-def _minus(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
-    return {name: found[name] - expected[name] for name in _DIFFERING}
+def _minus(engine: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+    return {name: engine[name] - reference[name] for name in _DIFFERING}
 
 
-def _agreement(found: Mapping[Case, Answer], expected: Mapping[Case, Answer]) -> dict[str, Any]:
+def _agreement(engine: Mapping[Case, Answer], reference: Mapping[Case, Answer]) -> dict[str, Any]:
     """Return how the masks of two sides agree, whatever the truth, and where they do least."""
     ious = {
-        (case, index): mask_iou(answer.masks[index], expected[case].masks[index])
-        for case, answer in found.items()
+        (case, index): mask_iou(answer.masks[index], reference[case].masks[index])
+        for case, answer in engine.items()
         for index in range(len(case.frames))
     }
     lowest = min(ious, key=lambda place: ious[place])

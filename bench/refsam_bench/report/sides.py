@@ -95,10 +95,10 @@ def find_sides(request: ReportRequest) -> tuple[tuple[Reference, ...], tuple[Can
         UsageError: a bundle has not a variant that was named.
     """
     bundles = [open_bundle(folder) for folder in request.bundles]
-    chosen = [(bundle, name) for bundle in bundles for name in _variants(bundle, request)]
+    variants = [(bundle, name) for bundle in bundles for name in _variants(bundle, request)]
     references = _references(bundles, request.source)
     candidates = []
-    for number, (label, (bundle, name)) in enumerate(zip(_labels(chosen), chosen, strict=True)):
+    for number, (label, (bundle, name)) in enumerate(zip(_labels(variants), variants, strict=True)):
         reference = references.get(_weights_id(bundle))
         absent = None if reference else _why_no_reference(bundle)
         key = reference.key if reference else None
@@ -143,15 +143,15 @@ def _variants(bundle: Bundle, request: ReportRequest) -> list[str]:
 
 def _references(bundles: Sequence[Bundle], source: Path | None) -> dict[str, Reference]:
     """Return one reference per set of weights that can be had."""
-    found: dict[str, Bundle] = {}
+    bundle_of_weights: dict[str, Bundle] = {}
     for bundle in bundles:
         is_better = bundle.manifest.source is not None
-        if can_load(bundle, source) and (_weights_id(bundle) not in found or is_better):
-            found[_weights_id(bundle)] = bundle
+        if can_load(bundle, source) and (_weights_id(bundle) not in bundle_of_weights or is_better):
+            bundle_of_weights[_weights_id(bundle)] = bundle
     references = {}
-    for number, (weights, bundle) in enumerate(found.items()):
+    for number, (weights, bundle) in enumerate(bundle_of_weights.items()):
         name = bundle.folder.resolve().name
-        label = "PyTorch" if len(found) == 1 else f"PyTorch of {name}"
+        label = "PyTorch" if len(bundle_of_weights) == 1 else f"PyTorch of {name}"
         folder = source if needs_folder(bundle) else None
         references[weights] = Reference(f"reference-{number}", label, bundle, folder)
     return references
@@ -182,13 +182,13 @@ def _weights_id(bundle: Bundle) -> str:
     return hashlib.sha256(known).hexdigest()
 
 
-def _labels(chosen: Sequence[tuple[Bundle, str]]) -> list[str]:
+def _labels(variants: Sequence[tuple[Bundle, str]]) -> list[str]:
     """Name each by folder and precision, or by folder and variant where that is not enough."""
     short = [
         f"{bundle.folder.resolve().name} {bundle.manifest.variants[name].precision}"
-        for bundle, name in chosen
+        for bundle, name in variants
     ]
-    long = [f"{bundle.folder.resolve().name} {name}" for bundle, name in chosen]
+    long = [f"{bundle.folder.resolve().name} {name}" for bundle, name in variants]
     counts, long_counts = Counter(short), Counter(long)
     labels = []
     for number, (brief, full) in enumerate(zip(short, long, strict=True), start=1):

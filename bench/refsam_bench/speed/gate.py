@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refsam_bench.speed.timing import Summary
+from refsam_bench.speed.timing import Ratio, Summary
 
 MIN_SPEEDUP = 1.15
 """Of a quantised form over the backend's next best precision; less does not pay for its loss."""
@@ -25,25 +25,16 @@ class SpeedGate:
     Attributes:
         quantised: name of the quantised form.
         next_best: the fastest of the others.
-        speedup: time of `next_best` over that of `quantised`, round by round: p10, p50, p90.
-        is_worth_shipping: p50 is at least `MIN_SPEEDUP`.
+        speedup: time of `next_best` over that of `quantised`, round by round.
+        is_worth_shipping: the median of `speedup` is at least `MIN_SPEEDUP`.
+        verdict: that as a sentence.
     """
 
     quantised: str
     next_best: str
-    speedup: dict[str, float]
+    speedup: Ratio
     is_worth_shipping: bool
-
-    @property
-    def verdict(self) -> str:
-        """The finding as a sentence."""
-        found = (
-            f"{self.quantised} is {self.speedup['p50']:.2f} times as fast as {self.next_best} "
-            f"(p10 {self.speedup['p10']:.2f}, p90 {self.speedup['p90']:.2f})"
-        )
-        if self.is_worth_shipping:
-            return f"{found}: worth shipping on this backend"
-        return f"{found}, below {MIN_SPEEDUP}: not worth shipping on this backend"
+    verdict: str
 
 
 def time_in_turn(
@@ -73,7 +64,7 @@ def time_in_turn(
     return seconds
 
 
-def judge(seconds: Mapping[str, list[float]], quantised: str) -> SpeedGate:
+def gate_of(seconds: Mapping[str, list[float]], quantised: str) -> SpeedGate:
     """Return what a quantised form buys, from the result of `time_in_turn`.
 
     Args:
@@ -82,10 +73,15 @@ def judge(seconds: Mapping[str, list[float]], quantised: str) -> SpeedGate:
     """
     others = {name: np.median(runs) for name, runs in seconds.items() if name != quantised}
     next_best = min(others, key=lambda name: others[name])
-    ratios = np.asarray(seconds[next_best]) / np.asarray(seconds[quantised])
-    p10, p50, p90 = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
-    speedup = {"p10": p10, "p50": p50, "p90": p90}
-    return SpeedGate(quantised, next_best, speedup, p50 >= MIN_SPEEDUP)
+    speedup = Ratio.of(seconds[next_best], seconds[quantised])
+    is_worth_shipping = speedup.p50 >= MIN_SPEEDUP
+    times = (
+        f"{quantised} is {speedup.p50:.2f} times as fast as {next_best} "
+        f"(p10 {speedup.p10:.2f}, p90 {speedup.p90:.2f})"
+    )
+    shipping = "worth shipping" if is_worth_shipping else f"below {MIN_SPEEDUP}: not worth shipping"
+    verdict = f"{times}{':' if is_worth_shipping else ','} {shipping} on this backend"
+    return SpeedGate(quantised, next_best, speedup, is_worth_shipping, verdict)
 
 
 def summaries(seconds: Mapping[str, list[float]]) -> dict[str, Summary]:

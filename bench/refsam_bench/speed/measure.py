@@ -8,73 +8,61 @@ that measures the engine's memory must not hold it.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from refsam_bench.speed.timing import Stopwatch, Summary, TimedBackend
+from refsam_bench.speed.memory import Side, peak_mib
+from refsam_bench.speed.request import (
+    FRAME_SEED,
+    Measured,
+    SpeedRequest,
+    expressions,
+    reference_loop,
+)
+from refsam_bench.speed.timing import FrameSummary, Ratio, Stopwatch, Summary, TimedBackend
 from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import open_backend
-from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.command.in_process import in_process
 from refsam_trt.doctor import cpu
-from refsam_trt.errors import InternalError
 from refsam_trt.session.engine import Engine
 from refsam_trt.session.session import Session
 from refsam_trt.session.variants import choose_variant
 from refsam_trt.versions import version_of
 
-if TYPE_CHECKING:
-    from refsam_bench.trackers.reference_loop import ReferenceLoop
-
-WORDS = ("red disc", "blue ball on the left", "striped square", "the large star at the top")
-FRAME_SEED = 21
 _INSIDE = ("upload", "image_encoder", "decoder_step", "download")
 
 
-@dataclass(frozen=True)
-class SpeedRequest:
-    """What `refsam-bench speed` was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Speed(Measured):
+    """Both sides in turn; `reference`, `speedup` and `min_mask_iou` are None without a reference.
 
-    bundle: Path
-    source: Path | None = None
-    variant: str | None = None
-    backend: str = "auto"
-    num_frames: int = 20
-    num_warmup: int = 2
-    num_expressions: int = 2
-    frame_hw: tuple[int, int] = (480, 854)
-    num_threads: int | None = None
-    with_reference: bool = True
+    Attributes:
+        variant: which graphs.
+        stages: of the engine's frames.
+        engine, reference: whole frames of each side.
+        speedup: time of the reference over that of the engine, frame by frame.
+        min_mask_iou: between the masks of both sides.
+        peak_memory_mib: resident, per side, each in a process of its own.
+    """
 
-    def to_json(self) -> str:
-        """Return the text from which `from_json` makes an equal request."""
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> SpeedRequest:
-        """Make a request from the text of `to_json`."""
-        values = json.loads(text)
-        source = values["source"] and Path(values["source"])
-        paths = {"bundle": Path(values["bundle"]), "source": source}
-        return cls(**{**values, **paths, "frame_hw": tuple(values["frame_hw"])})
+    variant: str
+    stages: dict[str, Summary]
+    engine: FrameSummary
+    reference: FrameSummary | None
+    speedup: Ratio | None
+    min_mask_iou: float | None
+    peak_memory_mib: dict[str, float | None]
 
 
-def expressions(count: int) -> list[str]:
-    """Return that many different expressions."""
-    return [f"{WORDS[i % len(WORDS)]} number {i}" for i in range(count)]
-
-
-def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> dict[str, Any]:
-    """Time both sides frame by frame, in turn, and return one JSON object.
+def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> Speed:
+    """Time both sides frame by frame, in turn.
 
     Args:
         request: what to measure.
@@ -104,23 +92,26 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> dict[s
             for watch in (stopwatch, slow):
                 (watch.discard if index < request.num_warmup else watch.lap)()
             progress()
-    return {
-        "bundle_id": bundle.bundle_id,
-        "variant": variant,
-        "backend": backend.name,
-        "random_weights": bundle.manifest.weights.random_init_seed is not None,
-        "scope": "frame in host memory to masks in host memory, at the frame's size",
-        "num_warmup": request.num_warmup,
-        "num_expressions": request.num_expressions,
-        "frame_hw": list(request.frame_hw),
-        "stages": _stages(stopwatch),
-        "engine": _side(stopwatch.seconds("frame")),
-        "reference": _side(slow.seconds("frame")) if loop else None,
-        "speedup": _ratio(slow.seconds("frame"), stopwatch.seconds("frame")) if loop else None,
-        "min_mask_iou": min(agreement) if loop else None,
-        "peak_memory_mib": _peak_memory(request),
-        "environment": environment(request.num_threads),
-    }
+    fast_s, slow_s = stopwatch.seconds("frame"), slow.seconds("frame")
+    return Speed(
+        bundle_id=bundle.bundle_id,
+        variant=variant,
+        backend=backend.name,
+        random_weights=bundle.manifest.weights.random_init_seed is not None,
+        num_warmup=request.num_warmup,
+        num_expressions=request.num_expressions,
+        frame_hw=request.frame_hw,
+        stages=_stages(stopwatch),
+        engine=FrameSummary.of(fast_s),
+        reference=FrameSummary.of(slow_s) if loop else None,
+        speedup=Ratio.of(slow_s, fast_s) if loop else None,
+        min_mask_iou=min(agreement) if loop else None,
+        peak_memory_mib={
+            "engine": _peak_mib("engine", request),
+            "reference": _peak_mib("reference", request) if loop else None,
+        },
+        environment=environment(request.num_threads),
+    )
 
 
 def environment(num_threads: int | None) -> dict[str, Any]:
@@ -136,18 +127,6 @@ def environment(num_threads: int | None) -> dict[str, Any]:
     }
 
 
-def reference_loop(bundle: Bundle, request: SpeedRequest) -> ReferenceLoop:
-    """Return the reference loop with the weights that the bundle was made from."""
-    import torch
-
-    from refsam_bench.trackers.reference_loop import ReferenceLoop
-    from refsam_export.source import load_source
-
-    if request.num_threads:
-        torch.set_num_threads(request.num_threads)
-    return ReferenceLoop(load_source(bundle, request.source))
-
-
 def _engine_frame(
     video: Session, frame: np.ndarray[Any, Any], stopwatch: Stopwatch
 ) -> list[np.ndarray[Any, Any]]:
@@ -158,39 +137,13 @@ def _engine_frame(
             return [result.mask for result in results]
 
 
-def _stages(stopwatch: Stopwatch) -> dict[str, dict[str, float]]:
+def _stages(stopwatch: Stopwatch) -> dict[str, Summary]:
     """Summarise the stages of the step; `preprocess` is what the others leave of it."""
     inside = {name: stopwatch.seconds(name) for name in _INSIDE if name in stopwatch.stages}
     rest = np.asarray(stopwatch.seconds("step")) - np.sum(list(inside.values()), axis=0)
     stages = {"preprocess": rest, **inside, "postprocess": stopwatch.seconds("postprocess")}
-    return {name: asdict(Summary.of(seconds)) for name, seconds in stages.items()}
+    return {name: Summary.of(seconds) for name, seconds in stages.items()}
 
 
-def _side(seconds: list[float]) -> dict[str, float]:
-    summary = asdict(Summary.of(seconds))
-    return {**summary, "fps": 1e3 / summary["p50_ms"]}
-
-
-def _ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-    ratios = np.asarray(slow) / np.asarray(fast)
-    p10, p50, p90 = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
-    return {"p10": p10, "p50": p50, "p90": p90}
-
-
-def _peak_memory(request: SpeedRequest) -> dict[str, float | None]:
-    """Peak resident memory of the engine, and of the reference, each in a process of its own."""
-    return {
-        "engine": _peak_mib("engine", request),
-        "reference": _peak_mib("reference", request) if request.with_reference else None,
-    }
-
-
-def _peak_mib(side: str, request: SpeedRequest) -> float:
-    command = [sys.executable, "-m", "refsam_bench.speed.memory", side, request.to_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InternalError(
-            f"measuring the memory of the {side} failed with exit code {done.returncode}:\n"
-            f"{done.stderr}"
-        )
-    return float(json.loads(done.stdout)["peak_mib"])
+def _peak_mib(side: Side, request: SpeedRequest) -> float:
+    return in_process(peak_mib, side, request)

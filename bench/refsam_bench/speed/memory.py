@@ -1,26 +1,21 @@
-"""Peak resident memory of one side over three frames, measured in a process that does only that.
-
-A program: `python -m refsam_bench.speed.memory engine|reference REQUEST`, the request as JSON.
-"""
+"""Peak resident memory of one side over three frames, for a process that does only that."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
+from typing import Literal
 
-from refsam_bench.speed.measure import SpeedRequest, expressions, reference_loop
+from refsam_bench.speed.request import SpeedRequest, expressions, reference_loop
 from refsam_export.parity.inputs import moving_frames
 
 NUM_FRAMES = 3
+Side = Literal["engine", "reference"]
 
 
-def main(side: str, request_json: str) -> None:
-    """Run one side and print its peak in MiB as JSON."""
-    request = SpeedRequest.from_json(request_json)
-    run = _run_engine if side == "engine" else _run_reference
-    run(request)
-    print(json.dumps({"peak_mib": peak_rss_mib()}))
+def peak_mib(side: Side, request: SpeedRequest) -> float:
+    """Run one side, and return the peak of the whole process in MiB."""
+    (_run_engine if side == "engine" else _run_reference)(request)
+    return peak_rss_mib()
 
 
 def peak_rss_mib() -> float:
@@ -50,7 +45,3 @@ def _run_reference(request: SpeedRequest) -> None:
     loop = reference_loop(open_bundle(request.bundle), request)
     for frame in moving_frames(NUM_FRAMES, 0, request.frame_hw):
         loop.step(frame, expressions(request.num_expressions))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam_bench.speed.gate import judge, summaries, time_in_turn
-from refsam_bench.speed.measure import FRAME_SEED, SpeedRequest, environment, expressions
+from refsam_bench.speed.gate import SpeedGate, gate_of, summaries, time_in_turn
+from refsam_bench.speed.measure import environment
+from refsam_bench.speed.request import FRAME_SEED, Measured, SpeedRequest, expressions
+from refsam_bench.speed.timing import Summary
 from refsam_export.parity.inputs import moving_frames
 from refsam_trt.backends.select import AUTO, AUTO_ORDER, REFUSED_PRECISIONS
 from refsam_trt.bundle.open import Bundle, open_bundle
@@ -20,10 +22,22 @@ from refsam_trt.session.engine import load
 from refsam_trt.session.variants import choose_variant
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSpeeds(Measured):
+    """Whole frames of every precision, and what the quantised ones buy.
+
+    `variants` and `precisions` are by the name of the precision; `gates`, one per quantised one.
+    """
+
+    variants: dict[str, str]
+    precisions: dict[str, Summary]
+    gates: list[SpeedGate]
+
+
 def measure_precisions(
     request: SpeedRequest, progress: Callable[[], None], plans: Sequence[Path] = ()
-) -> dict[str, Any]:
-    """Time sessions of every precision in turn, frame by frame, and return one JSON object.
+) -> PrecisionSpeeds:
+    """Time sessions of every precision in turn, frame by frame.
 
     Args:
         request: what to measure; its variant and its reference have no say.
@@ -59,20 +73,18 @@ def measure_precisions(
                 video.add_expression(text)
             forms[name] = _Masks(video, frames)
         seconds = time_in_turn(forms, request.num_frames, request.num_warmup, progress)
-    gates = [asdict(gate) | {"verdict": gate.verdict} for gate in _gates(seconds)]
-    return {
-        "bundle_id": bundle.bundle_id,
-        "backend": backend,
-        "random_weights": bundle.manifest.weights.random_init_seed is not None,
-        "scope": "frame in host memory to masks in host memory, at the frame's size",
-        "num_warmup": request.num_warmup,
-        "num_expressions": request.num_expressions,
-        "frame_hw": list(request.frame_hw),
-        "variants": variants,
-        "precisions": {name: asdict(row) for name, row in summaries(seconds).items()},
-        "gates": gates,
-        "environment": environment(request.num_threads),
-    }
+    return PrecisionSpeeds(
+        bundle_id=bundle.bundle_id,
+        backend=backend,
+        random_weights=bundle.manifest.weights.random_init_seed is not None,
+        num_warmup=request.num_warmup,
+        num_expressions=request.num_expressions,
+        frame_hw=request.frame_hw,
+        variants=variants,
+        precisions=summaries(seconds),
+        gates=_gates(seconds),
+        environment=environment(request.num_threads),
+    )
 
 
 _Forms = tuple[str, dict[str, str], dict[str, dict[str, Any]]]
@@ -82,12 +94,12 @@ _Forms = tuple[str, dict[str, str], dict[str, dict[str, Any]]]
 def _of_graphs(request: SpeedRequest, bundle: Bundle) -> _Forms:
     backend = AUTO_ORDER[0] if request.backend == AUTO else request.backend
     refused = REFUSED_PRECISIONS.get(backend, {})
-    found = sorted({variant.precision for variant in bundle.manifest.variants.values()})
-    precisions = [name for name in found if name not in refused]
+    present = sorted({variant.precision for variant in bundle.manifest.variants.values()})
+    precisions = [name for name in present if name not in refused]
     if len(precisions) < 2:
         raise UsageError(
             f"{request.bundle}: nothing to compare on backend {backend}: the bundle has "
-            f"{', '.join(found)}; export or quantise it in another precision"
+            f"{', '.join(present)}; export or quantise it in another precision"
         )
     variants = {name: choose_variant(bundle.manifest, None, name, backend) for name in precisions}
     options = {name: {"backend": backend, "variant": each} for name, each in variants.items()}
@@ -96,9 +108,9 @@ def _of_graphs(request: SpeedRequest, bundle: Bundle) -> _Forms:
 
 def _of_plans(request: SpeedRequest, folders: Sequence[Path]) -> _Forms:
     opened = [(folder, open_plans(folder).manifest) for folder in folders]
-    found = {manifest.precision: (folder, manifest) for folder, manifest in opened}
+    by_precision = {manifest.precision: (folder, manifest) for folder, manifest in opened}
     backends = {manifest.builder.backend for _, manifest in opened}
-    if len(found) != len(opened) or len(found) < 2 or len(backends) != 1:
+    if len(by_precision) != len(opened) or len(by_precision) < 2 or len(backends) != 1:
         told = ", ".join(f"{f} ({m.builder.backend}, {m.precision})" for f, m in opened)
         raise UsageError(
             f"--plans: expected folders of one backend, at least two of a precision each, found "
@@ -107,8 +119,8 @@ def _of_plans(request: SpeedRequest, folders: Sequence[Path]) -> _Forms:
     (backend,) = backends
     if request.backend not in (AUTO, backend):
         raise UsageError(f"--backend {request.backend}: the plans are for {backend}; leave it out")
-    variants = {name: manifest.variant for name, (_, manifest) in sorted(found.items())}
-    return backend, variants, {name: {"plans": found[name][0]} for name in variants}
+    variants = {name: manifest.variant for name, (_, manifest) in sorted(by_precision.items())}
+    return backend, variants, {name: {"plans": by_precision[name][0]} for name in variants}
 
 
 class _Masks:
@@ -122,8 +134,8 @@ class _Masks:
             _ = result.mask
 
 
-def _gates(seconds: dict[str, list[float]]) -> list[Any]:
+def _gates(seconds: dict[str, list[float]]) -> list[SpeedGate]:
     floats = {name: runs for name, runs in seconds.items() if name not in QUANTISED}
     return [
-        judge({**floats, name: runs}, name) for name, runs in seconds.items() if name in QUANTISED
+        gate_of({**floats, name: runs}, name) for name, runs in seconds.items() if name in QUANTISED
     ]

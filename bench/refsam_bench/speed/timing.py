@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,34 @@ class Summary:
         ms = np.asarray(seconds, np.float64) * 1e3
         p50, p90, p95, p99 = (float(value) for value in np.percentile(ms, PERCENTILES))
         return cls(len(ms), float(ms.mean()), float(ms.min()), p50, p90, p95, p99, float(ms.max()))
+
+
+@dataclass(frozen=True)
+class FrameSummary(Summary):
+    """Distribution of the time of a frame; `fps` is the rate at the median."""
+
+    fps: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> FrameSummary:
+        """Summarise durations in seconds."""
+        summary = Summary.of(seconds)
+        return cls(**asdict(summary), fps=1e3 / summary.p50_ms)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Distribution of how many times as fast one side is as another, sample by sample."""
+
+    p10: float
+    p50: float
+    p90: float
+
+    @classmethod
+    def of(cls, slow_s: Sequence[float], fast_s: Sequence[float]) -> Ratio:
+        """Compare durations in seconds, as many of each side."""
+        ratios = np.asarray(slow_s) / np.asarray(fast_s)
+        return cls(*(float(value) for value in np.percentile(ratios, (10, 50, 90))))
 
 
 class Stopwatch:

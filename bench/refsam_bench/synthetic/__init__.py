@@ -5,8 +5,8 @@ doubt is found (`naming`, `meaning`) and put into words (`grammar`). Then it is 
 """
 
 from refsam_bench.synthetic.compose import SLICES, Slice
-from refsam_bench.synthetic.grammar import vocabulary
-from refsam_bench.synthetic.meaning import Kind, Meaning, fits
+from refsam_bench.synthetic.language.grammar import vocabulary
+from refsam_bench.synthetic.language.meaning import Kind, Meaning, fits
 from refsam_bench.synthetic.video import (
     EVALUATE_SEED,
     TUNE_SEED,

@@ -22,12 +22,12 @@ def pool(
     draws: Draws, names: tuple[str, ...], confusable: frozenset[frozenset[str]], count: int
 ) -> list[str]:
     """Return this many of the names, no two of them confusable."""
-    chosen: list[str] = []
+    kept: list[str] = []
     for name in draws.shuffled(names):
-        clash = any(frozenset((name, other)) in confusable for other in chosen)
-        if len(chosen) < count and not clash:
-            chosen.append(name)
-    return chosen
+        clash = any(frozenset((name, other)) in confusable for other in kept)
+        if len(kept) < count and not clash:
+            kept.append(name)
+    return kept
 
 
 def shape_pool(draws: Draws, count: int) -> list[str]:

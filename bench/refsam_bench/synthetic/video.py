@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from refsam_bench.synthetic.compose import SLICES, Slice, compose
 from refsam_bench.synthetic.draws import Draws
-from refsam_bench.synthetic.grammar import sentence
-from refsam_bench.synthetic.meaning import Meaning
-from refsam_bench.synthetic.naming import has_distractors, meaning_of
+from refsam_bench.synthetic.language.grammar import sentence
+from refsam_bench.synthetic.language.meaning import Meaning
+from refsam_bench.synthetic.language.naming import has_distractors, meaning_of
 from refsam_bench.synthetic.render import canvas_of, render_frame
 from refsam_bench.synthetic.scene import Scene
 from refsam_trt.errors import InternalError, UsageError
@@ -140,11 +140,13 @@ def _named_scene(
         if scene is None:
             continue
         named = {item.object_id: meaning_of(draws, scene, item, name) for item in scene.objects}
-        found = {number: meaning for number, meaning in named.items() if meaning is not None}
-        targets = [number for number in found if has_distractors(scene, scene.objects[number - 1])]
-        if targets and len(found) > 1:
+        meanings = {number: meaning for number, meaning in named.items() if meaning is not None}
+        targets = [
+            number for number in meanings if has_distractors(scene, scene.objects[number - 1])
+        ]
+        if targets and len(meanings) > 1:
             target = draws.pick(targets)
-            return scene, {target: found.pop(target), **found}
+            return scene, {target: meanings.pop(target), **meanings}
     raise InternalError(f"no scene of slice {name} in {_ATTEMPTS} attempts for size {size_hw}")
 
 

@@ -73,8 +73,8 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _differing(found: Any, expected: Mapping[str, Any]) -> str:
-    if not isinstance(found, dict):
+def _differing(stated: Any, expected: Mapping[str, Any]) -> str:
+    if not isinstance(stated, dict):
         return "no first line that tells"
-    keys = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    keys = sorted(key for key in {*stated, *expected} if stated.get(key) != expected.get(key))
     return f"{', '.join(keys)} differ"

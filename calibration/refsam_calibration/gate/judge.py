@@ -11,22 +11,22 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from refsam_bench.accuracy.metrics import region_similarity
 from refsam_bench.datasets.outcome import Case, Dataset, Outcome
+from refsam_bench.datasets.ref_davis import RefDavis
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
-from refsam_bench.datasets.synthetic import SyntheticRequest
-from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis, Synthetic
+from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import AnnotatedSet, RefDavisSet, SyntheticSet
 from refsam_calibration.gate.journal import Journal
 from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.ranges.ranges import Ranges, model_sha256
 from refsam_export.refsam.checkpoint import LoadedModel
+from refsam_trt.command.progress import StepCounter
 from refsam_trt.errors import DatasetError
 
 NUM_WORST = 5
@@ -124,7 +124,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in names)
 
 
-class Judge:
+class LayerJudge:
     """Judges sets of quantised layers on one data set; what it found once, it remembers.
 
     Args:
@@ -145,7 +145,7 @@ class Judge:
         files: str,
         work: Path,
         purpose: str,
-        steps: Callable[[str, int | None], AbstractContextManager[Any]],
+        steps: Callable[[str, int | None], AbstractContextManager[StepCounter]],
     ) -> None:
         self._loaded, self._ranges, self._data_set = loaded, ranges, data_set
         self._purpose, self._steps = purpose, steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from refsam_calibration.gate.judge import Judge, Judgement
+from refsam_calibration.gate.judge import Judgement, LayerJudge
 from refsam_calibration.quantise.units import Unit
 from refsam_trt.errors import AccuracyGateError
 
@@ -27,7 +27,7 @@ class RatedUnit:
 
 
 @dataclass(frozen=True)
-class Found:
+class QuantisedSet:
     """The largest set that was found, by units of the ranking.
 
     `judgement` is that of the whole set; `share` its part of the FLOPs of the encoder's linears.
@@ -48,7 +48,7 @@ class Found:
         return layers_of(self.chosen)
 
 
-def rate(units: Sequence[Unit], judge: Judge) -> list[RatedUnit]:
+def rate(units: Sequence[Unit], judge: LayerJudge) -> list[RatedUnit]:
     """Judge every unit alone and return them ranked: what costs least for its share comes first.
 
     Args:
@@ -64,11 +64,11 @@ def rate(units: Sequence[Unit], judge: Judge) -> list[RatedUnit]:
 
 def largest_set(
     ranking: Sequence[RatedUnit],
-    judge: Judge,
+    judge: LayerJudge,
     budget_points: float,
     min_share: float,
     progress: Callable[[str], None],
-) -> Found:
+) -> QuantisedSet:
     """Return the largest set of units that loses at most `budget_points` of J&F.
 
     All units first; if that is too much, the longest prefix of the ranking by bisection, and then
@@ -88,13 +88,13 @@ def largest_set(
 
     def judged(units: Sequence[RatedUnit]) -> Judgement:
         label = f"{len(units)} of {len(ranking)} units"
-        found = judge.judge(layers_of(units), label)
-        progress(f"{label}: {found.drop_points:+.2f} points lost")
-        return found
+        judgement = judge.judge(layers_of(units), label)
+        progress(f"{label}: {judgement.drop_points:+.2f} points lost")
+        return judgement
 
     everything = judged(ranking)
     if everything.drop_points <= budget_points:
-        return _accepted(Found(tuple(ranking), (), everything), budget_points, min_share)
+        return _accepted(QuantisedSet(tuple(ranking), (), everything), budget_points, min_share)
     fits, best, breaks = 0, everything, len(ranking)
     while breaks - fits > 1:
         middle = (fits + breaks) // 2
@@ -103,14 +103,14 @@ def largest_set(
             fits, best = middle, tried
         else:
             breaks = middle
-    chosen = list(ranking[:fits])
+    quantised = list(ranking[:fits])
     for rated in ranking[fits + 1 :]:
-        tried = judged([*chosen, rated])
+        tried = judged([*quantised, rated])
         if tried.drop_points <= budget_points:
-            chosen.append(rated)
+            quantised.append(rated)
             best = tried
-    left_out = tuple(rated for rated in ranking if rated not in chosen)
-    return _accepted(Found(tuple(chosen), left_out, best), budget_points, min_share)
+    left_out = tuple(rated for rated in ranking if rated not in quantised)
+    return _accepted(QuantisedSet(tuple(quantised), left_out, best), budget_points, min_share)
 
 
 def layers_of(units: Sequence[RatedUnit]) -> tuple[str, ...]:
@@ -128,13 +128,13 @@ def costliest(units: Sequence[RatedUnit]) -> str:
     )
 
 
-def _accepted(found: Found, budget_points: float, min_share: float) -> Found:
-    if found.chosen and found.share >= min_share - SHARE_ROUNDING:
-        return found
-    what = f"layers with {found.share:.1%} of the linear FLOPs" if found.chosen else "no layer"
-    wanted = f", --min-share asks for {min_share:.1%}" if found.chosen else ""
+def _accepted(largest: QuantisedSet, budget_points: float, min_share: float) -> QuantisedSet:
+    if largest.chosen and largest.share >= min_share - SHARE_ROUNDING:
+        return largest
+    what = f"layers with {largest.share:.1%} of the linear FLOPs" if largest.chosen else "no layer"
+    asked = f", --min-share asks for {min_share:.1%}" if largest.chosen else ""
     raise AccuracyGateError(
         f"within {budget_points:g} points of J&F on the search's videos {what} can be quantised"
-        f"{wanted}; the layers that break it: {costliest(found.left_out)}; allow more points, or "
+        f"{asked}; the layers that break it: {costliest(largest.left_out)}; allow more points, or "
         "try another --method, --alpha or more clips; no bundle was written"
     )

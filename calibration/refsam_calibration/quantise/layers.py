@@ -59,14 +59,14 @@ def select_layers(config: ModelConfig, names: Iterable[str]) -> dict[str, Quanti
     Raises:
         UsageError: a name is none of `quantisable_layers`.
     """
-    known, wanted = quantisable_layers(config), set(names)
-    if unknown := sorted(wanted - known.keys()):
+    known, selected = quantisable_layers(config), set(names)
+    if unknown := sorted(selected - known.keys()):
         raise UsageError(
             f"{unknown[0]}: no layer of {config.preset} that can be quantised ({len(unknown)} of "
-            f"{len(wanted)} names are none); names are like {next(iter(known))}, and ranges belong "
-            "to the model that they were measured on: calibrate this one"
+            f"{len(selected)} names are none); names are like {next(iter(known))}, and ranges "
+            "belong to the model that they were measured on: calibrate this one"
         )
-    return {name: layer for name, layer in known.items() if name in wanted}
+    return {name: layer for name, layer in known.items() if name in selected}
 
 
 def flops_share(config: ModelConfig, names: Iterable[str]) -> float:
@@ -75,8 +75,8 @@ def flops_share(config: ModelConfig, names: Iterable[str]) -> float:
     Raises:
         UsageError: as `select_layers`.
     """
-    chosen = select_layers(config, names)
-    return _flops(chosen) / _flops(quantisable_layers(config))
+    layers = select_layers(config, names)
+    return _flops(layers) / _flops(quantisable_layers(config))
 
 
 def _flops(layers: Mapping[str, QuantisableLayer]) -> int:

@@ -62,14 +62,14 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantisedLinear], scheme: Scheme
             products[module_of(node)].append(node)
     graph = _Quantiser(model.graph, scheme)
     for name, layer in layers.items():
-        found = products[name]
-        if [node.op_type for node in found] != ["MatMul"]:
+        nodes = products[name]
+        if [node.op_type for node in nodes] != ["MatMul"]:
             raise InternalError(
-                f"{name}: the exported graph has {[node.op_type for node in found]} for this "
+                f"{name}: the exported graph has {[node.op_type for node in nodes]} for this "
                 "layer, one MatMul expected"
             )
-        _check_weight(name, found[0], layer.weight)
-        graph.quantise(name, found[0], layer)
+        _check_weight(name, nodes[0], layer.weight)
+        graph.quantise(name, nodes[0], layer)
     graph.remove_unused()
 
 
@@ -128,8 +128,8 @@ class _Quantiser:
         node = onnx_ir.node(
             "DequantizeLinear", inputs, attributes=attributes, name=f"{name}.dequantise"
         )
-        made = node.outputs[0]
-        made.name, made.shape, made.type = f"{name}_dequantised", like.shape, like.type
+        output = node.outputs[0]
+        output.name, output.shape, output.type = f"{name}_dequantised", like.shape, like.type
         return node
 
     def _scale(self, name: str, amax: Tensor, dtype: Any) -> Any:

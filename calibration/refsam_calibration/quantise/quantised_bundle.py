@@ -82,9 +82,9 @@ def write_quantised_bundle(
             entry = write_quantised_encoder(model, checked, scheme, base, form, path, file)
             files |= {file: path, f"{file}.data": path.with_name(f"{path.name}.data")}
             variants[name] = _quantised(variant, entry, scheme, form)
-        found = Quantisation(scheme, bundle.bundle_id, tuple(checked), dict(record))
+        quantisation = Quantisation(scheme, bundle.bundle_id, tuple(checked), dict(record))
         manifest = msgspec.structs.replace(
-            bundle.manifest, variants=variants, quantisation=found, files={}
+            bundle.manifest, variants=variants, quantisation=quantisation, files={}
         )
         return write_bundle(output, manifest=manifest, files=files, overwrite=overwrite)
 

@@ -32,19 +32,19 @@ class Unit:
     share: float
 
 
-def choose_units(config: ModelConfig, wanted: Iterable[str]) -> list[Unit]:
+def choose_units(config: ModelConfig, offered: Iterable[str]) -> list[Unit]:
     """Return units in the order that they run in.
 
     Args:
         config: of the model.
-        wanted: kinds (`qkv`: of every block), units (`blocks.3.qkv`) or layers by module path.
+        offered: kinds (`qkv`: of every block), units (`blocks.3.qkv`) or layers by module path.
 
     Raises:
         UsageError: a name is none of them, or no layer is left.
     """
     layers = quantisable_layers(config)
-    chosen: set[str] = set()
-    for name in wanted:
+    paths: set[str] = set()
+    for name in offered:
         matching = {path for path, layer in layers.items() if name in _names(layer)}
         # A preset may have no layer of a kind, but names of single ones are those of layers.
         if not matching and name not in KINDS:
@@ -53,14 +53,14 @@ def choose_units(config: ModelConfig, wanted: Iterable[str]) -> list[Unit]:
                 f"such as {_unit_name(next(iter(layers.values())))}, or a layer such as "
                 f"{next(iter(layers))}"
             )
-        chosen |= matching
-    if not chosen:
+        paths |= matching
+    if not paths:
         raise UsageError(
             f"--layers: {config.preset} has no such layer; name some of {', '.join(KINDS)}"
         )
     groups: dict[str, list[str]] = {}
     for path, layer in layers.items():
-        if path in chosen:
+        if path in paths:
             groups.setdefault(_unit_name(layer), []).append(path)
     return [
         Unit(name, tuple(members), flops_share(config, members)) for name, members in groups.items()

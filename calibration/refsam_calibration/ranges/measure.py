@@ -57,7 +57,7 @@ def measure_ranges(
     model = loaded.model
     model_sha256 = encoder_sha256(model)
     smoothing = _smooth(loaded, videos, options, progress, seed)
-    fold_smoothing(model, {name: found.exponents for name, found in smoothing.items()})
+    fold_smoothing(model, {name: norm.exponents for name, norm in smoothing.items()})
     watchers = {name: RangeWatcher() for name in options.layers}
     _run(loaded, videos, watchers, progress)
     return Ranges(
@@ -89,8 +89,8 @@ def _smooth(
     model = loaded.model
     readers = _quantised_readers(model, options)
     weights: dict[str, list[Any]] = {
-        norm: [model.get_submodule(name).weight for name in found]
-        for norm, found in readers.items()
+        norm: [model.get_submodule(name).weight for name in names]
+        for norm, names in readers.items()
     }
     # All readers of a norm see the same input: one of them is watched.
     halves = []
@@ -115,12 +115,12 @@ def _smooth(
 
 def _quantised_readers(model: RefSam, options: RangeOptions) -> dict[str, list[str]]:
     """Return the norms of which a reader is to be quantised, with those readers."""
-    wanted = set(options.layers)
+    layers = set(options.layers)
     readers = {
-        norm: [reader for reader in found if reader in wanted]
-        for norm, found in norm_readers(model).items()
+        norm: [name for name in names if name in layers]
+        for norm, names in norm_readers(model).items()
     }
-    return {norm: found for norm, found in readers.items() if found}
+    return {norm: names for norm, names in readers.items() if names}
 
 
 def _run(

@@ -25,11 +25,11 @@ SCHEMA = 1
 Alpha = float | Literal["auto", "none"]
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class RangeOptions(_Record, frozen=True):
+class RangeOptions(_StrictStruct, frozen=True):
     """How ranges are chosen.
 
     scheme: which eight bits. method: `clipping.Method`. percentile: of that method, in percent.
@@ -58,14 +58,14 @@ class RangeOptions(_Record, frozen=True):
             raise UsageError("no layer to quantise; name kinds or layers with --layers")
 
 
-class LayerRange(_Record, frozen=True):
+class LayerRange(_StrictStruct, frozen=True):
     """The range of one layer's input. amax: what is represented; largest: what was seen."""
 
     amax: float
     largest: float
 
 
-class Ranges(_Record, frozen=True):
+class Ranges(_StrictStruct, frozen=True):
     """Ranges with all that they follow from, and the smoothing that they hold for.
 
     The hashes are SHA-256 in hexadecimal, those of the options of their canonical JSON.
@@ -83,7 +83,7 @@ class Ranges(_Record, frozen=True):
     @property
     def amax(self) -> dict[str, float]:
         """The largest magnitude to represent, by module path of the layer."""
-        return {name: found.amax for name, found in self.layers.items()}
+        return {name: layer.amax for name, layer in self.layers.items()}
 
     @property
     def key(self) -> str:
@@ -164,7 +164,7 @@ def _contradiction(ranges: Ranges) -> str | None:
 
 def fold_ranges(model: RefSam, ranges: Ranges) -> None:
     """Smooth a model, in place, as the one was that the ranges were measured on."""
-    fold_smoothing(model, {name: found.exponents for name, found in ranges.smoothing.items()})
+    fold_smoothing(model, {name: norm.exponents for name, norm in ranges.smoothing.items()})
 
 
 def options_digest(options: RangeOptions) -> str:

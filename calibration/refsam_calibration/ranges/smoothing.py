@@ -49,16 +49,16 @@ def norm_readers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     By module path: norm1 of a ViT block is read by qkv, norm2 by lin1 and, where a block has
     adapters, by the first layer of the one beside the MLP.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    readers: dict[str, tuple[str, ...]] = {}
     names = {name for name, _ in model.named_modules()}
     for name in sorted(names):
         block, _, last = name.rpartition(".")
-        readers = [f"{block}.{path}" for path in _READERS.get(last, ())]
+        paths = [f"{block}.{path}" for path in _READERS.get(last, ())]
         if block.rpartition(".")[0] == "image_encoder.blocks":
-            present = tuple(reader for reader in readers if reader in names)
+            present = tuple(path for path in paths if path in names)
             if present:
-                found[name] = present
-    return found
+                readers[name] = present
+    return readers
 
 
 def choose_smoothing(
@@ -126,8 +126,8 @@ def _output_errors(
     lost, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for weight in weights:
         expected = rows @ weight.T
-        found = quantised @ fake_quantised_weight(torch.ldexp(weight, exponents), scheme).T
-        lost += (found - expected).double().square().sum()
+        outputs = quantised @ fake_quantised_weight(torch.ldexp(weight, exponents), scheme).T
+        lost += (outputs - expected).double().square().sum()
         total += expected.double().square().sum()
     return lost, total
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_bench.datasets.outcome import Given
+from refsam_bench.datasets.outcome import ContentHash
 from refsam_bench.synthetic import generate
 from refsam_bench.synthetic.video import NUM_FRAMES
 from refsam_calibration.clips import Clips, FolderClips, OwnVideo, Source, SyntheticClips
@@ -56,29 +56,29 @@ def digest_of(videos: Sequence[CalibrationVideo]) -> tuple[str, int]:
     Raises:
         CalibrationError: there is no frame.
     """
-    given, num_frames = Given(), 0
+    content, num_frames = ContentHash(), 0
     for video in videos:
-        given.texts(video.texts)
-        num_frames += sum(1 for _ in given.frames(video.frames()))
+        content.texts(video.texts)
+        num_frames += sum(1 for _ in content.frames(video.frames()))
     if not num_frames:
         raise CalibrationError(
             "the clips hold no frame to calibrate with; name videos that have some under "
             "[[calibrate]]"
         )
-    return given.sha256, num_frames
+    return content.sha256, num_frames
 
 
-def spread(total: int, wanted: int, phase: float) -> list[int]:
-    """Return numbers of frames, sorted, one in each of `wanted` equal stretches of a video.
+def spread(total: int, count: int, phase: float) -> list[int]:
+    """Return numbers of frames, sorted, one in each of `count` equal stretches of a video.
 
     Args:
-        total: how many frames the video has; with fewer than `wanted`, all are returned.
-        wanted: how many to take.
+        total: how many frames the video has; with fewer than `count`, all are returned.
+        count: how many to take.
         phase: where in its stretch each lies, 0 to below 1.
     """
-    if wanted >= total:
+    if count >= total:
         return list(range(total))
-    return [int((number + phase) * total / wanted) for number in range(wanted)]
+    return [int((number + phase) * total / count) for number in range(count)]
 
 
 def _videos(source: Source, folder: Path, rng: np.random.Generator) -> Iterator[CalibrationVideo]:
@@ -91,20 +91,20 @@ def _videos(source: Source, folder: Path, rng: np.random.Generator) -> Iterator[
         path = folder / source.path
         with open_frames(path) as opened:
             total = opened.num_frames or sum(1 for _ in opened)
-        chosen = spread(total, source.frames_per_video, rng.random())
+        indices = spread(total, source.frames_per_video, rng.random())
         yield CalibrationVideo(
-            str(path), source.expressions, lambda: _chosen(open_frames(path), chosen)
+            str(path), source.expressions, lambda: _frames_at(open_frames(path), indices)
         )
     else:
         yield from _folder_videos(source, folder / source.root, rng)
 
 
-def _synthetic(source: SyntheticClips, index: int, chosen: list[int]) -> CalibrationVideo:
+def _synthetic(source: SyntheticClips, index: int, indices: list[int]) -> CalibrationVideo:
     name = source.slices[index % len(source.slices)]
-    video = generate(source.seed, index, slice=name, frame_indices=chosen[:1])
+    video = generate(source.seed, index, slice=name, frame_indices=indices[:1])
 
     def frames() -> Iterator[Frame]:
-        return iter(generate(source.seed, index, slice=name, frame_indices=chosen).frames)
+        return iter(generate(source.seed, index, slice=name, frame_indices=indices).frames)
 
     return CalibrationVideo(
         f"synthetic {name} {source.seed}/{index}", (video.expressions[0].text,), frames
@@ -133,20 +133,20 @@ def _folder_videos(
         texts = [expression.text for expression in entry.expressions.values()]
         drawn = sorted(rng.permutation(len(texts))[: source.expressions_per_video])
         video = DatasetVideo(name, images, entry.frames, {})
-        chosen = spread(len(entry.frames), source.frames_per_video, rng.random())
-        yield CalibrationVideo(str(images), tuple(texts[i] for i in drawn), _opener(video, chosen))
+        indices = spread(len(entry.frames), source.frames_per_video, rng.random())
+        yield CalibrationVideo(str(images), tuple(texts[i] for i in drawn), _opener(video, indices))
 
 
-def _opener(video: DatasetVideo, chosen: list[int]) -> Callable[[], Iterator[Frame]]:
-    return lambda: _chosen(video.open(), chosen)
+def _opener(video: DatasetVideo, indices: list[int]) -> Callable[[], Iterator[Frame]]:
+    return lambda: _frames_at(video.open(), indices)
 
 
-def _chosen(source: FrameSource, numbers: list[int]) -> Iterator[Frame]:
+def _frames_at(source: FrameSource, numbers: list[int]) -> Iterator[Frame]:
     """Yield some frames of a source, which is closed afterwards."""
-    wanted = set(numbers)
+    left = set(numbers)
     with source:
         for index, frame in enumerate(source):
-            if index in wanted:
+            if index in left:
                 yield frame
             if index == numbers[-1]:
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from refsam_export.files.tensor_files import describe, read_json_object, read_tensors
 from refsam_export.text.families import TextFamily, text_family
-from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError
 
 TEXT_PREFIX = "text_encoder."
+VOCAB_SIZE = 1024
+ASSET = files("refsam_export") / "assets" / "nano_tokenizer.json"
+"""Tokenizer of `nano` and `tiny`, learnt from a word list by a program in `prove/`."""
 _SMALL = {
     "nano": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 3, "num_heads": 4},
     "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},

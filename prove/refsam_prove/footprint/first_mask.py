@@ -1,7 +1,7 @@
 """The shortest way from nothing to a mask, with the runtime's defaults: what `footprint` times.
 
-A program that imports nothing but the runtime and what it needs:
-`python -m refsam_prove.footprint.first_mask BUNDLE` prints one JSON object.
+A program that imports nothing but the runtime and what it needs, because it runs in environments
+that hold nothing else of ours: `python -I first_mask.py BUNDLE` prints one JSON object.
 """
 
 from __future__ import annotations

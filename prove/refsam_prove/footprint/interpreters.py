@@ -25,7 +25,7 @@ _ASK = (
 _ANSWER_S = 30
 
 
-def find_python(wanted: tuple[int, int] | None) -> tuple[Path, Version]:
+def find_python(minor_version: tuple[int, int] | None) -> tuple[Path, Version]:
     """Return an interpreter and its version: of a minor version, or for None the newest.
 
     Only released CPython from 3.10 on counts; of several of one minor version the latest is taken.
@@ -33,18 +33,18 @@ def find_python(wanted: tuple[int, int] | None) -> tuple[Path, Version]:
     Raises:
         UsageError: there is none.
     """
-    found = [
+    interpreters = [
         (version, path)
         for path in sorted(set(_candidates()))
-        if (version := _version(path)) and wanted in (None, version[:2])
+        if (version := _version(path)) and minor_version in (None, version[:2])
     ]
-    if not found:
-        shown = "3.10 or newer" if wanted is None else ".".join(map(str, wanted))
+    if not interpreters:
+        shown = "3.10 or newer" if minor_version is None else ".".join(map(str, minor_version))
         raise UsageError(
             f"no CPython {shown} on this machine; install it (`pyenv install` does), or name "
             f"interpreters in the environment variable {VARIABLE}"
         )
-    version, path = max(found)
+    version, path = max(interpreters)
     return path, version
 
 

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from refsam_prove.footprint import first_mask
 from refsam_prove.footprint.interpreters import find_python
 from refsam_trt.bundle.shipped import MODELS
 from refsam_trt.errors import UsageError
@@ -92,12 +93,12 @@ def sizes_of_distributions(site: Path) -> dict[str, int]:
     A model that ships with ours is no part of it: it is data, and measured by itself.
     """
     sizes = {
-        f"{found.metadata['Name']} {found.version}": sum(
+        f"{distribution.metadata['Name']} {distribution.version}": sum(
             path.stat().st_size
-            for file in found.files or ()
+            for file in distribution.files or ()
             if file.parts[:2] != _SHIPPED and (path := Path(str(file.locate()))).is_file()
         )
-        for found in metadata.distributions(path=[str(site)])
+        for distribution in metadata.distributions(path=[str(site)])
     }
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
@@ -140,9 +141,9 @@ def _measure(python: Path, bundle: Path) -> dict[str, Any]:
 
 
 def _first_mask(python: Path, bundle: Path) -> dict[str, float]:
-    """Run `refsam_prove.footprint.first_mask`; the clock is the same in all processes."""
+    """Run `first_mask.py`, by its path; the clock is the same in all processes."""
     spawned_s = time.monotonic()
-    output = _run([python, "-I", "-m", "refsam_prove.footprint.first_mask", bundle])
+    output = _run([python, "-I", first_mask.__file__, bundle])
     times: dict[str, float] = json.loads(output)
     return {"spawned_s": spawned_s, **times}
 
@@ -152,7 +153,7 @@ def _median(runs: list[dict[str, float]], figure: Callable[..., float]) -> float
 
 
 def _broken(request: FootprintRequest, measured: dict[str, Any]) -> list[str]:
-    found = []
+    failures = []
     for extras, figures in measured.items():
         checks = (
             ("installed_mb", request.limits_mb[extras], "MB installed"),
@@ -161,11 +162,11 @@ def _broken(request: FootprintRequest, measured: dict[str, Any]) -> list[str]:
         for name, limit, unit in checks:
             if figures[name] > limit:
                 load = max(figures["load_average"])
-                found.append(
+                failures.append(
                     f"[{extras}]: {figures[name]:.2f} {unit}, at most {limit} allowed "
                     f"(load average {load:.1f})"
                 )
-    return found
+    return failures
 
 
 def _run(command: Sequence[object]) -> str:

@@ -185,11 +185,11 @@ def _cpu_of_children_s() -> float:
 
 
 def _statistics(log: str) -> dict[str, int]:
-    found = {}
+    statistics = {}
     for name, key in _STATISTICS.items():
         if match := re.search(rf"^stat::{key}:\s*(\d+)", log, re.MULTILINE):
-            found[name] = int(match[1])
-    return found
+            statistics[name] = int(match[1])
+    return statistics
 
 
 def _failures(log: str, return_code: int) -> tuple[str, ...]:

@@ -87,10 +87,10 @@ def code_digest(paths: Sequence[Path], root: Path) -> str:
 def _kept(path: Path, digests: Mapping[str, str]) -> dict[str, Fuzzed]:
     """Return what an earlier run did to this very code; a target that is no more is left out."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"targets": {}}
-    found = {name: Fuzzed(**entry) for name, entry in record["targets"].items()}
+    earlier = {name: Fuzzed(**entry) for name, entry in record["targets"].items()}
     return {
         name: dataclasses.replace(done, failures=tuple(done.failures))
-        for name, done in found.items()
+        for name, done in earlier.items()
         if name in digests and record["code"].get(name) == digests[name]
     }
 

@@ -1,20 +1,14 @@
 """Whether a quantised bundle computes what was judged: its integer kernels and fake quantisation.
 
-A program: `python -m refsam_prove.quantised.agreement BUNDLE RANGES NUM_VIDEOS`, synthetic videos
-of the evaluation seed; the bundle holds the PyTorch weights.
+On synthetic videos of the evaluation seed; the bundle holds the PyTorch weights.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
-import msgspec
-
 import refsam_trt
-from refsam_bench.datasets.synthetic import SyntheticRequest
-from refsam_bench.datasets.synthetic_and_ref_davis import Synthetic
+from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
 from refsam_bench.synthetic import EVALUATE_SEED
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_calibration.gate.judge import Judgement, compare
@@ -54,10 +48,5 @@ def measure_agreement(folder: Path, ranges_path: Path, num_videos: int) -> Judge
     with refsam_trt.load(
         folder, precision=quantisation.scheme, backend="ort-cpu", text="resident"
     ) as engine:
-        found = data_set.run(EngineTracker(engine), lambda: None)
-    return compare(expected, found, len(amax))
-
-
-if __name__ == "__main__":
-    judged = measure_agreement(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
-    print(json.dumps(msgspec.to_builtins(judged)))
+        kernels = data_set.run(EngineTracker(engine), lambda: None)
+    return compare(expected, kernels, len(amax))

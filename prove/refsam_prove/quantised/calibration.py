@@ -1,25 +1,29 @@
-"""Steps of `make prove` about `refsam-calibrate`, which runs in processes of its own.
-
-Processes also because this package stands below `refsam_calibration`.
-"""
+"""Steps of `make prove` about `refsam-calibrate`, which runs in processes of its own."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from refsam_calibration.calibrate import Display, calibrate
+from refsam_calibration.gate.judge import Judgement
+from refsam_calibration.report import to_json
+from refsam_calibration.request import CalibrateRequest
 from refsam_export.exporter import export_bundle
 from refsam_export.request import ExportRequest
+from refsam_prove import Step
+from refsam_prove.quantised.agreement import measure_agreement
+from refsam_prove.quantised.forms import compare_forms
+from refsam_prove.quantised.memory import calibration_peak_mib
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
-from refsam_trt.errors import InternalError
+from refsam_trt.command.in_process import in_process
+from refsam_trt.command.progress import Progress
+from refsam_trt.errors import AccuracyGateError
 
 MODEL = "nano"
 CLIPS = Path(__file__).resolve().parents[3] / "calibration" / "clips.toml"
@@ -30,8 +34,6 @@ MIN_AGREEMENT = 0.99
 LARGEST_GROWTH = 1.05
 VITB_LIMIT_MIB = 6 * 1024
 
-Step = Callable[[], dict[str, Any]]
-
 
 def memory(preset: str, few: int, many: int, limit_mib: float | None = None) -> Step:
     """Peak memory of calibrating with few frames and with many (`failures`: what grew)."""
@@ -40,15 +42,7 @@ def memory(preset: str, few: int, many: int, limit_mib: float | None = None) -> 
         peaks = {}
         for num_frames in (few, many):
             click.echo(f"  {preset}, {num_frames} frames")
-            command = [
-                sys.executable,
-                "-m",
-                "refsam_prove.quantised.memory",
-                preset,
-                str(num_frames),
-            ]
-            found = json.loads(subprocess.check_output(command, text=True))
-            peaks[num_frames] = found["peak_mib"]
+            peaks[num_frames] = in_process(calibration_peak_mib, preset, num_frames)
         return {
             "preset": preset,
             "random_weights": True,
@@ -78,13 +72,11 @@ def forms(preset: str, num_frames: int) -> Step:
     """Errors of int8 with plain min-max ranges, with chosen ones, and with smoothing as well."""
 
     def step() -> dict[str, Any]:
-        command = [sys.executable, "-m", "refsam_prove.quantised.forms", preset, str(num_frames)]
-        found = json.loads(subprocess.check_output(command, text=True))
         return {
             "preset": preset,
             "num_frames": num_frames,
             "random_weights": True,
-            "forms": found,
+            "forms": in_process(compare_forms, preset, num_frames),
         }
 
     return step
@@ -96,48 +88,60 @@ def gate() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = shipped.path(shipped.manifest.source or "source.safetensors")
-        request = ExportRequest(
+        export = ExportRequest(
             shipped.manifest.preset,
             folder / "base",
             checkpoint=source,
             precisions=("fp32", "fp16"),
             include_source=True,
         )
-        export_bundle(request, lambda line: click.echo(f"  {line}"))
-        command = ["refsam_calibration.cli", str(folder / "base"), "--clips", str(CLIPS), "--json"]
-        command += ["--output", str(folder / "int8"), "--max-jf-drop-points", str(MAX_DROP_POINTS)]
-        command += ["--min-share", str(MIN_SHARE)]
-        done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
-        if done.returncode not in (0, 1):
-            raise InternalError(f"refsam-calibrate ended with exit code {done.returncode}")
-        if done.returncode:
-            return {"bundle_id": shipped.bundle_id, "failures": [f"{MODEL}: the gate says no"]}
-        found = json.loads(done.stdout)
-        command = ["refsam_prove.quantised.agreement", str(folder / "int8"), found["ranges_file"]]
-        command += [str(NUM_VERIFIED)]
-        kernels = json.loads(subprocess.check_output([sys.executable, "-m", *command], text=True))
+        export_bundle(export, lambda line: click.echo(f"  {line}"))
+        request = CalibrateRequest(
+            folder / "base",
+            clips=CLIPS,
+            output=folder / "int8",
+            max_drop_points=MAX_DROP_POINTS,
+            min_share=MIN_SHARE,
+        )
+        try:
+            figures = in_process(calibrated_figures, request)
+        except AccuracyGateError as error:
+            return {
+                "bundle_id": shipped.bundle_id,
+                "failures": [f"{MODEL}: the gate says no: {error}"],
+            }
+        ranges_file = Path(figures["ranges_file"])
+        kernels = in_process(measure_agreement, folder / "int8", ranges_file, NUM_VERIFIED)
     return {
         "bundle_id": shipped.bundle_id,
-        "search": found["search"],
-        "verified": found["verified"],
-        "kernels_against_fake_quantisation": kernels,
-        "failures": gate_failures(found, kernels),
+        "search": figures["search"],
+        "verified": figures["verified"],
+        "kernels_against_fake_quantisation": msgspec.to_builtins(kernels),
+        "failures": gate_failures(figures, kernels),
     }
 
 
-def gate_failures(found: dict[str, Any], kernels: dict[str, Any]) -> list[str]:
+def calibrated_figures(request: CalibrateRequest) -> dict[str, Any]:
+    """Do a calibration and return its figures as `refsam-calibrate --json` prints them."""
+    display = Display(
+        lambda line: click.echo(f"  {line}"), lambda label, total: Progress(label, total)
+    )
+    return to_json(calibrate(request, display))
+
+
+def gate_failures(figures: dict[str, Any], kernels: Judgement) -> list[str]:
     """Return what does not hold of a quantised bundle that the gate let through."""
     failures = []
-    if found["search"]["share"] < MIN_SHARE:
-        failures.append(f"{MODEL}: {found['search']['share']:.1%} of the linear FLOPs in int8")
-    if found["verified"]["drop_points"] > MAX_DROP_POINTS:
-        failures.append(f"{MODEL}: {found['verified']['drop_points']:.2f} points of J&F lost")
-    lost = 100 * (found["verified"]["reference_j_and_f"] - kernels["j_and_f"])
+    if figures["search"]["share"] < MIN_SHARE:
+        failures.append(f"{MODEL}: {figures['search']['share']:.1%} of the linear FLOPs in int8")
+    if figures["verified"]["drop_points"] > MAX_DROP_POINTS:
+        failures.append(f"{MODEL}: {figures['verified']['drop_points']:.2f} points of J&F lost")
+    lost = 100 * (figures["verified"]["reference_j_and_f"] - kernels.j_and_f)
     if lost > MAX_DROP_POINTS:
         failures.append(f"{MODEL}: the integer kernels lose {lost:.2f} points of J&F")
-    if kernels["mask_iou"] < MIN_AGREEMENT:
+    if kernels.mask_iou < MIN_AGREEMENT:
         failures.append(
-            f"{MODEL}: mask IoU {kernels['mask_iou']:.4f} between integer kernels and fake "
+            f"{MODEL}: mask IoU {kernels.mask_iou:.4f} between integer kernels and fake "
             f"quantisation, at least {MIN_AGREEMENT} expected"
         )
     return failures

@@ -1,13 +1,11 @@
 """What each part of our quantisation is worth: plain min-max, chosen ranges, smoothing as well.
 
-A program: `python -m refsam_prove.quantised.forms PRESET NUM_FRAMES`, random weights, all layers of
-the default kinds in int8. Ranges from training seeds; errors on frames of the tuning seed.
+Random weights, all layers of the default kinds in int8. Ranges come from training seeds, errors
+from frames of the tuning seed.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,16 +93,12 @@ def _embeddings(loaded: LoadedModel, kept: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _figures(found: _Run, expected: _Run) -> dict[str, float]:
+def _figures(quantised: _Run, expected: _Run) -> dict[str, float]:
     true = torch.cat(expected.embeddings)
-    difference = torch.cat(found.embeddings) - true
-    ious = [region_similarity(*pair) for pair in zip(found.masks, expected.masks, strict=True)]
+    difference = torch.cat(quantised.embeddings) - true
+    ious = [region_similarity(*pair) for pair in zip(quantised.masks, expected.masks, strict=True)]
     return {
         "relative_error": float(difference.norm() / true.norm()),
         "mean_mask_iou": float(np.mean(ious)),
         "min_mask_iou": float(np.min(ious)),
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(compare_forms(sys.argv[1], int(sys.argv[2]))))

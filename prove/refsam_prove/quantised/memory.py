@@ -1,13 +1,7 @@
-"""Peak resident memory of a calibration, measured in a process that does only that.
-
-A program: `python -m refsam_prove.quantised.memory PRESET NUM_FRAMES`, random weights, all layers
-of the default kinds, synthetic clips of 4 frames.
-"""
+"""Peak resident memory of a calibration, for a process that does only that."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 from refsam_bench.speed.memory import peak_rss_mib
@@ -22,8 +16,11 @@ FRAMES_PER_VIDEO = 4
 _SEED = 0
 
 
-def main(preset: str, num_frames: int) -> None:
-    """Calibrate with so many frames, a multiple of 4, and print the peak in MiB as JSON."""
+def calibration_peak_mib(preset: str, num_frames: int) -> float:
+    """Calibrate with so many frames, a multiple of 4; return the peak of the whole process.
+
+    Random weights, all layers of the default kinds, synthetic clips of 4 frames.
+    """
     loaded = load_model(preset, random_init=_SEED)
     units = choose_units(loaded.model.config, DEFAULT_KINDS)
     layers = tuple(name for unit in units for name in unit.layers)
@@ -38,8 +35,5 @@ def main(preset: str, num_frames: int) -> None:
         digest=digest_of(videos),
         progress=lambda: None,
     )
-    print(json.dumps({"num_frames": ranges.num_frames, "peak_mib": peak_rss_mib()}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    assert ranges.num_frames == num_frames
+    return peak_rss_mib()

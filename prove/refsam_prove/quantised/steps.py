@@ -1,26 +1,23 @@
 """Steps of `make prove` about quantised graphs: speed on this CPU, plans of TensorRT-RTX.
 
-Random weights. In processes of their own, because this package stands below `refsam_calibration`.
+Random weights.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from refsam_prove import Step
+from refsam_prove.quantised.trial import adapter_speed, encoder_speed, rtx_plan
+from refsam_trt.command.in_process import in_process
 from refsam_trt.doctor import cpu
 
 NUM_THREADS = 2
 VITB_SPEEDUP = 1.5
 """Of the int8 image encoder over the best fp32 form, on a CPU with VNNI."""
 PLANS = ("int8-fp16", "fp8-fp16")
-
-Step = Callable[[], dict[str, Any]]
 
 
 def speed(preset: str, num_rounds: int, min_speedup: float | None = None) -> Step:
@@ -34,21 +31,21 @@ def speed(preset: str, num_rounds: int, min_speedup: float | None = None) -> Ste
             reason = "this CPU has no VNNI, so integer products are not what they are made for"
             click.echo(f"  skipped: {reason}")
             return {"preset": preset, "skipped": reason}
-        found = _trial("speed", preset, str(num_rounds), str(NUM_THREADS))
-        click.echo(f"  {found['gate']['verdict']}")
-        return {**found, "failures": speed_failures(found, min_speedup)}
+        figures = in_process(encoder_speed, preset, num_rounds, NUM_THREADS)
+        click.echo(f"  {figures['gate']['verdict']}")
+        return {**figures, "failures": speed_failures(figures, min_speedup)}
 
     return step
 
 
-def speed_failures(found: dict[str, Any], min_speedup: float | None) -> list[str]:
+def speed_failures(figures: dict[str, Any], min_speedup: float | None) -> list[str]:
     """Return what is out of bounds."""
-    gate = found["gate"]
+    gate = figures["gate"]
     if min_speedup is None or gate["speedup"]["p50"] >= min_speedup:
         return []
     return [
-        f"{found['preset']}: {gate['quantised']} is {gate['speedup']['p50']:.2f} times as fast as "
-        f"{gate['next_best']}, at least {min_speedup} expected"
+        f"{figures['preset']}: {gate['quantised']} is {gate['speedup']['p50']:.2f} times as fast "
+        f"as {gate['next_best']}, at least {min_speedup} expected"
     ]
 
 
@@ -58,9 +55,9 @@ def adapters(preset: str, num_rounds: int) -> Step:
     def step() -> dict[str, Any]:
         if not has_vnni():
             return {"preset": preset, "skipped": "this CPU has no VNNI"}
-        found = _trial("adapters", preset, str(num_rounds), str(NUM_THREADS))
-        click.echo(f"  with adapters in int8 {found['speedup']['p50']:.2f} times as fast")
-        return {**found, "failures": []}
+        figures = in_process(adapter_speed, preset, num_rounds, NUM_THREADS)
+        click.echo(f"  with adapters in int8 {figures['speedup']['p50']:.2f} times as fast")
+        return {**figures, "failures": []}
 
     return step
 
@@ -69,9 +66,9 @@ def plans(preset: str) -> Step:
     """Build the quantised image encoder for TensorRT-RTX (`failures`: what was not quantised)."""
 
     def step() -> dict[str, Any]:
-        found = {stated: _trial("plans", preset, stated) for stated in PLANS}
-        failures = [line for plan in found.values() for line in plan_failures(plan)]
-        return {"preset": preset, "random_weights": True, "plans": found, "failures": failures}
+        built = {precision: in_process(rtx_plan, preset, precision) for precision in PLANS}
+        failures = [line for plan in built.values() for line in plan_failures(plan)]
+        return {"preset": preset, "random_weights": True, "plans": built, "failures": failures}
 
     return step
 
@@ -94,11 +91,6 @@ def plan_failures(plan: dict[str, Any]) -> list[str]:
 def has_vnni() -> bool:
     """Say whether the CPU multiplies 8-bit integers four at a time, as far as Linux tells."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.features())
-
-
-def _trial(*arguments: str) -> Any:
-    command = [sys.executable, "-m", "refsam_prove.quantised.trial", *arguments]
-    return json.loads(subprocess.check_output(command, text=True))
 
 
 STEPS: dict[str, Step] = {

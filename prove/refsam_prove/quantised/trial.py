@@ -1,14 +1,11 @@
 """Quantised image encoders of random weights, for what does not depend on them: speed and plans.
 
-A program: `python -m refsam_prove.quantised.trial speed|adapters|plans PRESET ...` prints one JSON
-object; it is what `make prove` runs. All layers are quantised, adapters too, with the ranges of one
-frame.
+All layers are quantised, adapters too, with the ranges of one frame. Each function is for a process
+of its own: sessions of large models keep gigabytes.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refsam_bench.speed.gate import judge, summaries, time_in_turn
+from refsam_bench.speed.gate import gate_of, summaries, time_in_turn
 from refsam_bench.speed.measure import environment
 from refsam_calibration.quantise.layers import quantisable_layers
 from refsam_calibration.quantise.quantised_graphs import write_quantised_encoder
@@ -82,7 +79,7 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
         }
         fastest = [min(heat, key=lambda name: np.median(heat[name])) for heat in heats.values()]
         seconds = timed(fastest, num_rounds)
-    gate = judge(seconds, fastest[1])
+    gate = gate_of(seconds, fastest[1])
     return {
         "preset": preset,
         "random_weights": True,
@@ -92,7 +89,7 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
             name: asdict(row) for heat in heats.values() for name, row in summaries(heat).items()
         },
         "forms": {name: asdict(row) for name, row in summaries(seconds).items()},
-        "gate": asdict(gate) | {"verdict": gate.verdict},
+        "gate": asdict(gate),
         "environment": environment(num_threads),
     }
 
@@ -108,7 +105,7 @@ def adapter_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
     model, image = _model_and_image(preset)
     ranges = _ranges(model, image)
     layers = quantisable_layers(model.config)
-    chosen = {
+    quantised = {
         "int8 adapters": ranges,
         "fp32 adapters": {n: r for n, r in ranges.items() if layers[n].kind != "adapter"},
     }
@@ -116,34 +113,34 @@ def adapter_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
     backend = OrtCpuBackend(num_threads)
     with tempfile.TemporaryDirectory() as scratch:
         forms = {}
-        for name, some in chosen.items():
+        for name, some in quantised.items():
             path = Path(scratch) / f"{name.replace(' ', '-')}.onnx"
             _write(model, some, preset, FORMS[1], "int8", path)
             forms[name] = _call(backend, path, spec, image)
         del model
         seconds = time_in_turn(forms, num_rounds)
-    gate = judge(seconds, "int8 adapters")
+    gate = gate_of(seconds, "int8 adapters")
     return {
         "preset": preset,
         "random_weights": True,
-        "num_layers": {name: len(some) for name, some in chosen.items()},
+        "num_layers": {name: len(some) for name, some in quantised.items()},
         "forms": {name: asdict(row) for name, row in summaries(seconds).items()},
-        "speedup": gate.speedup,
+        "speedup": asdict(gate.speedup),
         "environment": environment(num_threads),
     }
 
 
-def rtx_plan(preset: str, stated: str) -> dict[str, Any]:
+def rtx_plan(preset: str, precision: str) -> dict[str, Any]:
     """Build the quantised image encoder with TensorRT-RTX; return what the plan is made of.
 
     Args:
         preset: of the model.
-        stated: precision of the graph, such as `int8-fp16`.
+        precision: of the graph, such as `int8-fp16`.
     """
     model, image = _model_and_image(preset)
     ranges = _ranges(model, image)
     flavour = open_flavour("tensorrt-rtx")
-    scheme, _, base = stated.partition("-")
+    scheme, _, base = precision.partition("-")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "image_encoder.onnx"
         form = ExportRequest(preset, path.parent).form
@@ -161,7 +158,7 @@ def rtx_plan(preset: str, stated: str) -> dict[str, Any]:
         report = build_plan(flavour, source, BuildOptions(), path.with_suffix(".plan"))
     return {
         "preset": preset,
-        "precision": stated,
+        "precision": precision,
         "tensorrt_rtx": flavour.version,
         "num_layers": len(ranges),
         "flops": entry.flops,
@@ -203,21 +200,3 @@ def _call(backend: OrtCpuBackend, path: Path, spec: GraphSpec, image: Tensor) ->
     inputs = {"image": backend.upload(image.numpy())}
     outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in spec.outputs}
     return lambda: context.run(inputs, outputs)
-
-
-def main(arguments: list[str]) -> None:
-    """Run the trial that the arguments name and print its figures."""
-    match arguments:
-        case ["speed", preset, num_rounds, num_threads]:
-            found = encoder_speed(preset, int(num_rounds), int(num_threads))
-        case ["adapters", preset, num_rounds, num_threads]:
-            found = adapter_speed(preset, int(num_rounds), int(num_threads))
-        case ["plans", preset, stated]:
-            found = rtx_plan(preset, stated)
-        case _:
-            sys.exit("usage: speed|adapters PRESET ROUNDS THREADS, or plans PRESET PRECISION")
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -6,7 +6,9 @@ from accuracy_twin import write_clip
 from mask_files import write_mask
 from PIL import Image
 
-from refsam_bench.accuracy import protocols, read_label_map, score_results
+from refsam_bench.accuracy import protocols
+from refsam_bench.accuracy.mask_png import read_label_map
+from refsam_bench.accuracy.protocols import score_results
 from refsam_trt.errors import DatasetError
 
 GOOD = np.zeros((6, 8), np.uint8)

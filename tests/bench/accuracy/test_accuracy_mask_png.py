@@ -5,8 +5,7 @@ import pytest
 from mask_files import write_label_map, write_mask
 from PIL import Image
 
-from refsam_bench.accuracy import read_label_map
-from refsam_bench.accuracy.mask_png import read_grey_mask, read_mask
+from refsam_bench.accuracy.mask_png import read_grey_mask, read_label_map, read_mask
 from refsam_trt.errors import DatasetError
 
 

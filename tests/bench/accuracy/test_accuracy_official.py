@@ -5,7 +5,8 @@ import json
 import pytest
 import shared_data
 
-from refsam_bench.accuracy import Scores, score_results
+from refsam_bench.accuracy.protocols import score_results
+from refsam_bench.accuracy.scores import Scores
 
 TOLERANCE = 1e-6  # demanded; measured is 0
 

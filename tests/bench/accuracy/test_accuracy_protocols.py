@@ -9,7 +9,8 @@ import pytest
 from accuracy_twin import slow_clip_frames, slow_statistics, write_clip
 from mask_files import write_mask
 
-from refsam_bench.accuracy import score_clip, score_results, total_scores
+from refsam_bench.accuracy.protocols import score_clip, score_results
+from refsam_bench.accuracy.scores import total_scores
 from refsam_trt.errors import DatasetError, MissingExtraError, UsageError
 
 

@@ -9,11 +9,8 @@ import shared_data
 from accuracy_twin import write_clip
 from PIL import Image
 
-from refsam_bench.accuracy import (
-    load_ref_davis,
-    score_ref_davis,
-    score_results,
-)
+from refsam_bench.accuracy.protocols import score_results
+from refsam_bench.accuracy.ref_davis import load_ref_davis, score_ref_davis
 from refsam_trt.errors import DatasetError, UsageError
 
 TWO = np.zeros((8, 12), np.uint8)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refsam_bench.accuracy import referring_image_scores
+from refsam_bench.accuracy.referring_image import referring_image_scores
 from refsam_trt.errors import UsageError
 
 

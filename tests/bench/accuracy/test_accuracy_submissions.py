@@ -9,7 +9,7 @@ import shared_data
 from mask_files import write_mask
 from PIL import Image
 
-from refsam_bench.accuracy import write_mevis_zip, write_ref_youtube_vos_zip
+from refsam_bench.accuracy.submissions import write_mevis_zip, write_ref_youtube_vos_zip
 from refsam_trt.errors import DatasetError
 from refsam_trt.run.meta_expressions import load_meta_expressions
 

@@ -15,9 +15,9 @@ from refsam_bench.cli import command
 from refsam_bench.exchange.token_exchange import (
     EXCHANGED_AFTER,
     Exchange,
+    Exchanges,
     exchange_tokens,
     named_twins,
-    to_json,
 )
 from refsam_bench.synthetic import generate
 from refsam_trt.errors import UsageError
@@ -82,11 +82,11 @@ def engine(obeys: bool):
 @pytest.mark.parametrize(("obeys", "share"), [(True, 1.0), (False, 0.0)])
 def test_masks_that_follow_their_tokens_are_exchanged_and_others_are_not(obeys, share):
     ticks: list[int] = []
-    found = exchange_tokens(engine(obeys), SEED, 2, lambda: ticks.append(1))
+    exchanges = exchange_tokens(engine(obeys), SEED, 2, lambda: ticks.append(1))
     assert len(ticks) == 2
-    figures = to_json(found, SEED, 2)
-    assert (figures["kept"], figures["exchanged"]) == (1.0, share)
-    assert figures["num_with_named_twins"] == len(figures["videos"]) == len(found)
+    assert (exchanges.kept, exchanges.exchanged) == (1.0, share)
+    figures = exchanges.to_json()
+    assert figures["num_with_named_twins"] == len(figures["videos"]) == len(exchanges.videos)
 
 
 class Fickle(Session):
@@ -119,14 +119,14 @@ class Confused(Session):
 @pytest.mark.parametrize(("kind", "kept"), [(Torn, 1.0), (Confused, 0.0)])
 def test_one_twin_alone_neither_keeps_nor_exchanges(kind, kept):
     torn = SimpleNamespace(open_video=lambda: contextlib.nullcontext(kind(True)))
-    figures = to_json(exchange_tokens(torn, SEED, 1, lambda: None), SEED, 1)
-    assert (figures["kept"], figures["exchanged"]) == (kept, 0.0)
+    exchanges = exchange_tokens(torn, SEED, 1, lambda: None)
+    assert (exchanges.kept, exchanges.exchanged) == (kept, 0.0)
 
 
 def test_masks_that_change_places_without_their_tokens_are_not_exchanged():
     fickle = SimpleNamespace(open_video=lambda: contextlib.nullcontext(Fickle(False)))
-    figures = to_json(exchange_tokens(fickle, SEED, 2, lambda: None), SEED, 2)
-    assert (figures["kept"], figures["exchanged"]) == (0.0, 0.0)
+    exchanges = exchange_tokens(fickle, SEED, 2, lambda: None)
+    assert (exchanges.kept, exchanges.exchanged) == (0.0, 0.0)
 
 
 def test_twins_look_alike_in_the_end_and_both_are_named():
@@ -177,8 +177,8 @@ def test_twins_have_become_each_other_before_the_exchange():
 
 
 def test_shares_are_those_of_the_videos_with_named_twins():
-    found = [Exchange(name, ("a", "b"), kept, True) for name, kept in (("x", True), ("y", False))]
-    figures = to_json(found, SEED, 8)
+    both = tuple(Exchange(name, ("a", "b"), name == "x", True) for name in ("x", "y"))
+    figures = Exchanges(SEED, 8, both).to_json()
     assert (figures["num_videos"], figures["num_with_named_twins"]) == (8, 2)
     assert (figures["kept"], figures["exchanged"]) == (0.5, 1.0)
 

@@ -14,11 +14,11 @@ from commands_in_process import Commands
 from gpu_stand_ins import run_here
 
 from refsam_bench import cli
+from refsam_bench.commands.gpu import record_lines
 from refsam_bench.gpu import measure
 from refsam_bench.gpu.machine import require_gpu
 from refsam_bench.gpu.measure import measure_gpu
 from refsam_bench.gpu.request import GpuRequest
-from refsam_bench.gpu.text import record_lines
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.doctor import probe
 from refsam_trt.errors import BackendError, OutputError, UsageError

@@ -12,13 +12,13 @@ from exported import exported
 from fake_tensorrt import fake_tensorrt
 from gpu_stand_ins import run_here
 
+from refsam_bench.commands.gpu import record_lines
 from refsam_bench.gpu import pytorch_checks
 from refsam_bench.gpu.measure import measure_gpu
 from refsam_bench.gpu.pytorch import COMPILED, EAGER
 from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.speed import run_race
-from refsam_bench.gpu.steps import Steps
-from refsam_bench.gpu.text import record_lines
+from refsam_bench.gpu.steps import StepRunner
 from refsam_export.parity.figures import BOUNDS, Bounds
 from refsam_trt.doctor import probe
 
@@ -211,7 +211,7 @@ def test_who_fails_in_the_race_leaves_it_and_each_frame_is_begun_by_another():
     events: list[dict[str, Any]] = []
     racers = [Racer("a", order), Racer("b", order, last=2), Racer(EAGER, order)]
     request = GpuRequest(Path("x"), presets=("tiny",), num_frames=3, num_warmup=1, frame_hw=(9, 16))
-    found = run_race(racers, request, Steps(events.append))
+    found = run_race(racers, request, StepRunner(events.append))
     assert order == ["a", "b", EAGER, "b", EAGER, "a", EAGER, "a", EAGER, "a"]
     assert [(event["step"], event["state"]) for event in events] == [("race of b", "failed")]
     assert events[0]["error"] == {"type": "ValueError", "text": "fell"}
@@ -222,12 +222,12 @@ def test_who_fails_in_the_race_leaves_it_and_each_frame_is_begun_by_another():
 
 def test_without_the_baseline_nothing_is_compared_with_it():
     request = GpuRequest(Path("x"), presets=("tiny",), num_frames=2, num_warmup=0, frame_hw=(9, 16))
-    found = run_race([Racer("a", [])], request, Steps(lambda event: None))
+    found = run_race([Racer("a", [])], request, StepRunner(lambda event: None))
     assert found["baseline"] is None
     assert "times_as_fast" not in found["racers"]["a"]
 
 
 def test_numbers_that_json_lacks_are_text():
     events: list[dict[str, Any]] = []
-    Steps(events.append).run("a", lambda: {"worst": float("inf"), "rows": [(1, float("nan"))]})
+    StepRunner(events.append).run("a", lambda: {"worst": float("inf"), "rows": [(1, float("nan"))]})
     assert events[-1]["figures"] == {"worst": "inf", "rows": [[1, "nan"]]}

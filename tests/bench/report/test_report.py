@@ -17,7 +17,7 @@ import refsam_trt
 from refsam_bench.accuracy.metrics import region_similarity
 from refsam_bench.datasets.outcome import Answer, Case, MaskTrack, Outcome
 from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
-from refsam_bench.report.measure import Report, measure_report
+from refsam_bench.report.measure import MeasuredReport, measure_report
 from refsam_bench.report.provenance import commit
 from refsam_bench.report.record import RANDOM_NOTE, choose_examples, choose_worst
 from refsam_bench.report.sides import find_sides
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> MeasuredReport:
     return reported(tmp_path_factory)
 
 
@@ -61,17 +61,21 @@ def masks(bundle: Path, reference: ReferenceTracker) -> dict[str, list[np.ndarra
 
 
 class TestAccuracy:
-    def test_of_the_engine_is_that_of_the_accuracy_command(self, report: Report, bundle: Path):
+    def test_of_the_engine_is_that_of_the_accuracy_command(
+        self, report: MeasuredReport, bundle: Path
+    ):
         with refsam_trt.load(bundle) as engine:
             scores = score_synthetic(EngineTracker(engine), VIDEOS, lambda: None)
         assert report.record["candidates"][0]["accuracy"] == to_json(scores, VIDEOS)
 
-    def test_of_the_reference_is_that_of_the_accuracy_command(self, report: Report, reference):
+    def test_of_the_reference_is_that_of_the_accuracy_command(
+        self, report: MeasuredReport, reference
+    ):
         scores = score_synthetic(reference, VIDEOS, lambda: None)
         (entry,) = report.record["references"]
         assert entry["accuracy"] == to_json(scores, VIDEOS)
 
-    def test_differences_are_engine_minus_reference(self, report: Report):
+    def test_differences_are_engine_minus_reference(self, report: MeasuredReport):
         expected = report.record["references"][0]["accuracy"]
         for candidate in report.record["candidates"]:
             found, difference = candidate["accuracy"], candidate["difference"]
@@ -83,12 +87,14 @@ class TestAccuracy:
                     for key, row in difference[group].items():
                         assert row[name] == found[group][key][name] - expected[group][key][name]
 
-    def test_an_equal_bundle_hardly_differs_and_another_one_does(self, report: Report):
+    def test_an_equal_bundle_hardly_differs_and_another_one_does(self, report: MeasuredReport):
         equal, other = (candidate["difference"] for candidate in report.record["candidates"])
         assert abs(equal["j_and_f"]) <= 1e-3
         assert equal["mask_iou"]["min"] >= 0.99 > other["mask_iou"]["min"]
 
-    def test_mask_iou_compares_the_masks_of_engine_and_reference(self, report: Report, masks):
+    def test_mask_iou_compares_the_masks_of_engine_and_reference(
+        self, report: MeasuredReport, masks
+    ):
         pairs = zip(masks["engine"], masks["reference"], strict=True)
         ious = np.array(
             [[region_similarity(*frame) for frame in zip(*p, strict=True)] for p in pairs]
@@ -101,7 +107,7 @@ class TestAccuracy:
 
 
 class TestFrames:
-    def test_worst_frames_have_the_lowest_iou_of_their_video(self, report: Report, masks):
+    def test_worst_frames_have_the_lowest_iou_of_their_video(self, report: MeasuredReport, masks):
         entries = report.record["worst_frames"]
         assert len(entries) == 2
         lowest = [min(list(entry["iou"].values())[1:]) for entry in entries]
@@ -115,12 +121,12 @@ class TestFrames:
             for key, name in (("engine-0", "engine"), ("reference-0", "reference")):
                 assert entry["iou"][key] == region_similarity(masks[name][video][frame], true)
 
-    def test_worst_iou_of_a_candidate(self, report: Report, masks):
+    def test_worst_iou_of_a_candidate(self, report: MeasuredReport, masks):
         pairs = zip(masks["engine"], masks["true"], strict=True)
         lowest = min(region_similarity(*f) for pair in pairs for f in zip(*pair, strict=True))
         assert report.record["candidates"][0]["worst_iou"] == lowest
 
-    def test_every_shown_frame_has_a_picture_of_every_side(self, report: Report):
+    def test_every_shown_frame_has_a_picture_of_every_side(self, report: MeasuredReport):
         keys = ["annotation", "reference-0", "engine-0", "engine-1"]
         shown = [*report.record["worst_frames"], *report.record["examples"]]
         assert len(shown) == 4
@@ -147,7 +153,7 @@ def outcome(ious: dict[str, tuple[float, ...]]) -> Outcome:
 
 
 class TestSpeed:
-    def test_every_side_is_timed(self, report: Report):
+    def test_every_side_is_timed(self, report: MeasuredReport):
         for candidate in report.record["candidates"]:
             speed = candidate["speed"]
             assert speed["bundle_id"] == candidate["bundle_id"]
@@ -209,7 +215,7 @@ class TestRefusedVariants:
 
 
 class TestOrigin:
-    def test_everything_is_identified(self, report: Report, bundle: Path):
+    def test_everything_is_identified(self, report: MeasuredReport, bundle: Path):
         record = report.record
         first, second = record["bundles"]
         assert first["bundle_id"] == (bundle / "manifest.sha256").read_text().strip()
@@ -221,13 +227,15 @@ class TestOrigin:
         assert len(record["dataset"]["content_sha256"]) == 64
         assert json.loads(json.dumps(record, allow_nan=False)) == record
 
-    def test_the_size_is_that_of_the_files_a_variant_needs(self, report: Report, bundle: Path):
+    def test_the_size_is_that_of_the_files_a_variant_needs(
+        self, report: MeasuredReport, bundle: Path
+    ):
         files = [p for p in bundle.rglob("*") if p.is_file()]
         kept_out = ("source.safetensors", "manifest.json", "manifest.sha256")
         needed = sum(p.stat().st_size for p in files if p.name not in kept_out)
         assert report.record["candidates"][0]["size_bytes"] == needed
 
-    def test_random_weights_are_named(self, report: Report):
+    def test_random_weights_are_named(self, report: MeasuredReport):
         record = report.record
         sides = [*record["references"], *record["candidates"]]
         assert record["random_weights"] is True
@@ -257,7 +265,7 @@ class TestOrigin:
 
 
 class TestSides:
-    def test_bundles_of_the_same_weights_share_a_reference(self, report: Report):
+    def test_bundles_of_the_same_weights_share_a_reference(self, report: MeasuredReport):
         assert len(report.record["references"]) == 1
         labels = [candidate["label"] for candidate in report.record["candidates"]]
         assert labels == ["bundle-tiny-optimised-fp32 fp32", "changed fp32"]

@@ -10,12 +10,13 @@ from exported import exported
 from mask_files import write_mask
 
 import refsam_trt
-from refsam_bench.accuracy import read_label_map, score_results
+from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.metrics import region_similarity
+from refsam_bench.accuracy.protocols import score_results
 from refsam_bench.commands.accuracy import accuracy
+from refsam_bench.datasets.ref_davis import RefDavis
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
-from refsam_bench.datasets.synthetic import SyntheticRequest
-from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis, Synthetic
+from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
 from refsam_bench.synthetic import generate, write_ref_davis
 from refsam_bench.trackers.reference import EngineTracker
 from refsam_trt.errors import DatasetError

@@ -21,7 +21,7 @@ from reported import reported, request
 import refsam_bench.report.measure as measure
 from refsam_bench.cli import main
 from refsam_bench.datasets.outcome import View
-from refsam_bench.report.measure import Report
+from refsam_bench.report.measure import MeasuredReport
 from refsam_bench.report.page import figure, points, render_page, write_report
 from refsam_bench.report.pictures import MISSING, RIGHT, TOO_MUCH, judged, outlined
 from refsam_bench.report.plots import BAR_WIDTH, scatter, stage_bar
@@ -34,12 +34,12 @@ HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> MeasuredReport:
     return reported(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def page(report: Report) -> str:
+def page(report: MeasuredReport) -> str:
     return render_page(report)
 
 
@@ -132,7 +132,7 @@ class TestSelfContained:
 
 
 class TestFigures:
-    def test_every_number_is_one_of_the_json(self, report: Report, page: str):
+    def test_every_number_is_one_of_the_json(self, report: MeasuredReport, page: str):
         numbers = {x for x in leaves(report.record) if isinstance(x, int | float)}
         data = Page(page).data
         assert len(data) > 100
@@ -144,7 +144,7 @@ class TestFigures:
             fitting = [number * scale for scale in (1, 100, 1e-6)]
             assert min(abs(shown - f) for f in fitting) <= 0.5001 * 10**-decimals, (value, text)
 
-    def test_no_number_stands_outside_of_them(self, report: Report, page: str):
+    def test_no_number_stands_outside_of_them(self, report: MeasuredReport, page: str):
         """Digits elsewhere are part of a text of the JSON, or of the template itself."""
         template = " ".join(path.read_text() for path in TEMPLATES.glob("*.html"))
         known = " ".join(str(x) for x in leaves(report.record)) + template
@@ -156,7 +156,7 @@ class TestFigures:
         ]
         assert strange == []
 
-    def test_the_headline_is_there_for_every_candidate(self, report: Report, page: str):
+    def test_the_headline_is_there_for_every_candidate(self, report: MeasuredReport, page: str):
         cards = re.findall(r'<p class="big"><data value="([^"]+)">', page)
         figures = [c["accuracy"]["j_and_f"] for c in report.record["candidates"]]
         assert list(map(float, cards)) == figures
@@ -180,7 +180,7 @@ class TestFigures:
 
 
 class TestHostileTexts:
-    def test_are_shown_and_not_obeyed(self, report: Report):
+    def test_are_shown_and_not_obeyed(self, report: MeasuredReport):
         record = copy.deepcopy(report.record)
         record["title"] = record["commit"] = record["dataset"]["name"] = HOSTILE
         for side in (*record["references"], *record["candidates"]):
@@ -189,7 +189,7 @@ class TestHostileTexts:
             bundle["name"] = bundle["preset"] = HOSTILE
         for row in (*record["worst_frames"], *record["examples"]):
             row["expression"] = row["sequence"] = row["frame"] = HOSTILE
-        parsed = Page(render_page(Report(record, report.pictures)))
+        parsed = Page(render_page(MeasuredReport(record, report.pictures)))
         assert "script" not in {tag for tag, _ in parsed.tags}
         assert not [a for _, a in parsed.tags if any(name.startswith("on") for name in a)]
         assert {str(a["src"])[:5] for tag, a in parsed.tags if tag == "img"} == {"data:"}
@@ -199,7 +199,7 @@ class TestHostileTexts:
 
 
 class TestRandomWeights:
-    def test_nobody_can_miss_them(self, report: Report, page: str):
+    def test_nobody_can_miss_them(self, report: MeasuredReport, page: str):
         (banner,) = re.findall(r'<div class="banner" role="alert">(.*?)</div>', page, re.S)
         assert RANDOM_NOTE in banner
         assert page.index(banner) < page.index("<main>")
@@ -215,16 +215,16 @@ class TestRandomWeights:
         assert len(captions) == 16
         assert all(c == "annotation" or "random weights" in c for c in captions)
 
-    def test_trained_weights_have_no_banner(self, report: Report):
+    def test_trained_weights_have_no_banner(self, report: MeasuredReport):
         record = copy.deepcopy(report.record)
         record |= {"random_weights": False, "warning": None}
         for side in (*record["references"], *record["candidates"]):
             side["random_weights"] = False
         for bundle in record["bundles"]:
             bundle["random_init_seed"] = None
-        assert "andom weights" not in render_page(Report(record, report.pictures)).lower()
+        assert "andom weights" not in render_page(MeasuredReport(record, report.pictures)).lower()
 
-    def test_pictures_say_so_themselves(self, report: Report):
+    def test_pictures_say_so_themselves(self, report: MeasuredReport):
         row = report.record["worst_frames"][0]["picture"]
         drawn = picture(report.pictures[f"{row}-engine-0"])[-8:, :10]
         true = picture(report.pictures[f"{row}-annotation"])[-8:, :10]
@@ -236,35 +236,35 @@ def picture(uri: str) -> np.ndarray:
 
 
 class TestMissingParts:
-    def test_without_a_reference_the_page_says_why(self, report: Report):
+    def test_without_a_reference_the_page_says_why(self, report: MeasuredReport):
         record = copy.deepcopy(report.record)
         reason = "no weights: give --source FOLDER with a.safetensors"
         record["references"] = []
         for side in record["candidates"]:
             side |= {"reference": None, "reference_absent": reason, "difference": None}
             side["speed"]["reference"] = side["speed"]["speedup"] = None
-        html = render_page(Report(record, report.pictures))
+        html = render_page(MeasuredReport(record, report.pictures))
         assert html.count(reason) == 3
         assert ">PyTorch<" not in html
         assert '<span class="delta">' not in html
 
-    def test_what_was_not_run_is_named_with_the_reason(self, report: Report):
+    def test_what_was_not_run_is_named_with_the_reason(self, report: MeasuredReport):
         record = copy.deepcopy(report.record)
         record["not_run"] = [{"label": "b bf16", "reason": "ort-cpu has no bf16"}]
-        html = render_page(Report(record, report.pictures))
+        html = render_page(MeasuredReport(record, report.pictures))
         assert re.search(r"<h3>b bf16</h3>\s*<p[^>]*>Not run: ort-cpu has no bf16\.", html)
 
-    def test_without_speed(self, report: Report):
+    def test_without_speed(self, report: MeasuredReport):
         record = copy.deepcopy(report.record)
         for side in record["candidates"]:
             side["speed"] = None
-        html = render_page(Report(record, report.pictures))
+        html = render_page(MeasuredReport(record, report.pictures))
         assert html.count("Nothing was timed.") == 2
         assert "Stages of" not in html
 
 
 class TestDrawings:
-    def test_faster_is_right_and_better_is_up(self, report: Report):
+    def test_faster_is_right_and_better_is_up(self, report: MeasuredReport):
         plot = scatter(report.record)
         assert plot is not None
         assert [p.key for p in plot.points] == ["reference-0", "engine-0", "engine-1"]
@@ -325,13 +325,15 @@ class TestDrawings:
 
 
 class TestWriting:
-    def test_page_and_json_lie_side_by_side(self, report: Report, page: str, tmp_path: Path):
+    def test_page_and_json_lie_side_by_side(
+        self, report: MeasuredReport, page: str, tmp_path: Path
+    ):
         write_report(report, request((Path("b"),), tmp_path / "r.html"))
         assert (tmp_path / "r.html").read_text(encoding="utf-8") == page
         assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == report.record
         assert len(list(tmp_path.iterdir())) == 2
 
-    def test_what_appeared_meanwhile_is_kept(self, report: Report, tmp_path: Path):
+    def test_what_appeared_meanwhile_is_kept(self, report: MeasuredReport, tmp_path: Path):
         (tmp_path / "r.html").write_text("kept")
         with pytest.raises(OutputError, match=r"r\.html: exists already"):
             write_report(report, request((Path("b"),), tmp_path / "r.html"))

@@ -12,7 +12,7 @@ import pytest
 from quantised import quantised_bundle
 from reported import reported
 
-from refsam_bench.report.measure import Report
+from refsam_bench.report.measure import MeasuredReport
 from refsam_bench.report.page import render_page
 from refsam_bench.report.quantisation import (
     BAR_WIDTH,
@@ -44,17 +44,17 @@ def bundle(record: dict | None) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> MeasuredReport:
     return reported(tmp_path_factory)
 
 
-def page_with(report: Report, record: dict) -> str:
+def page_with(report: MeasuredReport, record: dict) -> str:
     changed = copy.deepcopy(report.record)
     changed["bundles"][0]["quantisation"] = quantisation_entry(bundle(record))
-    return render_page(Report(changed, report.pictures))
+    return render_page(MeasuredReport(changed, report.pictures))
 
 
-def test_a_bundle_that_is_not_quantised_has_no_entry_and_no_section(report: Report):
+def test_a_bundle_that_is_not_quantised_has_no_entry_and_no_section(report: MeasuredReport):
     assert quantisation_entry(bundle(None)) is None
     assert [found["quantisation"] for found in report.record["bundles"]] == [None, None]
     assert "quantisation" not in render_page(report)
@@ -80,7 +80,7 @@ def test_bars_are_as_long_as_the_loss():
     assert loss_width(perfect[0], perfect) == 0.0
 
 
-def test_every_unit_has_a_row_with_its_figures_and_its_bar(report: Report):
+def test_every_unit_has_a_row_with_its_figures_and_its_bar(report: MeasuredReport):
     html = page_with(report, RECORD)
     assert '<a href="#quantisation">' in html
     section = html[html.index('<section id="quantisation">') : html.index('<section id="origin">')]
@@ -95,7 +95,7 @@ def test_every_unit_has_a_row_with_its_figures_and_its_bar(report: Report):
     assert "random weights" in section
 
 
-def test_a_record_without_ranking_or_figures_is_shown_as_far_as_it_goes(report: Report):
+def test_a_record_without_ranking_or_figures_is_shown_as_far_as_it_goes(report: MeasuredReport):
     html = page_with(report, {"ranges": {}})
     section = html[html.index('<section id="quantisation">') : html.index('<section id="origin">')]
     assert '<data value="3">3</data> layers in int8.' in section
@@ -114,14 +114,14 @@ FORMS = {
 }
 
 
-def test_forms_of_quantisation_stand_side_by_side(report: Report, tmp_path: Path):
+def test_forms_of_quantisation_stand_side_by_side(report: MeasuredReport, tmp_path: Path):
     assert "Forms of quantisation" not in render_page(report)
     path = tmp_path / "calibration-forms-vitb.json"
     path.write_text(json.dumps({**FORMS, "step": "x", "failures": []}))
     changed = copy.deepcopy(report.record)
     changed["quantisation_forms"] = forms_entries([path])
     assert changed["quantisation_forms"] == [FORMS]
-    html = render_page(Report(changed, report.pictures))
+    html = render_page(MeasuredReport(changed, report.pictures))
     section = html[html.index('<section id="forms">') : html.index('<section id="origin">')]
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', section)
     values = {n: re.findall(r'<data value="([^"]+)">', cells) for n, cells in rows}
@@ -152,13 +152,13 @@ def test_other_files_than_results_of_that_step_are_refused(tmp_path: Path, text:
     assert str(error.value).endswith("; give the file that it writes to bench/results")
 
 
-def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: Report):
+def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: MeasuredReport):
     words = "image encoder in eight bits, % of FLOPs"
     assert [side["quantised_share"] for side in report.record["candidates"]] == [None, None]
     assert words not in render_page(report)
     changed = copy.deepcopy(report.record)
     changed["candidates"][0]["quantised_share"] = 0.27
-    html = render_page(Report(changed, report.pictures))
+    html = render_page(MeasuredReport(changed, report.pictures))
     assert f'<dt>{words}</dt><dd><data value="0.27">27.0</data></dd>' in html
     assert "<dt>layers in eight bits</dt>" not in html
 
@@ -170,11 +170,13 @@ def test_the_card_tells_how_much_of_the_encoder_is_in_eight_bits(report: Report)
         (["blocks.3.qkv", "blocks.<b>"], "mixed: all but blocks.3.qkv, blocks.&lt;b&gt;"),
     ],
 )
-def test_the_card_tells_int8_from_mixed_precision(report: Report, left_out: list[str], told: str):
+def test_the_card_tells_int8_from_mixed_precision(
+    report: MeasuredReport, left_out: list[str], told: str
+):
     assert [side["left_out"] for side in report.record["candidates"]] == [None, None]
     changed = copy.deepcopy(report.record)
     changed["candidates"][0] |= {"quantised_share": 0.27, "left_out": left_out}
-    html = render_page(Report(changed, report.pictures))
+    html = render_page(MeasuredReport(changed, report.pictures))
     assert f"<dt>layers in eight bits</dt><dd>{told}</dd>" in html
 
 

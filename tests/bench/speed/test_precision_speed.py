@@ -12,8 +12,8 @@ from fake_tensorrt import fake_tensorrt
 from quantised import quantised_bundle
 
 from refsam_bench.cli import main
-from refsam_bench.speed.measure import SpeedRequest
 from refsam_bench.speed.precisions import measure_precisions
+from refsam_bench.speed.request import SpeedRequest
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.doctor import probe
@@ -36,7 +36,7 @@ def test_every_precision_is_timed_and_int8_judged(bundle: Path):
         bundle, num_frames=3, num_warmup=1, num_expressions=1, frame_hw=(90, 160), num_threads=1
     )
     frames: list[None] = []
-    found = measure_precisions(request, lambda: frames.append(None))
+    found = measure_precisions(request, lambda: frames.append(None)).to_json()
     assert len(frames) == 4
     assert found["backend"] == "ort-cpu"
     assert found["bundle_id"] == open_bundle(bundle).bundle_id

@@ -1,9 +1,10 @@
-"""The speed gate: forms run in turn, compared within their round, judged by one bound."""
+"""The speed gate: forms run in turn, compared within their round, gate_ofd by one bound."""
 
 import pytest
 
 from refsam_bench.speed import gate as speed_gate
-from refsam_bench.speed.gate import MIN_SPEEDUP, judge, summaries, time_in_turn
+from refsam_bench.speed.gate import MIN_SPEEDUP, gate_of, summaries, time_in_turn
+from refsam_bench.speed.timing import Ratio
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def test_every_round_runs_every_form_each_time_in_another_order(clock: list[floa
 
 
 def test_the_next_best_is_what_it_is_compared_with():
-    gate = judge({"fp32": [4.0, 4.4], "fp16": [9.0, 9.0], "int8": [2.0, 2.0]}, "int8")
+    gate = gate_of({"fp32": [4.0, 4.4], "fp16": [9.0, 9.0], "int8": [2.0, 2.0]}, "int8")
     assert (gate.quantised, gate.next_best, gate.is_worth_shipping) == ("int8", "fp32", True)
-    assert gate.speedup["p50"] == pytest.approx(2.1)
+    assert gate.speedup.p50 == pytest.approx(2.1)
     assert gate.verdict == (
         "int8 is 2.10 times as fast as fp32 (p10 2.02, p90 2.18): worth shipping on this backend"
     )
@@ -52,13 +53,13 @@ def test_the_next_best_is_what_it_is_compared_with():
 
 def test_rounds_are_compared_with_themselves():
     """A slow second makes both sides slow; the medians of the sides would say 1.0."""
-    gate = judge({"fp32": [1.5, 15.0, 1.5, 15.0], "int8": [1.0, 10.0, 1.0, 10.0]}, "int8")
-    assert gate.speedup == {"p10": 1.5, "p50": 1.5, "p90": 1.5}
+    gate = gate_of({"fp32": [1.5, 15.0, 1.5, 15.0], "int8": [1.0, 10.0, 1.0, 10.0]}, "int8")
+    assert gate.speedup == Ratio(1.5, 1.5, 1.5)
 
 
 @pytest.mark.parametrize("ratio", [MIN_SPEEDUP - 0.01, 0.5])
 def test_too_little_is_reported_as_not_worth_shipping(ratio: float):
-    gate = judge({"fp32": [ratio] * 3, "int8": [1.0] * 3}, "int8")
+    gate = gate_of({"fp32": [ratio] * 3, "int8": [1.0] * 3}, "int8")
     assert not gate.is_worth_shipping
     assert gate.verdict == (
         f"int8 is {ratio:.2f} times as fast as fp32 (p10 {ratio:.2f}, p90 {ratio:.2f}), below "
@@ -67,4 +68,4 @@ def test_too_little_is_reported_as_not_worth_shipping(ratio: float):
 
 
 def test_the_bound_itself_is_enough():
-    assert judge({"fp32": [MIN_SPEEDUP], "int8": [1.0]}, "int8").is_worth_shipping
+    assert gate_of({"fp32": [MIN_SPEEDUP], "int8": [1.0]}, "int8").is_worth_shipping

@@ -9,8 +9,8 @@ import pytest
 
 from refsam_bench.accuracy.metrics import boundary_measure, region_similarity
 from refsam_bench.synthetic import SLICES, fits, generate, split_of, vocabulary
-from refsam_bench.synthetic.meaning import CLIP_TIMES, MEASURES
-from refsam_bench.synthetic.naming import has_distractors
+from refsam_bench.synthetic.language.meaning import CLIP_TIMES, MEASURES
+from refsam_bench.synthetic.language.naming import has_distractors
 from refsam_bench.synthetic.shapes import OUTLINES, REACH
 from refsam_trt.errors import UsageError
 

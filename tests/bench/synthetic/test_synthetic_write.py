@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refsam_bench.accuracy import load_ref_davis, read_label_map
+from refsam_bench.accuracy.mask_png import read_label_map
+from refsam_bench.accuracy.ref_davis import load_ref_davis
 from refsam_bench.synthetic import generate, write_ref_davis
 from refsam_trt.errors import OutputError, UsageError
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from calibration_model import BLOCKS, LAYERS, clips, options, own_model
 
+from refsam_bench.datasets.ref_davis import RefDavis
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic
-from refsam_bench.datasets.synthetic_and_ref_davis import RefDavis
 from refsam_bench.synthetic import generate, write_ref_davis
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import RefDavisSet, RefYoutubeVosSet, SyntheticSet
-from refsam_calibration.gate.judge import NUM_WORST, Judge, files_digest, open_set
+from refsam_calibration.gate.judge import NUM_WORST, LayerJudge, files_digest, open_set
 from refsam_calibration.quantise.fake_quantisation import fake_quantised
 from refsam_calibration.ranges.measure import measure_ranges
 from refsam_calibration.ranges.videos import digest_of, open_videos
@@ -36,9 +36,9 @@ def steps(label: str, total: int | None) -> Progress:
     return Progress(label, total, enabled=False)
 
 
-def judge_of(calibrated, folder: Path, annotated=SET, steps=steps) -> Judge:
+def judge_of(calibrated, folder: Path, annotated=SET, steps=steps) -> LayerJudge:
     files = files_digest(annotated, Path())
-    return Judge(*calibrated, open_set(annotated, Path()), files, folder, "search", steps)
+    return LayerJudge(*calibrated, open_set(annotated, Path()), files, folder, "search", steps)
 
 
 def masks_of(loaded, index: int, name: str) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_folders_are_judged_like_synthetic_videos(calibrated, tmp_path, annotate
     def opened():
         files = files_digest(annotated, tmp_path)
         work = tmp_path / "work"
-        return Judge(*calibrated, open_set(annotated, tmp_path), files, work, "search", steps)
+        return LayerJudge(*calibrated, open_set(annotated, tmp_path), files, work, "search", steps)
 
     found = opened().judge(LAYERS, "all")
     assert 0 < found.mask_iou_loss < 0.2

@@ -18,12 +18,13 @@ from checkpoint_files import (
 from reference_models import relative
 
 from refsam_export.text.encoders import (
+    ASSET,
+    VOCAB_SIZE,
     build_text_encoder,
     read_text_folder,
     small_text_source,
     stored_text_source,
 )
-from refsam_export.text.nano_tokenizer import ASSET, VOCAB_SIZE
 from refsam_trt.errors import CheckpointError
 
 ENCODER_KEYS = {

@@ -16,7 +16,8 @@ from runtime_twin import Twin, assert_close
 from small_videos import HW, moving_frames
 
 import refsam_trt
-from refsam_bench.accuracy import load_ref_davis, write_ref_youtube_vos_zip
+from refsam_bench.accuracy.ref_davis import load_ref_davis
+from refsam_bench.accuracy.submissions import write_ref_youtube_vos_zip
 from refsam_trt.contract.manifest import Limits
 from refsam_trt.image.postprocess import label_map_from_logits
 from refsam_trt.run import datasets

@@ -14,7 +14,7 @@ import torch
 from tiny_training import batch_of, fresh_model, read_tiny, source_of
 
 from refsam_bench.synthetic import TUNE_SEED, SyntheticVideo, generate
-from refsam_bench.synthetic.meaning import fits
+from refsam_bench.synthetic.language.meaning import fits
 from refsam_export.refsam.model.config import preset
 from refsam_train.data import synthetic_clips
 from refsam_train.data.batches import Place, StepBatches, batches_from

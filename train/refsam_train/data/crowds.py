@@ -14,8 +14,8 @@ import numpy.typing as npt
 from refsam_bench.synthetic import Slice
 from refsam_bench.synthetic.compose import draw_look
 from refsam_bench.synthetic.draws import Draws
-from refsam_bench.synthetic.grammar import sentence
-from refsam_bench.synthetic.naming import meaning_of
+from refsam_bench.synthetic.language.grammar import sentence
+from refsam_bench.synthetic.language.naming import meaning_of
 from refsam_bench.synthetic.palette import COLOURS
 from refsam_bench.synthetic.render import canvas_of, render_frame
 from refsam_bench.synthetic.scene import Keyframe, Scene, SceneObject

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from refsam_bench.synthetic import Expression, SyntheticVideo, generate
-from refsam_bench.synthetic.meaning import fits
+from refsam_bench.synthetic.language.meaning import fits
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
 from refsam_train.data.clips import Clip
 from refsam_train.data.crowds import crowd_clip

@@ -1,4 +1,4 @@
-"""The data sets of a report; each scores as `refsam-bench accuracy` does."""
+"""Ref-DAVIS17 as a data set; it scores as `refsam-bench accuracy` does."""
 
 from __future__ import annotations
 
@@ -8,71 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from refsam_bench.accuracy import RefDavisVideo, load_ref_davis, read_label_map, score_ref_davis
+from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.metrics import VOID_LABEL, region_similarity
-from refsam_bench.datasets.outcome import Answer, Case, Given, MaskTrack, Outcome, Recorder, View
-from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
-from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
-from refsam_bench.report.request import ReportRequest
-from refsam_bench.synthetic import generate
+from refsam_bench.accuracy.ref_davis import RefDavisVideo, load_ref_davis, score_ref_davis
+from refsam_bench.datasets.outcome import Answer, Case, ContentHash, MaskTrack, Outcome, View
 from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.image.postprocess import label_map_from_logits
 from refsam_trt.result.overlay import palette_image
 from refsam_trt.run.datasets import DatasetVideo, load_dataset
 from refsam_trt.run.meta_expressions import NUM_ANNOTATORS
-
-
-def open_data_set(request: ReportRequest) -> Synthetic | RefDavis | RefYoutubeVos:
-    """Return the data set that a request names, every file of it checked.
-
-    Raises:
-        UsageError, DatasetError: it cannot be used.
-    """
-    if request.root is None:
-        return Synthetic(SyntheticRequest(request.seed, request.num_videos, request.slices))
-    if request.dataset == "ref-davis":
-        return RefDavis(request.root)
-    return RefYoutubeVos(request.root, request.split)
-
-
-class Synthetic:
-    """Synthetic videos: the named object of each."""
-
-    def __init__(self, request: SyntheticRequest) -> None:
-        self._request = request
-        self.num_steps = request.num_videos
-
-    def description(self) -> dict[str, Any]:
-        """Return what the videos follow from."""
-        request = self._request
-        return {
-            "name": "synthetic",
-            "seed": request.seed,
-            "num_videos": request.num_videos,
-            "slices": list(request.slices),
-        }
-
-    def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
-        """Score a side on all videos."""
-        recorder = Recorder(tracker)
-        scores = score_synthetic(recorder, self._request, progress)
-        answers = {}
-        given = zip(recorder.texts, recorder.tracks, scores.sequences, strict=True)
-        for index, (text, track, sequence) in enumerate(given):
-            judged = sequence.objects[0]
-            case = Case(sequence.name, "0", text, self._request.slice_of(index), judged.frames)
-            answers[case] = Answer(track, judged.j_frames)
-        return Outcome(to_json(scores, self._request), answers, recorder.given.sha256)
-
-    def view(self, case: Case, index: int) -> View:
-        """Paint a frame again."""
-        number = int(case.sequence.rpartition("-")[2])
-        name = self._request.slice_of(number)
-        video = generate(self._request.seed, number, slice=name, frame_indices=[index])
-        (mask,) = video.mask(video.expressions[0].object_id)
-        return View(video.frames[0], mask, np.zeros_like(mask))
 
 
 class RefDavis:
@@ -96,18 +40,20 @@ class RefDavis:
     def run(self, tracker: LogitTracker, progress: Callable[[], None]) -> Outcome:
         """Score a side as each annotator; the label maps are on disk until they are scored."""
         answers: dict[Case, Answer] = {}
-        given = Given()
+        content = ContentHash()
         with tempfile.TemporaryDirectory(prefix="refsam-report-") as scratch:
             results = Path(scratch)
             for video, frames in self._videos.values():
-                answers.update(_answer(tracker, video, frames, results, given, progress))
+                answers.update(_answer(tracker, video, frames, results, content, progress))
             scores = score_ref_davis(results, self._annotations, sequences=list(self._videos))
         figures = scores.to_json()
         slices = {
             f"annotator {number}": annotator.figures_json()
             for number, annotator in enumerate(scores.annotators)
         }
-        return Outcome({"dataset": "ref-davis", **figures, "slices": slices}, answers, given.sha256)
+        return Outcome(
+            {"dataset": "ref-davis", **figures, "slices": slices}, answers, content.sha256
+        )
 
     def view(self, case: Case, index: int) -> View:
         """Read a frame again."""
@@ -123,7 +69,7 @@ def _answer(
     video: RefDavisVideo,
     frames: DatasetVideo,
     results: Path,
-    given: Given,
+    content: ContentHash,
     progress: Callable[[], None],
 ) -> dict[Case, Answer]:
     """Run one video, write its label maps per annotator, keep the masks."""
@@ -133,9 +79,9 @@ def _answer(
     ]
     tracks, ious = [MaskTrack() for _ in cases], [list[float]() for _ in cases]
     texts = [case.text for case in cases]
-    given.texts(texts)
+    content.texts(texts)
     with frames.open() as source:
-        tracked = tracker.logits(given.frames(source), texts)
+        tracked = tracker.logits(content.frames(source), texts)
         for name, logits in zip(video.frames, tracked, strict=True):
             true = read_label_map(video.annotation_folder / f"{name}.png")
             for annotator in range(NUM_ANNOTATORS):
@@ -150,8 +96,8 @@ def _answer(
                     iou = region_similarity(mask, true == object_id, true == VOID_LABEL)
                     ious[number].append(iou)
             progress()
-    found = zip(cases, tracks, ious, strict=True)
-    return {case: Answer(track, tuple(values)) for case, track, values in found}
+    answered = zip(cases, tracks, ious, strict=True)
+    return {case: Answer(track, tuple(values)) for case, track, values in answered}
 
 
 def _object_of(case: Case) -> int:

@@ -2,7 +2,7 @@
 
 from refsam_bench.synthetic.compose import Slice
 from refsam_bench.synthetic.draws import Draws
-from refsam_bench.synthetic.meaning import MEASURES, Kind, Meaning, names_only
+from refsam_bench.synthetic.language.meaning import MEASURES, Kind, Meaning, names_only
 from refsam_bench.synthetic.scene import Scene, SceneObject
 
 _TRACK_MEASURES = ("left", "right", "top", "bottom", "largest", "smallest")

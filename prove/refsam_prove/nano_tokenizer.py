@@ -1,24 +1,24 @@
-"""The tokenizer of `nano` and `tiny`: sub-words of a small word list, bytes for everything else.
+"""Learns the tokenizer of `nano` and `tiny`: sub-words of a small word list, bytes for all else.
 
-Behaves like T5's (word-boundary marks, end token, no prefix), so the same runtime code serves both.
-Deterministic: `python -m refsam_export.text.nano_tokenizer` writes the committed asset again.
+It behaves like T5's (word-boundary marks, end token, no prefix), so the same runtime code serves
+both. It is deterministic: `python -m refsam_prove.nano_tokenizer` writes the file in the package
+again.
 """
 
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-VOCAB_SIZE = 1024
+from refsam_export.text.encoders import ASSET, VOCAB_SIZE
+
 # The word list begins with the words that referring expressions are made of: they become whole
 # tokens, later lines (people, animals, vehicles) share what is left.
 FREQUENT_LINES, FREQUENT_WEIGHT = 8, 8
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
-_WORDS = files("refsam_export") / "assets" / "nano_words.txt"
-ASSET = files("refsam_export") / "assets" / "nano_tokenizer.json"
+_WORDS = Path(__file__).with_name("nano_words.txt")
 
 
 def build_tokenizer() -> Tokenizer:

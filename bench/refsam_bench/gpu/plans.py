@@ -1,4 +1,4 @@
-"""Layers of plans on their GPU: how many, how much scratch memory, and where the time goes."""
+"""Plans on their GPU: does the library take them, are they right, and where does the time go?"""
 
 from __future__ import annotations
 
@@ -7,16 +7,59 @@ from typing import Any
 
 import numpy as np
 
-from refsam_bench.gpu.opened import OpenedCase
-from refsam_bench.gpu.plan_checks import opened_plans
+from refsam_bench.gpu.bundles import OpenedCase
 from refsam_trt.backends.cuda.memory import CudaBuffer
+from refsam_trt.backends.tensorrt import rtx
 from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
-from refsam_trt.backends.tensorrt.flavour import Flavour
-from refsam_trt.bundle.golden import GoldenRun, read_golden
+from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
+from refsam_trt.backends.tensorrt.log import TrtLog, make_logger
+from refsam_trt.backends.tensorrt.self_test import run_golden
+from refsam_trt.bundle.golden import GoldenRun, read_golden, tolerance
+from refsam_trt.bundle.plans import Plans, open_plans
 from refsam_trt.errors import BackendError
 
 NUM_RUNS = 10
 NUM_SHOWN = 25
+
+
+def opened_plans(opened: OpenedCase) -> Plans:
+    """Open the plans of a case."""
+    assert opened.plans is not None
+    return open_plans(opened.plans)
+
+
+def validity(opened: OpenedCase) -> dict[str, Any]:
+    """Ask TensorRT-RTX what it thinks of each plan, before our own checks refuse any.
+
+    TensorRT proper cannot be asked: `null`.
+    """
+    plans = opened_plans(opened)
+    flavour = open_flavour(plans.manifest.builder.backend)
+    if not flavour.is_rtx:
+        return {"verdicts": None}
+    log = TrtLog()
+    logger = make_logger(flavour, log)
+    runtime = flavour.trt.Runtime(logger)
+    verdicts = {}
+    for name in plans.manifest.graphs:
+        answer, diagnostics = rtx.engine_validity(runtime, plans.plan(name).read_bytes())
+        verdicts[name] = {"validity": answer.name, "diagnostics": diagnostics}
+    return {"verdicts": verdicts, "log": log.of("ERROR")}
+
+
+def self_test(opened: OpenedCase) -> dict[str, Any]:
+    """Load every plan, which compares it with its golden outputs, and tell how near it comes."""
+    plans = opened_plans(opened)
+    backend = TrtBackend(plans, marks=None)  # remembers nothing, so that it is really run
+    golden = read_golden(plans.golden)
+    errors, allowed = {}, {}
+    has_tf32 = plans.manifest.builder.has_tf32
+    for name, entry in plans.manifest.graphs.items():
+        graph = backend.load(plans.plan(name), entry.spec)
+        errors[name] = golden[name].errors(run_golden(backend, graph, golden[name]))
+        allowed[name] = tolerance(entry.precision, has_tf32=has_tf32)
+    backend.close()
+    return {"errors": errors, "tolerances": allowed}
 
 
 def measure_layers(opened: OpenedCase) -> dict[str, Any]:
@@ -28,12 +71,12 @@ def measure_layers(opened: OpenedCase) -> dict[str, Any]:
     plans = opened_plans(opened)
     backend = TrtBackend(plans, marks=None)
     golden = read_golden(plans.golden)
-    found = {}
+    figures = {}
     for name, entry in plans.manifest.graphs.items():
         graph = backend.load(plans.plan(name), entry.spec)
-        found[name] = {**_facts(backend.flavour, graph), **_profile(backend, graph, golden[name])}
+        figures[name] = {**_facts(backend.flavour, graph), **_profile(backend, graph, golden[name])}
     backend.close()
-    return {"num_runs": NUM_RUNS, "graphs": found}
+    return {"num_runs": NUM_RUNS, "graphs": figures}
 
 
 def _facts(flavour: Flavour, graph: TrtGraph) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from refsam_bench.synthetic.compose import SLICES, Slice
 from refsam_bench.synthetic.draws import Draws
-from refsam_bench.synthetic.meaning import MEASURES, Kind, Meaning
+from refsam_bench.synthetic.language.meaning import MEASURES, Kind, Meaning
 from refsam_bench.synthetic.palette import COLOURS
 
 _NOUNS: Final[dict[str | None, tuple[str, ...]]] = {
