@@ -50,8 +50,7 @@ class Tokenizer:
                 f"expression {shown(expression)} has {len(expression)} characters, "
                 f"at most {MAX_CHARACTERS} are accepted; shorten it"
             )
-        text = expression.lower() if self._lowercase else expression
-        cleaned = " ".join(text.split())
+        cleaned = tidied(expression, lowercase=self._lowercase)
         if not cleaned:
             raise ExpressionError("the expression is empty; say in words what to look for")
         for character in cleaned:
@@ -90,10 +89,15 @@ class Tokenizer:
         return np.array(encoding.ids, np.int64)
 
 
+def tidied(expression: str, *, lowercase: bool) -> str:
+    """Return an expression as the tokenizer gets it (refsam-model 3.1), whatever it holds."""
+    return " ".join((expression.lower() if lowercase else expression).split())
+
+
 def _raise_unless_of_library(error: BaseException) -> None:
     """Let interruptions pass; panics of the Rust code in `tokenizers` are no `Exception` either."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
 
-__all__ = ["MAX_CHARACTERS", "Tokenizer"]
+__all__ = ["MAX_CHARACTERS", "Tokenizer", "tidied"]
