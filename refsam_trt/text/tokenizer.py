@@ -48,8 +48,7 @@ class Tokenizer:
                 f"expression {shown(expression)} has {len(expression)} characters, "
                 f"at most {MAX_EXPRESSION_CHARACTERS} are accepted; shorten it"
             )
-        text = expression.lower() if self._lowercase else expression
-        cleaned = " ".join(text.split())
+        cleaned = tidied(expression, lowercase=self._lowercase)
         if not cleaned:
             raise ExpressionError("the expression is empty; say in words what to look for")
         for character in cleaned:
@@ -86,6 +85,11 @@ class Tokenizer:
                 f"included, at most {self.max_words} are accepted; shorten it"
             )
         return np.array(encoding.ids, np.int64)
+
+
+def tidied(expression: str, *, lowercase: bool) -> str:
+    """Return an expression as the tokenizer gets it (refsam-model 3.1), whatever it holds."""
+    return " ".join((expression.lower() if lowercase else expression).split())
 
 
 def _raise_unless_of_library(error: BaseException) -> None:

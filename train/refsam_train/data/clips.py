@@ -19,6 +19,7 @@ from refsam_export.refsam.model.config import ModelConfig
 from refsam_train.learn.cells import CellLabels, Shown, cell_labels
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.text.tokenizer import tidied
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ class Collator:
         rows = []
         for clip in clips:
             for text in clip.texts:
-                rows.append(self._tokenizer.encode(self._config.cleaned(text)).ids)
+                rows.append(
+                    self._tokenizer.encode(tidied(text, lowercase=self._config.lowercase)).ids
+                )
                 if len(rows[-1]) > self._config.max_words:
                     raise DatasetError(
                         f"{clip.name}: expression {text!r} has {len(rows[-1])} tokens, at most "
