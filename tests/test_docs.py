@@ -182,7 +182,7 @@ def test_the_picture_of_the_demo_does_not_show_random_weights():
 
 def test_the_page_of_figures_and_the_readme_are_what_the_program_writes():
     results = figures.read_results()
-    remedy = "run `python -m refsam_prove.figures`"
+    remedy = "run `PYTHONPATH=prove python -m refsam_prove.figures`"
     assert figures.PAGE.read_text() == figures.page(results), remedy
     assert figures.readme(README, results) == README, remedy
 
@@ -308,6 +308,13 @@ def test_the_guide_tells_every_option_of_load():
     guide = (ROOT / "docs/embed/index.md").read_text()
     rows = set(re.findall(r"^\| `(\w+)` \|", guide, re.M))
     assert set(inspect.signature(refsam_trt.load).parameters) <= rows
+
+
+def test_the_guide_names_every_dependency_of_the_runtime():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r"^dependencies = \[\n(.*?)^\]", text, re.M | re.S)[0]
+    first = (ROOT / "docs/embed/index.md").read_text().partition("\n## ")[0]
+    assert not [name for name in re.findall(r'"([\w-]+)', listed) if name not in first]
 
 
 def test_the_tree_of_exceptions_is_that_of_the_code():

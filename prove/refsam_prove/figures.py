@@ -1,8 +1,8 @@
 """The pages that state figures, written from the result files alone.
 
 `docs/proof/figures.md` has every figure: it is `figures.md.jinja`, filled in. The README has the
-rows that the template marks. As a program: `python -m refsam_prove.figures` writes both, and the
-tests compare both with what it would write.
+rows that the template marks. As a program, `PYTHONPATH=prove python -m refsam_prove.figures`, it
+writes both; the tests compare both with what it would write.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trained model into the package: published, exported, proven, and with where it came from.
 
-A program for maintainers, run in a clone: `python -m refsam_prove.ship --help`. It writes two
-folders: the bundle that ships, and a record of recipes, logs and commands.
+A program for maintainers, run in a clone: `PYTHONPATH=prove python -m refsam_prove.ship --help`. It
+writes two folders: the bundle that ships, and a record of recipes, logs and commands.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def commands(runs: Sequence[dict[str, Any]], record: Path) -> list[str]:
             checkpoint = f"{folder}/checkpoint.safetensors"
             lines.append(f"refsam-train publish {recipe} {checkpoint} --output {weights}{start}")
             start = f" --weights {weights}"
-    return [*lines, f"python -m refsam_prove.ship {' '.join(folders)}"]
+    return [*lines, f"PYTHONPATH=prove python -m refsam_prove.ship {' '.join(folders)}"]
 
 
 def _check_places(request: ShipRequest, preset: str, target: Path) -> None:

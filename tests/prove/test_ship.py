@@ -99,7 +99,7 @@ def test_recorded_commands_are_understood(made: Made) -> None:
         "--output train/runs/1-one.safetensors",
         "refsam-train train/nano/2-two.toml --output train/runs/2-two --max-steps 2 "
         "--weights train/runs/1-one.safetensors",
-        "python -m refsam_prove.ship train/runs/1-one train/runs/2-two",
+        "PYTHONPATH=prove python -m refsam_prove.ship train/runs/1-one train/runs/2-two",
     ]
     for line in lines[:-1]:
         arguments = shlex.split(line)[1:]
@@ -107,7 +107,7 @@ def test_recorded_commands_are_understood(made: Made) -> None:
         name, sub, rest = cli.resolve_command(context, arguments)
         assert sub is not None
         sub.make_context(name, rest, parent=context)
-    command.make_context("ship", shlex.split(lines[-1])[3:])
+    command.make_context("ship", shlex.split(lines[-1])[4:])
 
 
 def test_the_graphs_compute_what_full_storage_would(made: Made) -> None:
