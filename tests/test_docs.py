@@ -243,7 +243,9 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_belongs_to_an_item_of_a_list_is_indented_by_four(page: Path):
     """GitHub takes three blanks too; for the site the list ends there, and its numbers with it."""
-    assert not re.findall(r"\n\n {1,3}[^ \n].*", page.read_text())
+    text = page.read_text()
+    assert not re.findall(r"\n\n {1,3}[^ \n].*", text)
+    assert not re.findall(r"\n\n(?: {4}.+\n)+(?:\d+\.|[*]) .*", text), "a blank line is missing"
 
 
 def test_the_site_shows_every_page():
