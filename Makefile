@@ -9,7 +9,7 @@ DEMO := demo
 # What proves the figures stands outside the installation.
 PROVE := PYTHONPATH=$(CURDIR)/prove $(BIN)/python
 
-.PHONY: setup demo test check prove clean
+.PHONY: setup demo docs test check prove clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(PROVE) -m refsam_prove.demo $(DEMO)
+
+# A site that needs no network, with links checked; not part of `make test`.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -35,6 +40,7 @@ test: check
 prove: $(STAMP)
 	$(BIN)/pytest -m "slow"
 	$(PROVE) -m refsam_prove.steps
+	$(PROVE) -m refsam_prove.figures
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist

@@ -68,7 +68,7 @@ def test_its_record_is_whole_and_its_commands_are_those_of_its_runs():
 
 def test_the_page_about_training_tells_the_recorded_runs():
     record = json.loads((ROOT / "train" / "nano" / RECORD_FILE).read_text())
-    page = (ROOT / "train" / "README.md").read_text()
+    page = (ROOT / "docs" / "reproduce" / "nano.md").read_text()
     first, second, *_, last = record["commands"]
     assert not [line for line in (first, second, last) if f"\n{line}\n" not in page]
     numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -36,9 +36,9 @@ DEFAULT_BASE = ("fp16", "fp32")
 
 PREFERRED_ATTENTION = dict.fromkeys((AUTO, *_ON_CPUS), ("bias", "augmented", "reference"))
 """Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`: CPUs fuse
-none, so that wider products cost more than they save (docs/precision.md)."""
+none, so that wider products cost more than they save (docs/proof/precision.md)."""
 DEFAULT_ATTENTION = ("augmented", "bias", "reference")
-"""`augmented` is what TensorRT fuses with the least memory; see docs/precision.md."""
+"""`augmented` is what TensorRT fuses with the least memory; see docs/proof/precision.md."""
 
 
 def _ort_cuda(num_threads: int | None) -> Backend:

@@ -1,7 +1,7 @@
 """Opens a bundle: nothing of it is used before it is known to be whole and what it claims to be.
 
 Reads only, so bundles work from read-only file systems. Hashes find corruption; only `expect_id`
-finds malice. What the bundle's files mean is told in docs/bundle.md.
+finds malice. What the bundle's files mean is told in docs/format/bundle.md.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def _decode(path: Path, raw: bytes) -> Manifest:
         raise _too_deep(path)
     if manifest.to_bytes() != raw:
         raise BundleError(
-            f"{path}: not in canonical form (see docs/bundle.md): the bundle id would depend on "
-            "how it is written; export the bundle anew"
+            f"{path}: not in canonical form (see docs/format/bundle.md): the bundle id would "
+            "depend on how it is written; export the bundle anew"
         )
     return manifest
 

@@ -37,8 +37,8 @@ def write_bundle(
 
     Raises:
         OutputError: `target` exists or cannot be written, or a file cannot be moved.
-        InternalError: the request breaks the rules of docs/bundle.md, so that `open_bundle` would
-            refuse the result.
+        InternalError: the request breaks the rules of docs/format/bundle.md, so that `open_bundle`
+            would refuse the result.
     """
     refuse_folder(target, overwrite=overwrite, marker=MANIFEST_FILE)
     _check_request(target, manifest, files)

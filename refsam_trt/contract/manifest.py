@@ -153,7 +153,7 @@ class Quantisation(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """The whole manifest; `docs/bundle.md` explains every field.
+    """The whole manifest; `docs/format/bundle.md` explains every field.
 
     `configuration` is the exporter's model configuration and opaque to the runtime. `parity` holds
     per variant the figures measured against the PyTorch reference.

@@ -1,4 +1,4 @@
-"""`make demo`: the commands it gives, on the clip it made, and the picture; commands are stubs."""
+"""`make demo`: its commands, on the clip it made, and the animation; commands are stubs."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_it_exports_the_shipped_weights_and_runs_them_on_its_clip(monkeypatch, t
         "weights": lambda: ("--checkpoint", "its weights"),
         "NUM_FRAMES": 3,
         "FRAME_HW": (64, 64),
-        "PICTURE_FRAMES": (0, 2),
+        "ANIMATION_PX": 32,
     }.items():
         monkeypatch.setattr(demo, name, value)
     target = tmp_path / "demo"
@@ -40,8 +40,8 @@ def test_it_exports_the_shipped_weights_and_runs_them_on_its_clip(monkeypatch, t
     )
     assert (run[:3], run[-2:]) == (("refsam-run", bundle, clip), ("--output", output))
     assert len(set(run[3:-2])) == 2
-    with Image.open(target / "demo.png") as picture:
-        assert picture.size == (128, 64)
+    with Image.open(target / "demo.webp") as animation:
+        assert (animation.size, animation.n_frames) == ((32, 32), 2)
     assert not (target / "old").exists()
 
 

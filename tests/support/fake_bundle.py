@@ -1,6 +1,6 @@
 """A minimal valid RefSAM bundle of tiny graphs, and the means to spoil it.
 
-Writes what `docs/bundle.md` describes with none of our own writing code, so that reader and
+Writes what `docs/format/bundle.md` describes with none of our own writing code, so that reader and
 writer are tested against something independent of them.
 """
 

@@ -30,7 +30,7 @@ sys.meta_path.insert(0, Absent())
 import logging
 import numpy as np
 import refsam_trt
-from refsam_trt import shipped
+from refsam_trt.bundle import shipped
 from pathlib import Path
 shipped.MODELS, shipped.SHIPPED = Path(sys.argv[1]).parent, (Path(sys.argv[1]).name,)
 logging.basicConfig(format="%(message)s")

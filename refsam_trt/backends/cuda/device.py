@@ -1,6 +1,6 @@
 """CUDA through cuda-core: one GPU, streams, memory, transfers, captured graphs.
 
-The only module that knows cuda-core. Nothing here has run on a GPU yet (README, hardware table).
+The only module that knows cuda-core. Nothing here has run on a GPU yet (docs/proof/limits.md).
 
 Ordering: every transfer waits for its end, so whatever lies on the GPU may be used by any thread.
 Only work that is enqueued runs on, in the order of its stream; `download` waits for it.

@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider on the bundle's own graphs; no plans, no build.
 
-Nothing here has run on a GPU yet (README, hardware table). The provider waits for its work at the
+Nothing here has run on a GPU yet (docs/proof/limits.md). The provider waits for its work at the
 end of a run, so graphs of a session follow each other without a stream in common.
 """
 

@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX: plans of `refsam-build` on the GPU.
 
-Nothing here has run on a GPU yet (README, hardware table). Order of events, never another one: the
+Nothing here has run on a GPU yet (docs/proof/limits.md). Order of events, never another one: the
 driver is asked, the plans are compared with the machine, a runtime is made, a plan is deserialised,
 its golden inputs are run, and only then does anybody get the graph.
 """

@@ -1,6 +1,6 @@
 """What TensorRT-RTX has and TensorRT has not: plans that tell whether they run here, own graphs.
 
-Nothing here has run on a GPU yet (README, hardware table).
+Nothing here has run on a GPU yet (docs/proof/limits.md).
 """
 
 from __future__ import annotations

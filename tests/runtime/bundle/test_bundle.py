@@ -216,7 +216,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not canonical": (
         lambda f: fake_bundle.write_manifest(f, (f / "manifest.json").read_bytes() + b"\n"),
-        "BUNDLE/manifest.json: not in canonical form (see docs/bundle.md)",
+        "BUNDLE/manifest.json: not in canonical form (see docs/format/bundle.md)",
     ),
     "same key twice": (
         lambda f: fake_bundle.write_manifest(

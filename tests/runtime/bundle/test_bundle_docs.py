@@ -1,4 +1,4 @@
-"""docs/bundle.md tells of every field, tensor and limit: whoever adds one is reminded here."""
+"""docs/format/bundle.md tells of every field, tensor and limit: whoever adds one, see here."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from refsam_trt import limits
 from refsam_trt.contract import manifest, refsam
 from refsam_trt.text.cache import METADATA_KEY
 
-TEXT = (Path(__file__).parents[3] / "docs" / "bundle.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "format" / "bundle.md").read_text()
 RECORDS = [
     record
     for record in vars(manifest).values()

@@ -1,4 +1,4 @@
-"""A second reader, written from docs/bundle.md alone: it gets what the runtime gets.
+"""A second reader, written from docs/format/bundle.md alone: it gets what the runtime gets.
 
 Uses nothing of the runtime but the fake bundle's files; each step names its section.
 """

@@ -1,4 +1,4 @@
-"""The first resize of the released scripts: docs/bundle.md's rule, and PyTorch's float32."""
+"""The first resize of the released scripts: docs/format/bundle.md's rule, and PyTorch's float32."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def resized(frame: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 
 def weights(n: int, m: int) -> np.ndarray:
-    """Return [m, n], as docs/bundle.md writes `w`."""
+    """Return [m, n], as docs/format/bundle.md writes `w`."""
     out = np.zeros((m, n))
     ratio, support = n / m, max(n / m, 1.0)
     for i in range(m):
