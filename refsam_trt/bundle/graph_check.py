@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam_trt.bundle.flops import count_flops
 from refsam_trt.bundle.folder import path_problem
 from refsam_trt.contract.manifest import FileEntry, GraphEntry, Quantisation
 from refsam_trt.contract.precision import count_dtypes, precision_problem, split_precision
 from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import BundleError
-from refsam_trt.onnx_file.reader import OnnxSummary, summarise_onnx
-from refsam_trt.onnx_file.tensors import ExternalData, OnnxTensor
+from refsam_trt.onnx_file.reader import ExternalData, OnnxSummary, OnnxTensor, summarise_onnx
 
 _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 
@@ -53,7 +51,6 @@ def check_graph(
             f"{path}: states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}"
         )
     _check_quantised(path, entry, summary, quantisation)
-    _check_nodes(path, "operations in", count_flops(path, summary, entry.spec), entry.flops)
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
     found = (_check_external(path, prefix, data, files) for data in summary.external_data)

@@ -1,6 +1,5 @@
 """ONNX files that are not what the manifest says, or reach out of the bundle: each refused."""
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -242,25 +241,6 @@ def test_refuses_types_other_than_the_manifest_counts(folder: Path):
     assert "image_encoder.onnx: 5 nodes in float32, the manifest says 4" in restate(
         folder, miscount
     )
-
-
-def test_refuses_other_operations_than_the_file_s_shapes_make(folder: Path):
-    def miscount(variant: Manifest) -> None:
-        variant["graphs"]["image_encoder"]["flops"]["float32"] -= 1
-
-    told = restate(folder, miscount)
-    found = re.search(r"image_encoder\.onnx: (\d+) operations in float32, the manifest", told)
-    assert found is not None, told
-    assert f"says {int(found.group(1)) - 1}; export the bundle anew" in told
-
-
-def test_refuses_a_graph_that_does_not_tell_its_shapes(folder: Path):
-    path = folder / GRAPHS / "decoder_step.onnx"
-    model = onnx.load(path)
-    del model.graph.value_info[:]
-    onnx.save_model(model, path)
-    fake_bundle.refresh_files(folder)
-    assert "decoder_step.onnx: no shape known of " in refusal(folder)
 
 
 @pytest.mark.parametrize(
