@@ -141,6 +141,3 @@ def _add_field(
         if not message.oneof_decl:
             message.oneof_decl.add(name=oneof.strip("[]"))
         field.oneof_index = 0
-
-
-__all__ = ["Unreadable", "parse_model"]

@@ -92,13 +92,12 @@ def summarise_onnx(path: Path) -> OnnxSummary:
         return _Walker().summary(parse_model(_read(path)))
     except Unreadable as error:
         raise BundleError(
-            f"{path}: not an ONNX model that can be read ({error}); copy the bundle again, or "
-            "export it anew with refsam-export"
+            f"not an ONNX model that can be read ({error}); copy the bundle again, or export it "
+            "anew with refsam-export",
+            path,
         ) from error
     except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path}: cannot be read ({error}); check path and permissions"
-        ) from error
+        raise BundleError(f"cannot be read ({error}); check path and permissions", path) from error
 
 
 def _read(path: Path) -> bytes:
@@ -285,6 +284,3 @@ def _text(text: str) -> str:
             "allowed"
         )
     return text
-
-
-__all__ = ["Dims", "ExternalData", "OnnxSummary", "OnnxTensor", "summarise_onnx"]

@@ -163,16 +163,17 @@ def _score_synthetic(options: dict[str, Any]) -> dict[str, Any]:
     from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker, Tracker
     from refsam_export.source import load_source
     from refsam_trt.bundle.open import open_bundle
+    from refsam_trt.bundle.shipped import bundle_folder
 
     slices: Any = tuple(options["slices"].split(","))
     request = SyntheticRequest(options["seed"], options["num_videos"], slices, options["probe"])
-    bundle = options["bundle"]
+    bundle = open_bundle(bundle_folder(options["bundle"]))
     with refsam_trt.load(
         bundle, backend=options["backend"], variant=options["variant"], text="resident"
     ) as engine:
         tracker: Tracker = EngineTracker(engine)
         if options["is_reference"]:
-            tracker = ReferenceTracker(load_source(open_bundle(bundle), options["source"]))
+            tracker = ReferenceTracker(load_source(bundle, options["source"]))
         with Progress("refsam-bench accuracy", request.num_videos) as progress:
             scores = score_synthetic(tracker, request, progress.update)
         return {

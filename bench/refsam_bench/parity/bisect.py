@@ -180,7 +180,7 @@ class _Suspect:
         split: Any = chosen.split
         entry = chosen.graphs[run.graph]
         self._run, self._form = run, f"{chosen.attention} attention, {split} split"
-        self._graph = OnnxGraph(bundle.path(entry.file), polygraphy)
+        self._graph = OnnxGraph(bundle.verify_file(entry.file), polygraphy)
         self._program = TorchProgram(
             build_graphs(loaded.model, split, chosen.attention, chosen.rewrites)[run.graph],
             entry.spec,

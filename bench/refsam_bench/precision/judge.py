@@ -194,7 +194,7 @@ class _Judge:
         self, video: SyntheticVideo, text: str, expected: list[NDArray[np.bool_]]
     ) -> list[float]:
         with refsam_trt.load(
-            self._bundle.folder, backend="ort-cpu", variant=self._variant, verify="deferred"
+            self._bundle, backend="ort-cpu", variant=self._variant, verify="deferred"
         ) as engine:
             found = _tracked(EngineTracker(engine), video, text)
         return [mask_iou(a, b) for a, b in zip(found, expected, strict=True)]

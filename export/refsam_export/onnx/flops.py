@@ -149,6 +149,3 @@ def _einsum_terms(node: onnx.NodeProto, shapes: _Shapes) -> int:
     for letters, name in zip(terms, node.input, strict=True):
         sizes.update(zip(letters.strip(), shapes.of(name, node), strict=True))
     return math.prod(sizes.values())
-
-
-__all__ = ["SIZES", "count_flops"]
