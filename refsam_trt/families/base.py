@@ -5,6 +5,7 @@ A session knows no family: it gives frames and expressions, and gets raw results
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Buffer, Graph
+from refsam_trt.backends.select import ON_CPUS
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.plans import Plans
 from refsam_trt.contract.manifest import Limits, Variant
@@ -37,6 +39,13 @@ class FamilyParts:
     def limits(self) -> Limits:
         """The largest sizes that the graphs, or the plans that stand for them, take."""
         return (self.plans or self.bundle).manifest.limits
+
+    def load_graphs(self, *names: str) -> list[Graph]:
+        """Load graphs of the variant; on CPUs all at once, as most of a start goes into that."""
+        if self.backend.name not in ON_CPUS:  # the context of a GPU belongs to a thread
+            return [self.load_graph(name) for name in names]
+        with ThreadPoolExecutor() as threads:
+            return list(threads.map(self.load_graph, names))
 
     def load_graph(self, name: str) -> Graph:
         """Load the variant's graph of that name."""

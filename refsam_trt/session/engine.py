@@ -20,7 +20,6 @@ from refsam_trt.contract.manifest import Manifest
 from refsam_trt.errors import UsageError
 from refsam_trt.families.base import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam.family import RefsamFamily
-from refsam_trt.media.frames import open_frames
 from refsam_trt.result.result import Result
 from refsam_trt.session.frame_input import Color
 from refsam_trt.session.session import Session, SessionModel
@@ -279,6 +278,8 @@ class Engine:
     def _track_file(
         self, path: Path, expressions: Sequence[str], threshold: float
     ) -> Iterator[Result]:
+        from refsam_trt.media.frames import open_frames  # Pillow, which arrays do without
+
         with open_frames(path) as frames:
             yield from self._track(frames, expressions, "rgb", threshold)
 

@@ -161,6 +161,7 @@ def test_a_manifest_is_as_strict_as_that_of_a_bundle(copy: Path, plans: Plans):
     refused(raw[:-5], r"manifest\.json: not JSON \(")
     refused(b"[" * 100_000, "not a manifest of schema 2|values nested more than 32 deep")
     refused(b" " * (limits.MAX_MANIFEST_BYTES + 1), "more than 8388608 bytes; build the plans")
+    (copy / "manifest.json").write_bytes(raw)
     name, entry = next(iter(plans.manifest.files.items()))
     change_manifest(copy, files={**plans.manifest.files, name: FileEntry(entry.size_bytes, "A")})
     with pytest.raises(PlanDamagedError, match="has the SHA-256 'A', 64 lower-case hexadecimal"):

@@ -39,8 +39,8 @@ class RefsamFamily:
         self.backend = parts.backend
         self.max_expressions = parts.limits.max_expressions
         (self.state,) = parts.bundle.manifest.state
-        self.image_encoder = parts.load_graph(refsam.IMAGE_ENCODER)
-        self.decoder_step = parts.load_graph(refsam.DECODER_STEP)
+        graphs = parts.load_graphs(refsam.IMAGE_ENCODER, refsam.DECODER_STEP)
+        self.image_encoder, self.decoder_step = graphs
         scoped = [t for t in self.decoder_step.spec.inputs if t.scope == "expression"]
         self.text_inputs = tuple(t for t in scoped if t.name != _WORD_MASK)
         self.text_encoder = _text_encoder(parts, self.text_inputs)
