@@ -236,7 +236,7 @@ def _text_encoder(parts: FamilyParts, tensors: tuple[TensorSpec, ...]) -> TextEn
     tokenizer = Tokenizer(
         parts.bundle.verify_file(manifest.tokenizer.file),
         lowercase=manifest.tokenizer.lowercase,
-        max_words=manifest.limits.max_words,
+        max_words=parts.limits.max_words,
     )
     graph = parts.variant.graphs.get(refsam.TEXT_ENCODER)
     return TextEncoder(
