@@ -252,8 +252,7 @@ def _output_folder(request: RunRequest) -> Iterator[Path]:
         with atomic_folder(request.output, request.is_overwrite) as folder:
             yield folder
     except RefsamError as error:
-        error.args = (str(error).replace(str(folder), str(request.output)),)
-        raise
+        raise error.moved(folder, request.output) from error.__cause__
 
 
 def _write_record(
