@@ -29,7 +29,7 @@ TENSOR_ROWS = re.findall(
 
 
 def test_the_schema_is_found():
-    assert len(RECORDS) == 15
+    assert len(RECORDS) == 14
     assert manifest.Manifest in RECORDS
 
 
