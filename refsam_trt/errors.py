@@ -35,11 +35,28 @@ its own root, so that `except RefsamError` never hides a bug.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RefsamError(Exception):
-    """Anything that a user, a file or a machine can cause; commands end with its `exit_code`."""
+    """Anything that a user, a file or a machine can cause; commands end with its `exit_code`.
+
+    Args:
+        problem: the text, without the path where there is one.
+        path: the file or folder that it is about; stands before the problem.
+    """
 
     exit_code = 2
+
+    def __init__(self, problem: str = "", path: Path | None = None) -> None:
+        super().__init__(problem if path is None else f"{path}: {problem}")
+        self.problem, self.path = problem, path
+
+    def moved(self, folder: Path, target: Path) -> RefsamError:
+        """Return the error as it reads when what lies in `folder` is said to lie in `target`."""
+        if self.path is None or not self.path.is_relative_to(folder):
+            return self
+        return type(self)(self.problem, target / self.path.relative_to(folder))
 
 
 class UsageError(RefsamError):

@@ -12,11 +12,12 @@ MAX_FILES = 4096
 MAX_PATH_CHARS = 512
 """Length of a file's path inside a bundle."""
 
-MAX_ONNX_BYTES = 2**31 - 1
-"""Size of one .onnx file without its external data: protobuf's own limit."""
-MAX_ONNX_FIELDS = 4_000_000
-"""Protobuf fields of one .onnx file: more than a graph of 100,000 nodes has."""
-MAX_ONNX_STRING_BYTES = 4096
+MAX_ONNX_BYTES = 32 * 2**20
+"""Size of one .onnx file without its external data: more than a graph of 100,000 nodes has. Hostile
+bytes grow 55 times when they are parsed."""
+MAX_ONNX_PARTS = 4_000_000
+"""Nodes, attributes, tensors and names in one .onnx file."""
+MAX_ONNX_STRING_CHARS = 4096
 """Names, operator types, domains and external-data entries of an .onnx file."""
 MAX_ONNX_DEPTH = 24
 """Nested subgraphs; protobuf's parsers give up at 100 nested messages, three to a subgraph."""
@@ -29,7 +30,7 @@ MAX_ONNX_OPERATORS = 1024
 """Different operator types, and different operator domains, of one .onnx file."""
 MAX_ONNX_NODES = 100_000
 """Nodes of one .onnx file, subgraphs included."""
-MAX_ONNX_NAME_BYTES = 2**25
+MAX_ONNX_NAME_CHARS = 2**25
 """Names of tensors of one .onnx file, together: they are kept until types are told."""
 MAX_EXTERNAL_TENSORS = 100_000
 """Tensors of one .onnx file that lie in external data files."""

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import av
 import numpy as np
@@ -17,8 +16,6 @@ from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import BackendError, InternalError, OutputError, VideoError
 from refsam_trt.media import frames
-from refsam_trt.onnx_file.tensors import _only
-from refsam_trt.onnx_file.wire import WireError
 from refsam_trt.result import polygons
 from refsam_trt.result.writers import OverlayVideoWriter
 
@@ -82,38 +79,36 @@ EXEMPT: dict[tuple[str, str], str] = {
     ): "test_backends.py: called with inputs",
     ("backends/ort.py", "graph | failed"): "test_error_texts.py: ort-cpu: graph g",
     (
-        "contract_check.py",
+        "contract/refsam.py",
         "variant | graph | has",
     ): "test_bundle_contents.py: graph extra; refsam has image_encoder",
     (
-        "contract_check.py",
+        "contract/refsam.py",
         "variant | split | expected | or",
     ): "test_bundle_contents.py: split 'half', expected optimised or",
     (
-        "contract_check.py",
+        "contract/check.py",
         "limits | is | 1 to | expected",
     ): "test_bundle_contents.py: limits.max_words is -1, 1 to 4096 expected",
     (
-        "contract_check.py",
+        "contract/specs.py",
         "expected",
     ): "test_bundle_contents.py: expected image_base float32 [1, 256",
-    ("manifest_reader.py", "missing"): "test_bundle.py: manifest.sha256: missing; copy",
+    ("bundle/sealed.py", "missing"): "test_bundle.py: manifest.sha256: missing; copy",
     (
-        "manifest_reader.py",
+        "bundle/sealed.py",
         "not json",
     ): "test_bundle.py: manifest.json: not JSON (JSON is malformed",
-    ("onnx_tensors.py", "external data with"): "test_onnx_reader_hostile.py: with offset '999",
     (
-        "onnx_tensors.py",
-        "external data gives | twice",
-    ): "test_onnx_reader_hostile.py: gives 'location' twice",
-    (
-        "rle.py",
+        "result/rle.py",
         "rle counts found | expected | the size given",
     ): "test_rle.py: runs of 5 pixels together, expected 6",
-    ("state_file.py", "over | bytes"): "test_session_state.py: not a session state (over 10 bytes)",
-    ("text_disk.py", "holds | expected"): "test_text_disk.py: holds .*float64.*, expected ",
-    ("writers.py", "found | masks of | expected | of"): "test_writers.py: found 1 masks of",
+    (
+        "session/state_file.py",
+        "over | bytes",
+    ): "test_session_state.py: not a session state (over 10 bytes)",
+    ("text/disk.py", "holds | expected"): "test_text_disk.py: holds .*float64.*, expected ",
+    ("result/writers.py", "found | masks of | expected | of"): "test_writers.py: found 1 masks of",
 }
 
 
@@ -197,15 +192,6 @@ def test_a_hole_without_a_part():
     far = np.array([[8, 8], [9, 8], [9, 9], [8, 9]])
     with pytest.raises(InternalError, match="a hole without a part around it"):
         polygons._owner([far], np.array([1, 1]))
-
-
-def test_a_field_that_comes_twice():
-    span = SimpleNamespace(start=7)
-    wire: Any = SimpleNamespace(
-        fields=lambda _: [SimpleNamespace(number=2)] * 2, message=lambda _: span
-    )
-    with pytest.raises(WireError, match="field 2 at byte 7 comes twice"):
-        _only(wire, None, 2)
 
 
 def test_an_encoder_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,10 +14,9 @@ from refsam_engines.profiles import Sizes, profiles_for, sizes_within
 from refsam_engines.rtx_header import read_rtx_header
 from refsam_engines.variants import variant_for
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
-from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import Plans, open_plans
-from refsam_trt.bundle.write import file_entry
+from refsam_trt.bundle.sealed import file_entry, write_seal
 from refsam_trt.contract.plan_manifest import (
     GOLDEN_FILE,
     PLAN_SCHEMA_VERSION,
@@ -25,7 +24,6 @@ from refsam_trt.contract.plan_manifest import (
     PlanBackend,
     PlanEntry,
     PlanManifest,
-    plan_id,
 )
 from refsam_trt.errors import InternalError, UsageError
 from refsam_trt.files.atomic import atomic_folder
@@ -107,9 +105,7 @@ def build_plans(request: PlanRequest, show_line: ShowLine) -> Plans:
             golden_source=golden,
             files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         )
-        raw = manifest.to_bytes()
-        (folder / MANIFEST_FILE).write_bytes(raw)
-        (folder / HASH_FILE).write_bytes(f"{plan_id(raw)}\n".encode())
+        write_seal(folder, manifest)
         if request.options.should_stop():
             raise BuildStopped
     return open_plans(request.output)

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from refsam_export.onnx.export import OPSET, export_graph
+from refsam_export.onnx.flops import count_flops
 from refsam_export.onnx.weight_storage import WeightStorage
 from refsam_export.precision.policy import POLICIES, graph_precision
 from refsam_export.precision.typed_program import typed_module
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.programs import LIMITS, Programs, specs_of
-from refsam_trt.bundle.flops import count_flops
 from refsam_trt.contract.manifest import GraphEntry, Variant
 from refsam_trt.contract.precision import count_dtypes
 from refsam_trt.contract.refsam import Split

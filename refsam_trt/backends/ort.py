@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -125,7 +124,6 @@ class OrtCpuBackend:
         except ImportError as error:
             raise MissingExtraError("cpu", f"backend {NAME}", str(error)) from error
         self._num_threads = num_threads
-        self._lock = threading.Lock()
         self.transfers = Transfers()
 
     def load(self, path: Path, spec: GraphSpec) -> Graph:
@@ -133,10 +131,9 @@ class OrtCpuBackend:
         for tensor in (*spec.inputs, *spec.outputs):
             numpy_dtype(tensor.dtype, NAME)
         try:
-            with self._lock:
-                session = self._ort.InferenceSession(
-                    str(path), self._options(), providers=["CPUExecutionProvider"]
-                )
+            session = self._ort.InferenceSession(
+                str(path), self._options(), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             raise BackendError(f"{NAME}: cannot load {path}: {error}") from error
         check_session(path, session, spec)

@@ -20,21 +20,21 @@ AUTO_ORDER = ("ort-cpu",)
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run plans of `refsam-build` instead of the bundle's graphs."""
 
-_ON_CPUS = ("ort-cpu", "fake")
+ON_CPUS = ("ort-cpu", "fake")
 _NONE_ON_CPUS = {
     "bf16": "ONNX Runtime has no bf16 matrix product or addition for CPUs",
     "fp8": "ONNX Runtime has no fp8 matrix product for CPUs",
 }
 
-REFUSED_PRECISIONS = {name: _NONE_ON_CPUS for name in _ON_CPUS}
+REFUSED_PRECISIONS = {name: _NONE_ON_CPUS for name in ON_CPUS}
 """Per backend, the precisions that it cannot run, and why."""
 
-PREFERRED_BASE = dict.fromkeys((AUTO, *_ON_CPUS), ("fp32", "fp16"))
+PREFERRED_BASE = dict.fromkeys((AUTO, *ON_CPUS), ("fp32", "fp16"))
 """Per backend, what a quantised variant should do all else in, best first, where it is not
 `DEFAULT_BASE`: on CPUs, ONNX Runtime has integer kernels between fp32 nodes only."""
 DEFAULT_BASE = ("fp16", "fp32")
 
-PREFERRED_ATTENTION = dict.fromkeys((AUTO, *_ON_CPUS), ("bias", "augmented", "reference"))
+PREFERRED_ATTENTION = dict.fromkeys((AUTO, *ON_CPUS), ("bias", "augmented", "reference"))
 """Per backend, forms of attention, best first, where it is not `DEFAULT_ATTENTION`: CPUs fuse
 none, so that wider products cost more than they save (docs/proof/precision.md)."""
 DEFAULT_ATTENTION = ("augmented", "bias", "reference")
@@ -128,7 +128,7 @@ def _open(name: str, num_threads: int | None, precision: str | None) -> Backend:
             f"backend {name} cannot run {precision} graphs: {reason}; choose an fp32 or fp16 "
             "variant of the bundle (precision=...), or another backend"
         )
-    if name not in _ON_CPUS:
+    if name not in ON_CPUS:
         _refuse_threads(name, num_threads)
     return _BACKENDS[name](num_threads)
 

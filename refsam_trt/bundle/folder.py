@@ -1,4 +1,4 @@
-"""The files of a bundle on disk: which there are, whether a path stays inside, their hashes."""
+"""The files of a sealed folder: which there are, whether a path stays inside, their hashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from refsam_trt.errors import BundleError
 
 MANIFEST_FILE = "manifest.json"
 HASH_FILE = "manifest.sha256"
-COPY_AGAIN = "copy the bundle again, or export it anew with refsam-export"
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -20,7 +19,7 @@ _CHUNK_BYTES = 2**20
 
 
 def path_problem(path: str) -> str | None:
-    """Return why a path must not stand in a bundle, or None for a good one.
+    """Return why a path must not stand in a sealed folder, or None for a good one.
 
     A good path is relative, uses `/`, stays below where it starts, and means the same on every file
     system: parts of ASCII letters, digits, `.`, `_` and `-`, none of them `.` or `..`.
@@ -39,8 +38,10 @@ def path_problem(path: str) -> str | None:
     return None
 
 
-def scan_folder(folder: Path) -> dict[str, int]:
+def scan_folder(folder: Path, kind: str) -> dict[str, int]:
     """Return the size in bytes of every file below `folder`, by relative path with `/`.
+
+    `kind` is what the folder is called in complaints.
 
     Raises:
         BundleError: something is neither a file nor a folder (a symbolic link above all), there are
@@ -55,18 +56,20 @@ def scan_folder(folder: Path) -> dict[str, int]:
             num_entries += 1
             if num_entries > limits.MAX_FILES:
                 raise BundleError(
-                    f"{folder}: more than {limits.MAX_FILES} files and folders, more than a bundle "
-                    "has; give the bundle's own folder"
+                    f"more than {limits.MAX_FILES} files and folders, more than a {kind} has; "
+                    f"give the {kind}'s own folder",
+                    folder,
                 )
             if entry.is_dir(follow_symlinks=False):
                 pending.append(f"{name}/")
             elif entry.is_file(follow_symlinks=False):
                 found[name] = entry.stat(follow_symlinks=False).st_size
             else:
-                kind = "a symbolic link" if entry.is_symlink() else "no regular file"
+                thing = "a symbolic link" if entry.is_symlink() else "no regular file"
                 raise BundleError(
-                    f"{folder}: {name!r} is {kind}; a bundle holds files and folders only: "
-                    "copy the bundle with links resolved (cp -rL)"
+                    f"{name!r} is {thing}; a {kind} holds files and folders only: copy the {kind} "
+                    "with links resolved (cp -rL)",
+                    folder,
                 )
     return found
 
@@ -89,7 +92,7 @@ def sha256_of_file(path: Path) -> str:
 
 def unreadable(path: Path, error: OSError) -> BundleError:
     """Return the error that says that the system does not let us read `path`."""
-    return BundleError(f"{path}: cannot be read ({error.strerror}); check path and permissions")
+    return BundleError(f"cannot be read ({error.strerror}); check path and permissions", path)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

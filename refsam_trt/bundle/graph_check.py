@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam_trt.bundle.flops import count_flops
 from refsam_trt.bundle.folder import path_problem
 from refsam_trt.contract.manifest import FileEntry, GraphEntry, Quantisation
 from refsam_trt.contract.precision import count_dtypes, precision_problem, split_precision
 from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import BundleError
-from refsam_trt.onnx_file.reader import OnnxSummary, summarise_onnx
-from refsam_trt.onnx_file.tensors import ExternalData, OnnxTensor
+from refsam_trt.onnx_file.reader import ExternalData, OnnxSummary, OnnxTensor, summarise_onnx
 
 _EXPORT_AGAIN = "export the bundle anew with refsam-export"
 
@@ -50,10 +48,9 @@ def check_graph(
     _check_nodes(path, "nodes in", count_dtypes(summary.typed_nodes), entry.node_dtypes)
     if problem := precision_problem(entry.precision, summary.typed_nodes):
         raise BundleError(
-            f"{path}: states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}"
+            f"states the precision {entry.precision}, but {problem}; {_EXPORT_AGAIN}", path
         )
     _check_quantised(path, entry, summary, quantisation)
-    _check_nodes(path, "operations in", count_flops(path, summary, entry.spec), entry.flops)
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
     found = (_check_external(path, prefix, data, files) for data in summary.external_data)
@@ -70,20 +67,22 @@ def _check_quantised(
     expected = len(quantisation.layers) if quantisation else 0
     if found != expected:
         raise BundleError(
-            f"{path}: {found} matrix products in {dtype}, the manifest names {expected} quantised "
-            "layers; write the bundle anew with refsam-calibrate"
+            f"{found} matrix products in {dtype}, the manifest names {expected} quantised "
+            "layers; write the bundle anew with refsam-calibrate",
+            path,
         )
 
 
 def _check_domains(path: Path, summary: OnnxSummary, opset: int) -> None:
     if custom := sorted(summary.domains - {""}):
         raise BundleError(
-            f"{path}: custom operator domain {', '.join(map(repr, custom))}; only ONNX's standard "
-            f"operators are run, since others need code from elsewhere: {_EXPORT_AGAIN}"
+            f"custom operator domain {', '.join(map(repr, custom))}; only ONNX's standard "
+            f"operators are run, since others need code from elsewhere: {_EXPORT_AGAIN}",
+            path,
         )
     if summary.opsets[""] != opset:
         raise BundleError(
-            f"{path}: operator set {summary.opsets['']}, the manifest says {opset}; {_EXPORT_AGAIN}"
+            f"operator set {summary.opsets['']}, the manifest says {opset}; {_EXPORT_AGAIN}", path
         )
 
 
@@ -93,14 +92,16 @@ def _check_tensors(
     found_names, expected_names = [t.name for t in found], [t.name for t in expected]
     if found_names != expected_names:
         raise BundleError(
-            f"{path}: {kind}s {', '.join(found_names)}; the manifest says "
-            f"{', '.join(expected_names)}; {_EXPORT_AGAIN}"
+            f"{kind}s {', '.join(found_names)}; the manifest says "
+            f"{', '.join(expected_names)}; {_EXPORT_AGAIN}",
+            path,
         )
     for tensor, spec in zip(found, expected, strict=True):
         if (tensor.dtype, tensor.dims) != (spec.dtype, spec.dims):
             raise BundleError(
-                f"{path}: {kind} {tensor.name} is {_shown(tensor)}, the manifest says "
-                f"{_shown(spec)}; {_EXPORT_AGAIN}"
+                f"{kind} {tensor.name} is {_shown(tensor)}, the manifest says "
+                f"{_shown(spec)}; {_EXPORT_AGAIN}",
+                path,
             )
 
 
@@ -118,7 +119,7 @@ def _check_nodes(
         counts = found.get(name, 0), expected.get(name, 0)
         if counts[0] != counts[1]:
             raise BundleError(
-                f"{path}: {counts[0]} {what} {name}, the manifest says {counts[1]}; {_EXPORT_AGAIN}"
+                f"{counts[0]} {what} {name}, the manifest says {counts[1]}; {_EXPORT_AGAIN}", path
             )
 
 
@@ -128,19 +129,21 @@ def _check_external(
     location = data.location
     if problem := path_problem(location):
         raise BundleError(
-            f"{path}: external data in {location!r}, a path that {problem}; expected is a file of "
-            f"the bundle beside the graph: {_EXPORT_AGAIN}"
+            f"external data in {location!r}, a path that {problem}; expected is a file of "
+            f"the bundle beside the graph: {_EXPORT_AGAIN}",
+            path,
         )
     name = prefix + location
     if name not in files:
         raise BundleError(
-            f"{path}: external data in {name!r}, which the manifest does not list; {_EXPORT_AGAIN}"
+            f"external data in {name!r}, which the manifest does not list; {_EXPORT_AGAIN}", path
         )
     if data.length is None:
-        raise BundleError(f"{path}: external data in {name!r} without a length; {_EXPORT_AGAIN}")
+        raise BundleError(f"external data in {name!r} without a length; {_EXPORT_AGAIN}", path)
     if data.offset + data.length > files[name].size_bytes:
         raise BundleError(
-            f"{path}: external data at bytes {data.offset} to {data.offset + data.length} of "
-            f"{name!r}, which has {files[name].size_bytes}; {_EXPORT_AGAIN}"
+            f"external data at bytes {data.offset} to {data.offset + data.length} of "
+            f"{name!r}, which has {files[name].size_bytes}; {_EXPORT_AGAIN}",
+            path,
         )
     return name

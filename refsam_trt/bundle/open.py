@@ -7,67 +7,85 @@ finds malice. What the bundle's files mean is told in docs/format/bundle.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from refsam_trt.bundle.folder import (
-    COPY_AGAIN,
-    HASH_FILE,
-    MANIFEST_FILE,
-    path_problem,
-    scan_folder,
-    sha256_of_file,
-    unreadable,
-)
+from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.graph_check import check_graph
-from refsam_trt.bundle.read_manifest import is_digest, read_manifest
+from refsam_trt.bundle.sealed import Kind, check_expected, check_hash, check_is_id, open_sealed
 from refsam_trt.contract.check import check_contract
-from refsam_trt.contract.manifest import FileEntry, Manifest
+from refsam_trt.contract.manifest import SCHEMA_VERSION, Manifest
 from refsam_trt.errors import BundleError, UsageError
 
 Verify = Literal["full", "deferred"]
+
+_BUNDLE = Kind(
+    Manifest,
+    SCHEMA_VERSION,
+    "bundle",
+    writer="refsam-export",
+    copy_again="copy the bundle again, or export it anew with refsam-export",
+    make_anew="export the bundle anew",
+)
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle that was opened: immutable, and used from where it lies. May be shared by threads.
 
+    Whoever asks for a graph's file gets it checked: `path` checks what the graph says of itself,
+    `verify_file` its contents too. Nothing is checked twice.
+
     Attributes:
         folder: where it lies.
         manifest: everything known about it.
         bundle_id: SHA-256 of the canonical manifest, in hexadecimal.
-        external_data: per graph file, the files that hold its external data; all relative paths.
     """
 
     folder: Path
     manifest: Manifest
     bundle_id: str
-    external_data: Mapping[str, tuple[str, ...]] = field(repr=False)
     _verified: set[str] = field(default_factory=set, repr=False, compare=False)
+    _external_data: dict[str, tuple[str, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def path(self, relative: str) -> Path:
         """Return where a file of the bundle lies.
 
         Raises:
-            BundleError: the manifest lists no file of that name.
+            BundleError: the manifest lists no file of that name, or it is a graph and not as the
+                manifest says.
+        """
+        self.external_data(relative)
+        return self.folder / relative
+
+    def external_data(self, relative: str) -> tuple[str, ...]:
+        """Return the files that hold a graph's external data; none for what is no graph.
+
+        All paths are relative to the bundle.
+
+        Raises:
+            BundleError: as `path`.
         """
         if relative not in self.manifest.files:
-            raise BundleError(f"{self.folder}: the manifest lists no file {relative!r}")
-        return self.folder / relative
+            raise BundleError(f"the manifest lists no file {relative!r}", self.folder)
+        if relative not in self._external_data:
+            self._external_data[relative] = self._check_graph(relative)
+        return self._external_data[relative]
 
     def content_id(self, relative: str) -> str:
         """Return a hash of the contents of a file and of a graph's external data.
 
-        As the manifest has them: nothing is read. Equal contents have equal hashes, whatever the
-        names of the files and of the bundle.
+        Of contents as the manifest has them. Equal contents have equal hashes, whatever the names
+        of the files and of the bundle.
 
         Raises:
-            BundleError: the manifest lists no file of that name.
+            BundleError: as `path`.
         """
-        self.path(relative)
-        names = (relative, *sorted(self.external_data.get(relative, ())))
+        names = (relative, *sorted(self.external_data(relative)))
         hashes = "".join(self.manifest.files[name].sha256 for name in names)
         return hashlib.sha256(hashes.encode()).hexdigest()
 
@@ -78,14 +96,60 @@ class Bundle:
         `open_bundle(..., verify="full")` none is left to hash.
 
         Raises:
-            BundleError: no such file, or its hash is not the manifest's.
+            BundleError: as `path`, or a hash is not the manifest's.
         """
         path = self.path(relative)
-        for name in (relative, *self.external_data.get(relative, ())):
-            if name not in self._verified:
-                _check_hash(self.folder, name, self.manifest.files[name])
-                self._verified.add(name)
+        for name in (relative, *self.external_data(relative)):
+            self._check_hash(name)
         return path
+
+    def check_variant(self, name: str) -> None:
+        """Check what the graphs of a variant say of themselves; their weights are not read.
+
+        Raises:
+            BundleError: one of them is not as the manifest says.
+        """
+        for entry in self.manifest.variants[name].graphs.values():
+            self.path(entry.file)
+
+    def verify(self) -> None:
+        """Check all that is not checked yet: every file's contents, the graphs of all variants.
+
+        Raises:
+            BundleError: something is not as the manifest says.
+        """
+        with ThreadPoolExecutor() as threads:  # hashing leaves the other cores free
+            list(threads.map(self._check_hash, self.manifest.files))
+        for name in self.manifest.variants:
+            self.check_variant(name)
+
+    def check_is(self, expect_id: str | None) -> None:
+        """Refuse another bundle than the one that is expected; None expects none.
+
+        Raises:
+            BundleError: it is another.
+            UsageError: `expect_id` is no bundle id.
+        """
+        check_is_id(expect_id, _BUNDLE)
+        check_expected(self.folder, self.bundle_id, expect_id, _BUNDLE)
+
+    def _check_hash(self, name: str) -> None:
+        if name not in self._verified:
+            check_hash(self.folder, name, self.manifest.files[name], _BUNDLE)
+            self._verified.add(name)
+
+    def _check_graph(self, file: str) -> tuple[str, ...]:
+        """Check a file against all graphs that it stands for; return its external data."""
+        external_data: tuple[str, ...] = ()
+        for variant in self.manifest.variants.values():
+            for entry in variant.graphs.values():
+                if entry.file == file:
+                    self._check_hash(file)  # so that nothing is parsed but what was sealed
+                    files, quantisation = self.manifest.files, self.manifest.quantisation
+                    external_data = check_graph(
+                        self.folder, entry, variant.opset, files, quantisation
+                    )
+        return external_data
 
 
 def open_bundle(folder: Path, *, expect_id: str | None = None, verify: Verify = "full") -> Bundle:
@@ -95,9 +159,9 @@ def open_bundle(folder: Path, *, expect_id: str | None = None, verify: Verify = 
         folder: of the bundle; may itself be reached through a symbolic link.
         expect_id: the only bundle id to accept. Without it, a bundle that somebody forged with
             matching hashes is accepted.
-        verify: `full` hashes every file (about a second per GiB). `deferred` leaves the contents of
-            the files to `Bundle.verify_file`, which the engine calls before it uses a file, and
-            still checks the manifest, names, sizes and the structure of every graph.
+        verify: `full` hashes every file (about a second per GiB) and checks every graph. `deferred`
+            checks the manifest and the names and sizes of all files, and leaves each file to
+            `Bundle.path` and `Bundle.verify_file`, without which nobody uses one.
 
     Raises:
         BundleError: anything about the bundle is not as it should be; the text names the file.
@@ -105,75 +169,16 @@ def open_bundle(folder: Path, *, expect_id: str | None = None, verify: Verify = 
     """
     if verify not in get_args(Verify):
         raise UsageError(f"verify={verify!r} is not one of {', '.join(get_args(Verify))}")
-    try:
-        if not (folder / MANIFEST_FILE).is_file():
-            raise _no_bundle(folder)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    sizes = scan_folder(folder)
-    manifest, found_id = read_manifest(folder, expect_id)
-    _check_paths(folder, manifest)
-    _check_sizes(folder, manifest.files, sizes)
+    manifest, bundle_id = open_sealed(folder, _BUNDLE, expect_id)
     _check_references(folder, manifest)
-    verified: set[str] = set()
-    if verify == "full":
-        for name, entry in manifest.files.items():
-            _check_hash(folder, name, entry)
-            verified.add(name)
     try:
         check_contract(manifest)
     except BundleError as error:
-        raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
-    external_data = {
-        entry.file: check_graph(folder, entry, variant.opset, manifest.files, manifest.quantisation)
-        for variant in manifest.variants.values()
-        for entry in variant.graphs.values()
-    }
-    return Bundle(folder, manifest, found_id, external_data, verified)
-
-
-def _no_bundle(folder: Path) -> BundleError:
-    if not folder.exists():
-        return BundleError(f"{folder}: no such folder; give the folder of a bundle")
-    if not folder.is_dir():
-        return BundleError(f"{folder}: not a folder; give the folder of a bundle")
-    return BundleError(
-        f"{folder}: no {MANIFEST_FILE} in this folder, so it is no bundle; give the folder that "
-        "refsam-export wrote"
-    )
-
-
-def _check_paths(folder: Path, manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
-        problem = path_problem(name)
-        if name in (MANIFEST_FILE, HASH_FILE):
-            problem = "is the manifest's own"
-        if problem:
-            raise BundleError(
-                f"{folder / MANIFEST_FILE}: lists {name!r}, a path that {problem}; this bundle was "
-                "not written by refsam-export: do not use it"
-            )
-        if not is_digest(entry.sha256):
-            raise BundleError(
-                f"{folder / MANIFEST_FILE}: {name!r} has the SHA-256 {entry.sha256[:80]!r}, "
-                "64 lower-case hexadecimal digits expected; export the bundle anew"
-            )
-
-
-def _check_sizes(folder: Path, files: Mapping[str, FileEntry], sizes: Mapping[str, int]) -> None:
-    for name, entry in files.items():
-        if name not in sizes:
-            raise BundleError(f"{folder / name}: missing, but listed in the manifest; {COPY_AGAIN}")
-        if sizes[name] != entry.size_bytes:
-            raise BundleError(
-                f"{folder / name}: {sizes[name]} bytes, the manifest says {entry.size_bytes}; "
-                f"{COPY_AGAIN}"
-            )
-    if unlisted := sorted(sizes.keys() - files.keys() - {MANIFEST_FILE, HASH_FILE}):
-        raise BundleError(
-            f"{folder}: {unlisted[0]!r} is not listed in the manifest "
-            f"({len(unlisted)} such files); a bundle is never changed: remove what was added"
-        )
+        raise BundleError(error.problem, folder / MANIFEST_FILE) from error
+    bundle = Bundle(folder, manifest, bundle_id)
+    if verify == "full":
+        bundle.verify()
+    return bundle
 
 
 def _check_references(folder: Path, manifest: Manifest) -> None:
@@ -188,15 +193,6 @@ def _check_references(folder: Path, manifest: Manifest) -> None:
     for where, name in named.items():
         if name is not None and name not in manifest.files:
             raise BundleError(
-                f"{folder / MANIFEST_FILE}: {where} is {name!r}, which is not among files; "
-                "export the bundle anew"
+                f"{where} is {name!r}, which is not among files; export the bundle anew",
+                folder / MANIFEST_FILE,
             )
-
-
-def _check_hash(folder: Path, name: str, entry: FileEntry) -> None:
-    found = sha256_of_file(folder / name)
-    if found != entry.sha256:
-        raise BundleError(
-            f"{folder / name}: SHA-256 {found}, the manifest says {entry.sha256}: the file was "
-            f"damaged or changed; {COPY_AGAIN}"
-        )

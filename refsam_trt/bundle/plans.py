@@ -11,25 +11,21 @@ from pathlib import Path
 
 import msgspec
 
-from refsam_trt import limits
-from refsam_trt.bundle.folder import (
-    HASH_FILE,
-    MANIFEST_FILE,
-    path_problem,
-    scan_folder,
-    sha256_of_file,
-)
+from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
-from refsam_trt.contract.manifest import FileEntry, Manifest
-from refsam_trt.contract.plan_manifest import (
-    GOLDEN_FILE,
-    PLAN_SCHEMA_VERSION,
-    PlanManifest,
-    plan_id,
-)
+from refsam_trt.bundle.sealed import Kind, check_hash, open_sealed
+from refsam_trt.contract.plan_manifest import GOLDEN_FILE, PLAN_SCHEMA_VERSION, PlanManifest
 from refsam_trt.errors import BundleError, PlanDamagedError, UsageError
 
 _BUILD_AGAIN = "build the plans again with refsam-build BUNDLE --output PLANS"
+_PLANS = Kind(
+    PlanManifest,
+    PLAN_SCHEMA_VERSION,
+    "plan folder",
+    writer="refsam-build",
+    copy_again=_BUILD_AGAIN,
+    make_anew=_BUILD_AGAIN,
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,6 @@ class Plans:
                 f"{', '.join(sorted(self.manifest.graphs))}; {self.manifest.build_command}"
             )
         return self.folder / self.manifest.graphs[graph].file
-
-    def within(self, manifest: Manifest) -> Manifest:
-        """Return a bundle's manifest with the largest sizes of the plans."""
-        return msgspec.structs.replace(manifest, limits=self.manifest.limits)
 
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse plans of another bundle.
@@ -128,75 +120,12 @@ def open_plans(folder: Path) -> Plans:
         PlanDamagedError: missing or altered, unlisted or unreadable files, or another schema.
     """
     try:
-        manifest, found_id = _read_manifest(folder)
-        sizes = scan_folder(folder)
+        manifest, plan_id = open_sealed(folder, _PLANS)
         for name, entry in manifest.files.items():
-            _check_file(folder, name, entry, sizes)
+            check_hash(folder, name, entry, _PLANS)
     except BundleError as error:
-        raise PlanDamagedError(str(error)) from error
-    unlisted = sizes.keys() - manifest.files.keys() - {MANIFEST_FILE, HASH_FILE}
-    if unlisted:
-        raise PlanDamagedError(
-            f"{folder}: {sorted(unlisted)[0]!r} is not listed in the manifest; plans are never "
-            "changed: remove what was added"
-        )
-    _check_names(folder, manifest)
-    return Plans(folder, manifest, found_id)
-
-
-def _read_manifest(folder: Path) -> tuple[PlanManifest, str]:
-    path = folder / MANIFEST_FILE
-    raw, written = _read(path), _read(folder / HASH_FILE)
-    found_id = plan_id(raw)
-    if written != f"{found_id}\n".encode():
-        raise PlanDamagedError(
-            f"{path}: its SHA-256 is {found_id}, {HASH_FILE} says {written[:64]!r}: one of the two "
-            f"was altered; {_BUILD_AGAIN}"
-        )
-    try:
-        manifest = msgspec.json.decode(raw, type=PlanManifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise PlanDamagedError(
-            f"{path}: not a plan manifest of schema {PLAN_SCHEMA_VERSION} ({error}); {_BUILD_AGAIN}"
-        ) from error
-    if manifest.schema_version != PLAN_SCHEMA_VERSION:
-        raise PlanDamagedError(
-            f"{path}: schema version {manifest.schema_version}, {PLAN_SCHEMA_VERSION} expected; "
-            f"{_BUILD_AGAIN} of this version"
-        )
-    return manifest, found_id
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(limits.MAX_MANIFEST_BYTES)
-    except OSError as error:
-        raise PlanDamagedError(
-            f"{path}: cannot be read ({error.strerror}); give a folder that refsam-build wrote"
-        ) from error
-
-
-def _check_file(folder: Path, name: str, entry: FileEntry, sizes: dict[str, int]) -> None:
-    path = folder / name
-    if problem := path_problem(name):
-        raise PlanDamagedError(f"{folder}: lists {name!r}, a path that {problem}; do not use it")
-    if name not in sizes:
-        raise PlanDamagedError(f"{path}: missing, but listed in the manifest; {_BUILD_AGAIN}")
-    if sizes[name] != entry.size_bytes:
-        raise PlanDamagedError(
-            f"{path}: {sizes[name]} bytes, the manifest says {entry.size_bytes}: truncated or "
-            f"changed; {_BUILD_AGAIN}"
-        )
-    found = sha256_of_file(path)
-    if found != entry.sha256:
-        raise PlanDamagedError(
-            f"{path}: SHA-256 {found}, the manifest says {entry.sha256}: damaged or changed; "
-            f"{_BUILD_AGAIN}"
-        )
-
-
-def _check_names(folder: Path, manifest: PlanManifest) -> None:
+        raise PlanDamagedError(error.problem, error.path) from error
     needed = {entry.file for entry in manifest.graphs.values()} | {GOLDEN_FILE}
     if missing := sorted(needed - manifest.files.keys()):
-        raise PlanDamagedError(f"{folder}: {missing[0]!r} is not among files; {_BUILD_AGAIN}")
+        raise PlanDamagedError(f"{missing[0]!r} is not among files; {_BUILD_AGAIN}", folder)
+    return Plans(folder, manifest, plan_id)

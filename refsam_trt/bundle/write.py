@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, path_problem, sha256_of_file
+from refsam_trt.bundle.folder import HASH_FILE, MANIFEST_FILE, path_problem
 from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.contract.manifest import FileEntry, Manifest, bundle_id
+from refsam_trt.bundle.sealed import file_entry, write_seal
+from refsam_trt.contract.manifest import Manifest
 from refsam_trt.errors import BundleError, InternalError, OutputError
 from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.files.target import refuse_folder
@@ -46,9 +47,7 @@ def write_bundle(
         for name, source in files.items():
             _move(source, folder / name)
         entries = {name: file_entry(folder / name) for name in files}
-        raw = msgspec.structs.replace(manifest, files=entries).to_bytes()
-        (folder / MANIFEST_FILE).write_bytes(raw)
-        (folder / HASH_FILE).write_bytes(f"{bundle_id(raw)}\n".encode())
+        write_seal(folder, msgspec.structs.replace(manifest, files=entries))
         bundle = _checked(folder, target)
     return dataclasses.replace(bundle, folder=target)
 
@@ -86,17 +85,14 @@ def _move(source: Path, destination: Path) -> None:
         ) from error
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Return what a manifest says of a file."""
-    return FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
-
-
 def _checked(folder: Path, target: Path) -> Bundle:
     try:
-        # The contents were hashed a moment ago.
-        return open_bundle(folder, verify="deferred")
+        # The contents were hashed a moment ago; what the graphs say is still to be compared.
+        bundle = open_bundle(folder, verify="deferred")
+        for name in bundle.manifest.variants:
+            bundle.check_variant(name)
+        return bundle
     except BundleError as error:
-        problem = str(error).replace(str(folder), str(target))
         raise InternalError(
-            f"the bundle just made does not pass its own check: {problem}"
+            f"the bundle just made does not pass its own check: {error.moved(folder, target)}"
         ) from error

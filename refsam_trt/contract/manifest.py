@@ -6,7 +6,6 @@ reads it from disk and checks files against it.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -180,8 +179,3 @@ class Manifest(Record, frozen=True):
     def vocabulary(self) -> tuple[str, ...] | None:
         """The words that the model was trained on; None where they are not known."""
         return self.weights.training.vocabulary if self.weights.training else None
-
-
-def bundle_id(manifest_bytes: bytes) -> str:
-    """Return the bundle id: SHA-256 of the canonical manifest, in hexadecimal."""
-    return hashlib.sha256(manifest_bytes).hexdigest()

@@ -6,7 +6,6 @@ Only the schema and its canonical bytes: `bundle.plans` reads folders, and
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 from refsam_trt.contract.manifest import FileEntry, Limits, Record
@@ -114,8 +113,3 @@ class PlanManifest(Record, frozen=True):
         """The command that builds these plans again, for the machine and library at hand."""
         options = f"--backend {self.builder.backend} --precision {self.precision}"
         return f"refsam-build BUNDLE {options} --output PLANS"
-
-
-def plan_id(manifest_bytes: bytes) -> str:
-    """Return the id of a folder of plans: SHA-256 of the canonical manifest, in hexadecimal."""
-    return hashlib.sha256(manifest_bytes).hexdigest()

@@ -5,7 +5,7 @@ A session knows no family: it gives frames and expressions, and gets raw results
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from refsam_trt.backends.base import Backend, Buffer, Graph
+from refsam_trt.backends.select import ON_CPUS
+from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.plans import Plans
-from refsam_trt.contract.manifest import Manifest, Variant
+from refsam_trt.contract.manifest import Limits, Variant
 from refsam_trt.errors import BundleError
 from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.text.encoder import TextMode
@@ -24,18 +26,26 @@ from refsam_trt.text.encoder import TextMode
 class FamilyParts:
     """What an engine hands to a family; all of it stays the engine's."""
 
-    manifest: Manifest
+    bundle: Bundle
     variant: Variant
     backend: Backend
     text_mode: TextMode
-    file: Callable[[str], Path]
-    """Verified path of a file of the bundle, by its manifest name."""
-    content_id: Callable[[str], str]
-    """Hash of the contents of a file of the bundle, by its manifest name; reads nothing."""
     text_cache: Path | None
     """Folder that keeps text embeddings from run to run, None for none."""
     plans: Plans | None = None
     """Plans that stand for the graphs; None runs the graphs themselves."""
+
+    @property
+    def limits(self) -> Limits:
+        """The largest sizes that the graphs, or the plans that stand for them, take."""
+        return (self.plans or self.bundle).manifest.limits
+
+    def load_graphs(self, *names: str) -> list[Graph]:
+        """Load graphs of the variant; on CPUs all at once, as most of a start goes into that."""
+        if self.backend.name not in ON_CPUS:  # the context of a GPU belongs to a thread
+            return [self.load_graph(name) for name in names]
+        with ThreadPoolExecutor() as threads:
+            return list(threads.map(self.load_graph, names))
 
     def load_graph(self, name: str) -> Graph:
         """Load the variant's graph of that name."""
@@ -45,7 +55,7 @@ class FamilyParts:
                 "export it again"
             )
         entry = self.variant.graphs[name]
-        path = self.plans.plan(name) if self.plans else self.file(entry.file)
+        path = self.plans.plan(name) if self.plans else self.bundle.verify_file(entry.file)
         return self.backend.load(path, entry.spec)
 
 

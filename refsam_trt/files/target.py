@@ -22,7 +22,7 @@ def refuse_file(target: Path, *, overwrite: bool = True) -> None:
     with output_errors(target):
         _refuse_parent(target)
         if target.exists() and not target.is_file():
-            raise OutputError(f"{target}: found a folder or a device, expected a file or nothing")
+            raise OutputError("found a folder or a device, expected a file or nothing", target)
         if target.exists() and not overwrite:
             raise _exists(target, overwrite)
 
@@ -45,15 +45,16 @@ def refuse_folder(
     with output_errors(target):
         _refuse_parent(target)
         if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise OutputError(f"{target}: found a file or a link, expected a folder or nothing")
+            raise OutputError("found a file or a link, expected a folder or nothing", target)
         if not target.exists():
             return
         if not overwrite:
             raise _exists(target, overwrite)
         if marker and any(target.iterdir()) and not (target / marker).is_file():
             raise OutputError(
-                f"{target}: holds no {marker}, so it is not overwritten; choose another "
-                "name, or remove it yourself"
+                f"holds no {marker}, so it is not overwritten; choose another name, or remove it "
+                "yourself",
+                target,
             )
 
 
@@ -80,14 +81,14 @@ def output_errors(target: Path, only_at: Path | None = None) -> Iterator[None]:
         if only_at and not is_full and not str(error.filename).startswith(str(only_at)):
             raise
         remedy = "free some space" if is_full else "choose another place"
-        raise OutputError(f"{target}: cannot be written ({error.strerror}); {remedy}") from error
+        raise OutputError(f"cannot be written ({error.strerror}); {remedy}", target) from error
 
 
 def _refuse_parent(target: Path) -> None:
     if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        raise OutputError(f"the folder {target.parent} does not exist; create it first", target)
 
 
 def _exists(target: Path, overwrite: bool | None) -> OutputError:
     remedy = "" if overwrite is None else ", or ask to replace it (--overwrite)"
-    return OutputError(f"{target}: exists already; choose another name{remedy}")
+    return OutputError(f"exists already; choose another name{remedy}", target)

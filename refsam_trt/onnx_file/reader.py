@@ -1,33 +1,22 @@
 """What an .onnx file says of itself, read without the onnx package and without trusting it.
 
 Reads what a bundle is checked for: versions, tensors at the border, operators and where external
-data lies, in which element types the nodes compute, and what the file says of shapes inside the
-graph. Weights are skipped.
+data lies, and in which element types the nodes compute. Weights are skipped.
 """
 
 from __future__ import annotations
 
-import mmap
 import stat
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from refsam_trt import limits
 from refsam_trt.errors import BundleError
-from refsam_trt.onnx_file.tensors import (
-    Dims,
-    ExternalData,
-    OnnxTensor,
-    dtype_name,
-    read_border_tensor,
-    read_dims,
-    read_external_data,
-    read_name_and_dtype,
-)
-from refsam_trt.onnx_file.types import OnnxNode, types_of
-from refsam_trt.onnx_file.wire import Field, Span, WireError, WireReader
+from refsam_trt.onnx_file.model import Unreadable, parse_model
+from refsam_trt.onnx_file.types import OnnxNode, dtype_name, types_of
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIAS = "ai.onnx"
@@ -39,6 +28,34 @@ _DECLARED = {
     "value_ints": "int64",
 }
 
+Dims = tuple[int | str | None, ...]
+"""A size, a symbol, or None where nothing is said, per dim."""
+
+
+@dataclass(frozen=True)
+class OnnxTensor:
+    """An input or output of the graph.
+
+    `dtype` is numpy's name (or bfloat16, float8_e4m3fn), `type <n>` for a number that has none
+    here, and empty for what is no tensor. `dims` is None where the file gives no shape.
+    """
+
+    name: str
+    dtype: str
+    dims: Dims | None
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """Where the bytes of one tensor lie: `location` is relative to the folder of the .onnx file.
+
+    Offset and length are in bytes; a length of None means that the file gives none.
+    """
+
+    location: str
+    offset: int
+    length: int | None
+
 
 @dataclass(frozen=True)
 class OnnxSummary:
@@ -46,9 +63,9 @@ class OnnxSummary:
 
     `opsets` gives the version per imported domain, `node_types` counts nodes by operator type
     (`domain:type` outside the default domain), `domains` are all that are imported, defined or
-    used. The default domain is written as the empty string. `nodes` are all nodes, `dtypes` the
-    element type that each computes in (`onnx_types.UNKNOWN` where none is known), and `dims` the
-    shapes that the file tells: of inputs, outputs, weights and what lies between.
+    used. The default domain is written as the empty string. `dtypes` are the element types that
+    the nodes compute in (`types.UNKNOWN` where none is known), a node's after those inside it, and
+    `typed_nodes` counts nodes by operator type and element type.
     """
 
     ir_version: int
@@ -58,276 +75,212 @@ class OnnxSummary:
     node_types: Counter[str]
     domains: frozenset[str]
     external_data: tuple[ExternalData, ...]
-    nodes: tuple[OnnxNode, ...]
     dtypes: tuple[str, ...]
-    dims: dict[str, Dims]
-
-    @property
-    def typed_nodes(self) -> Counter[tuple[str, str]]:
-        """How many nodes there are of each operator type and element type."""
-        types = (node.op_type for node in self.nodes)
-        return Counter(zip(types, self.dtypes, strict=True))
+    typed_nodes: Counter[tuple[str, str]]
 
 
 def summarise_onnx(path: Path) -> OnnxSummary:
     """Read an .onnx file.
 
-    Time is bounded by `limits.MAX_ONNX_FIELDS` (some seconds), memory by the size of the result.
+    Time and memory are bounded by `limits.MAX_ONNX_BYTES`: hostile bytes take some seconds, and 55
+    times their size.
 
     Raises:
         BundleError: the file cannot be read, is not an ONNX model, or exceeds a limit.
     """
     try:
-        return _summarise(path)
-    except WireError as error:
+        return _Walker().summary(parse_model(_read(path)))
+    except Unreadable as error:
         raise BundleError(
-            f"{path}: not an ONNX model that can be read ({error}); copy the bundle again, or "
-            "export it anew with refsam-export"
+            f"not an ONNX model that can be read ({error}); copy the bundle again, or export it "
+            "anew with refsam-export",
+            path,
         ) from error
     except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path}: cannot be read ({error}); check path and permissions"
-        ) from error
+        raise BundleError(f"cannot be read ({error}); check path and permissions", path) from error
 
 
-def summarise_graph(onnx_path: Path) -> dict[str, int]:
-    """Return how many nodes of each operator type an .onnx file has, sorted by type.
-
-    This is `node_types` of a manifest's graph entry.
-
-    Raises:
-        BundleError: as `summarise_onnx`.
-    """
-    return dict(sorted(summarise_onnx(onnx_path).node_types.items()))
-
-
-def _summarise(path: Path) -> OnnxSummary:
+def _read(path: Path) -> bytes:
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
-        raise WireError("it is no regular file")
+        raise Unreadable("it is no regular file")
     if not 0 < info.st_size <= limits.MAX_ONNX_BYTES:
-        raise WireError(f"{info.st_size} bytes; 1 to {limits.MAX_ONNX_BYTES} expected")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _Walker(data).summary()
-
-
-class _Attribute(NamedTuple):
-    """`declared` is the element type that it gives its node's outputs, empty for none."""
-
-    name: str
-    number: int
-    declared: str
-    equation: str
+        raise Unreadable(f"{info.st_size} bytes; 1 to {limits.MAX_ONNX_BYTES} expected")
+    with path.open("rb") as file:
+        return file.read(info.st_size)
 
 
 class _Walker:
-    """One walk over one model; collects while it descends, each occurrence of a field once more.
+    """One walk over one model; collects while it descends."""
 
-    A message field that comes twice is read twice: protobuf merges such messages, and the parts of
-    a merged message are those of both.
-    """
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._wire = WireReader(
-            data,
-            max_fields=limits.MAX_ONNX_FIELDS,
-            max_string_bytes=limits.MAX_ONNX_STRING_BYTES,
-        )
-        self._ir_version = 0
-        self._has_graph = False
-        self._opsets: dict[str, int] = {}
-        self._inputs: list[OnnxTensor] = []
-        self._outputs: list[OnnxTensor] = []
+    def __init__(self) -> None:
+        self._num_parts = 0
+        self._num_name_chars = 0
         self._node_types: Counter[str] = Counter()
         self._domains: set[str] = set()
         self._external: list[ExternalData] = []
         self._nodes: list[OnnxNode] = []
-        self._known: dict[str, str] = {}
-        self._dims: dict[str, Dims] = {}
-        self._num_name_bytes = 0
+        self._dtypes: dict[str, str] = {}
 
-    def summary(self) -> OnnxSummary:
-        self._model(self._wire.root())
-        if not self._has_graph or not self._opsets:
-            raise WireError("it holds no graph, or names no operator set")
+    def summary(self, model: Any) -> OnnxSummary:
+        """Return what a ModelProto says."""
+        opsets = {self._domain(opset): opset.version for opset in self._each(model.opset_import)}
+        if not model.HasField("graph") or not opsets:
+            raise Unreadable("it holds no graph, or names no operator set")
+        inputs, outputs = self._border(model.graph.input), self._border(model.graph.output)
+        self._graph(model.graph, depth=0)
+        for training in self._each(model.training_info):
+            self._graph(training.initialization, depth=1)
+            self._graph(training.algorithm, depth=1)
+        for function in self._each(model.functions):
+            self._function(function)
+        dtypes = types_of(self._nodes, {t.name: t.dtype for t in inputs} | self._dtypes)
+        operators = (node.op_type for node in self._nodes)
         return OnnxSummary(
-            self._ir_version,
-            self._opsets,
-            tuple(self._inputs),
-            tuple(self._outputs),
+            model.ir_version,
+            opsets,
+            inputs,
+            outputs,
             self._node_types,
             frozenset(self._domains),
             tuple(self._external),
-            tuple(self._nodes),
-            tuple(types_of(self._nodes, {t.name: t.dtype for t in self._inputs} | self._known)),
-            self._dims,
+            tuple(dtypes),
+            Counter(zip(operators, dtypes, strict=True)),
         )
 
-    def _model(self, span: Span) -> None:
-        for field in self._wire.fields(span):
-            match field.number:
-                case 1:
-                    self._ir_version = self._wire.integer(field)
-                case 7:
-                    self._has_graph = True
-                    self._graph(self._wire.message(field), depth=0)
-                case 8:
-                    domain, version = self._opset(self._wire.message(field))
-                    self._opsets[domain] = version
-                case 20:
-                    self._training(self._wire.message(field))
-                case 25:
-                    self._function(self._wire.message(field))
+    def _each(self, parts: Sequence[Any]) -> Sequence[Any]:
+        self._num_parts += len(parts)
+        if self._num_parts > limits.MAX_ONNX_PARTS:
+            raise Unreadable(f"more than {limits.MAX_ONNX_PARTS} parts")
+        return parts
 
-    def _training(self, span: Span) -> None:
-        for field in self._wire.fields(span):
-            if field.number in (1, 2):
-                self._graph(self._wire.message(field), depth=1)
+    def _function(self, function: Any) -> None:
+        self._domain(function)
+        for opset in self._each(function.opset_import):
+            self._domain(opset)
+        for node in self._each(function.node):
+            self._node(node, depth=1)
+        for attribute in self._each(function.attribute_proto):
+            self._attribute(attribute, depth=1)
 
-    def _function(self, span: Span) -> None:
-        domain = DEFAULT_DOMAIN
-        for field in self._wire.fields(span):
-            match field.number:
-                case 7:
-                    self._node(self._wire.message(field), depth=1)
-                case 9:
-                    self._opset(self._wire.message(field))
-                case 10:
-                    domain = self._wire.text(field)
-                case 11:
-                    self._attribute(self._wire.message(field), depth=1)
-        self._add_domain(domain)
-
-    def _opset(self, span: Span) -> tuple[str, int]:
-        domain, version = DEFAULT_DOMAIN, 0
-        for field in self._wire.fields(span):
-            match field.number:
-                case 1:
-                    domain = self._wire.text(field)
-                case 2:
-                    version = self._wire.integer(field)
-        return self._add_domain(domain), version
-
-    def _graph(self, span: Span, depth: int) -> None:
+    def _graph(self, graph: Any, depth: int) -> None:
         if depth > limits.MAX_ONNX_DEPTH:
-            raise WireError(f"subgraphs nested more than {limits.MAX_ONNX_DEPTH} deep")
-        for field in self._wire.fields(span):
-            match field.number:
-                case 1:
-                    self._node(self._wire.message(field), depth)
-                case 5:
-                    self._initializer(self._wire.message(field), depth)
-                case 11 if depth == 0:
-                    self._border(self._inputs, self._wire.message(field))
-                case 12 if depth == 0:
-                    self._border(self._outputs, self._wire.message(field))
-                case 13 if depth == 0:
-                    self._inside(self._wire.message(field))
-                case 15:
-                    self._sparse(self._wire.message(field))
+            raise Unreadable(f"subgraphs nested more than {limits.MAX_ONNX_DEPTH} deep")
+        for tensor in self._each(graph.initializer):
+            (name,) = self._names([tensor.name])
+            self._dtypes[name] = self._tensor(tensor)
+        for sparse in self._each(graph.sparse_initializer):
+            self._sparse(sparse)
+        for node in self._each(graph.node):
+            self._node(node, depth)
 
-    def _border(self, tensors: list[OnnxTensor], span: Span) -> None:
-        tensor = self._told(span)
-        tensors.append(tensor)
-        if tensor.dims is not None:
-            self._dims[tensor.name] = tensor.dims
-        if len(tensors) > limits.MAX_ONNX_TENSORS:
-            raise WireError(f"more than {limits.MAX_ONNX_TENSORS} inputs or outputs")
-
-    def _inside(self, span: Span) -> None:
-        tensor = self._told(span)
-        if tensor.dims is not None:
-            self._dims.setdefault(tensor.name, tensor.dims)
-
-    def _told(self, span: Span) -> OnnxTensor:
-        """Read what the file tells of a tensor; its text counts among the names."""
-        tensor = read_border_tensor(self._wire, span)
-        for text in (tensor.name, *(tensor.dims or ())):
-            if isinstance(text, str):
-                self._name(text)
-        return tensor
-
-    def _node(self, span: Span, depth: int) -> None:
-        op_type, domain, declared = "", DEFAULT_DOMAIN, ""
-        equation, is_transposed = "", False
-        names: tuple[list[str], list[str]] = ([], [])
-        for field in self._wire.fields(span):
-            match field.number:
-                case 1 | 2:
-                    names[field.number - 1].append(self._name(self._wire.text(field)))
-                case 4:
-                    op_type = self._wire.text(field)
-                case 5:
-                    found = self._attribute(self._wire.message(field), depth)
-                    declared = found.declared or declared
-                    equation = found.equation or equation
-                    is_transposed = is_transposed or (found.name == "transA" and found.number == 1)
-                case 7:
-                    domain = self._wire.text(field)
-        domain = self._add_domain(domain)
+    def _node(self, node: Any, depth: int) -> None:
+        declared = ""
+        for attribute in self._each(node.attribute):
+            declared = self._attribute(attribute, depth) or declared
+        domain, op_type = self._domain(node), _text(node.op_type)
         op_type = f"{domain}:{op_type}" if domain else op_type
         self._node_types[op_type] += 1
         if len(self._node_types) > limits.MAX_ONNX_OPERATORS:
-            raise WireError(f"more than {limits.MAX_ONNX_OPERATORS} different operator types")
-        self._nodes.append(
-            OnnxNode(op_type, tuple(names[0]), tuple(names[1]), declared, equation, is_transposed)
-        )
+            raise Unreadable(f"more than {limits.MAX_ONNX_OPERATORS} different operator types")
+        inputs, outputs = self._names(node.input), self._names(node.output)
+        self._nodes.append(OnnxNode(op_type, inputs, outputs, declared))
         if len(self._nodes) > limits.MAX_ONNX_NODES:
-            raise WireError(f"more than {limits.MAX_ONNX_NODES} nodes")
+            raise Unreadable(f"more than {limits.MAX_ONNX_NODES} nodes")
 
-    def _attribute(self, span: Span, depth: int) -> _Attribute:
-        """Walk an attribute; return what of it matters here."""
-        name, number, dtype, text = "", 0, "", None
-        for field in self._wire.fields(span):
-            match field.number:
-                case 1:
-                    name = self._wire.text(field)
-                case 3:
-                    number = self._wire.integer(field)
-                case 4:
-                    text = field
-                case 5 | 10:
-                    _, dtype = self._tensor(self._wire.message(field))
-                case 6 | 11:
-                    self._graph(self._wire.message(field), depth + 1)
-                case 22 | 23:
-                    self._sparse(self._wire.message(field))
-        declared = {"to": dtype_name(number), "value": dtype}.get(name, _DECLARED.get(name, ""))
-        equation = self._equation(text) if name == "equation" else ""
-        return _Attribute(name, number, declared, equation)
+    def _attribute(self, attribute: Any, depth: int) -> str:
+        """Return the element type that an attribute gives its node's outputs, empty for none."""
+        name, dtype = attribute.name, ""
+        if attribute.HasField("t"):
+            dtype = self._tensor(attribute.t)
+        for tensor in self._each(attribute.tensors):
+            self._tensor(tensor)
+        if attribute.HasField("sparse_tensor"):
+            self._sparse(attribute.sparse_tensor)
+        for sparse in self._each(attribute.sparse_tensors):
+            self._sparse(sparse)
+        if attribute.HasField("g"):
+            self._graph(attribute.g, depth + 1)
+        for graph in self._each(attribute.graphs):
+            self._graph(graph, depth + 1)
+        if name == "to":
+            return dtype_name(attribute.i)
+        return dtype if name == "value" else _DECLARED.get(name, "")
 
-    def _equation(self, text: Field | None) -> str:
-        return "" if text is None else self._name(self._wire.text(text))
+    def _sparse(self, sparse: Any) -> None:
+        self._tensor(sparse.values)
+        self._tensor(sparse.indices)
 
-    def _sparse(self, span: Span) -> None:
-        for field in self._wire.fields(span):
-            if field.number in (1, 2):
-                self._tensor(self._wire.message(field))
+    def _tensor(self, tensor: Any) -> str:
+        """Note where a tensor's bytes lie; return its element type."""
+        if tensor.data_location or tensor.external_data:
+            self._external.append(_external_data(self._each(tensor.external_data)))
+            if len(self._external) > limits.MAX_EXTERNAL_TENSORS:
+                raise Unreadable(f"more than {limits.MAX_EXTERNAL_TENSORS} external tensors")
+        return dtype_name(tensor.data_type)
 
-    def _initializer(self, span: Span, depth: int) -> None:
-        name, dtype = self._tensor(span)
-        self._known[self._name(name)] = dtype
-        if depth == 0:
-            self._dims[name] = read_dims(self._wire, span)
+    def _names(self, names: Sequence[str]) -> tuple[str, ...]:
+        names = tuple(self._each(names))
+        _text(max(names, key=len, default=""))
+        self._num_name_chars += sum(map(len, names))
+        if self._num_name_chars > limits.MAX_ONNX_NAME_CHARS:
+            raise Unreadable(f"more than {limits.MAX_ONNX_NAME_CHARS} characters of tensor names")
+        return names
 
-    def _name(self, name: str) -> str:
-        self._num_name_bytes += len(name)
-        if self._num_name_bytes > limits.MAX_ONNX_NAME_BYTES:
-            raise WireError(f"more than {limits.MAX_ONNX_NAME_BYTES} bytes of tensor names")
-        return name
-
-    def _tensor(self, span: Span) -> tuple[str, str]:
-        """Note where a tensor's bytes lie; return its name and element type."""
-        external = read_external_data(self._wire, span)
-        if external is not None:
-            self._external.append(external)
-        if len(self._external) > limits.MAX_EXTERNAL_TENSORS:
-            raise WireError(f"more than {limits.MAX_EXTERNAL_TENSORS} external tensors")
-        return read_name_and_dtype(self._wire, span)
-
-    def _add_domain(self, domain: str) -> str:
+    def _domain(self, owner: Any) -> str:
+        domain = _text(owner.domain)
         domain = DEFAULT_DOMAIN if domain == _DEFAULT_DOMAIN_ALIAS else domain
         self._domains.add(domain)
         if len(self._domains) > limits.MAX_ONNX_OPERATORS:
-            raise WireError(f"more than {limits.MAX_ONNX_OPERATORS} operator domains")
+            raise Unreadable(f"more than {limits.MAX_ONNX_OPERATORS} operator domains")
         return domain
+
+    def _border(self, values: Sequence[Any]) -> tuple[OnnxTensor, ...]:
+        if len(values) > limits.MAX_ONNX_TENSORS:
+            raise Unreadable(f"more than {limits.MAX_ONNX_TENSORS} inputs or outputs")
+        return tuple(map(_border_tensor, values))
+
+
+def _border_tensor(value: Any) -> OnnxTensor:
+    """Read a ValueInfoProto."""
+    name, tensor = _text(value.name), value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return OnnxTensor(name, "", None)
+    dims = tuple(_dims(tensor.shape.dim)) if tensor.HasField("shape") else None
+    return OnnxTensor(name, dtype_name(tensor.elem_type), dims)
+
+
+def _dims(dims: Sequence[Any]) -> Iterator[int | str | None]:
+    if len(dims) > limits.MAX_ONNX_DIMS:
+        raise Unreadable(f"a tensor of more than {limits.MAX_ONNX_DIMS} dims")
+    for dim in dims:
+        if len(dim.dim_param) > limits.MAX_ONNX_DIM_LENGTH:
+            raise Unreadable(f"a dim of {len(dim.dim_param)} characters")
+        yield dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+
+
+def _external_data(pairs: Sequence[Any]) -> ExternalData:
+    entries: dict[str, str] = {}
+    for pair in pairs:
+        key, value = _text(pair.key), _text(pair.value)
+        if entries.setdefault(key, value) != value:
+            raise Unreadable(f"external data gives {key!r} twice")
+    if "location" not in entries:
+        raise Unreadable("external data without a location")
+    length = _size("length", entries["length"]) if "length" in entries else None
+    return ExternalData(entries["location"], _size("offset", entries.get("offset", "0")), length)
+
+
+def _size(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise Unreadable(f"external data with {key} {text[:40]!r}")
+    return int(text)
+
+
+def _text(text: str) -> str:
+    if len(text) > limits.MAX_ONNX_STRING_CHARS:
+        raise Unreadable(
+            f"a string of {len(text)} characters, more than the {limits.MAX_ONNX_STRING_CHARS} "
+            "allowed"
+        )
+    return text

@@ -20,16 +20,34 @@ class OnnxNode(NamedTuple):
     """One node, as far as types depend on it.
 
     `declared` is the type that an attribute names: of `Cast` its `to`, of `Constant` and
-    `ConstantOfShape` that of the value; else empty. `equation` is that of an `Einsum`, and
-    `is_transposed` says whether a `Gemm` transposes its first factor.
+    `ConstantOfShape` that of the value; else empty.
     """
 
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     declared: str
-    equation: str = ""
-    is_transposed: bool = False
+
+
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    8: "string",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    14: "complex64",
+    15: "complex128",
+    16: "bfloat16",
+    17: "float8_e4m3fn",
+}
 
 
 _FIXED = {
@@ -62,6 +80,11 @@ _DECIDING_INPUT = {
 }
 _DEFAULTS = {"ConstantOfShape": "float32", "QuantizeLinear": "uint8"}
 _INDEX_OUTPUTS = {("MaxPool", 1), ("TopK", 1)}
+
+
+def dtype_name(elem_type: int) -> str:
+    """Return numpy's name of an element type (or bfloat16, float8_e4m3fn), or `type <n>`."""
+    return _DTYPES.get(elem_type, f"type {elem_type}")
 
 
 def types_of(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> list[str]:

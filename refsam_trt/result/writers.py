@@ -184,8 +184,9 @@ class OverlayVideoWriter(_Writer):
             )
         except ValueError as error:
             raise OutputError(
-                f"{self._target}: this PyAV has no H.264 encoder ({error}); install one that has, "
-                "or do without --save overlay"
+                f"this PyAV has no H.264 encoder ({error}); install one that has, or do without "
+                "--save overlay",
+                self._target,
             ) from error
         height, width = self._original_hw
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
@@ -243,4 +244,4 @@ class OverlayVideoWriter(_Writer):
         except self._av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
-            raise OutputError(f"{self._target}: the H.264 encoder failed ({error})") from error
+            raise OutputError(f"the H.264 encoder failed ({error})", self._target) from error

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refsam_trt
-from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
 from refsam_trt.contract import refsam
 from refsam_trt.contract.vocabulary import unseen_words
 from refsam_trt.errors import (
-    BundleError,
     ExpressionError,
     RefsamError,
     VideoError,
@@ -86,9 +85,9 @@ def run(request: RunRequest) -> RunReport:
         KeyboardInterrupt, Terminated: interrupted before the first frame was finished.
     """
     refuse_folder(request.output, overwrite=request.is_overwrite, marker=RECORD_FILE)
-    bundle = bundle_folder(request.bundle)
     with ExitStack() as stack:
         jobs = open_jobs(request, stack)
+        bundle = open_bundle(bundle_folder(request.bundle), verify="deferred")
         _check_expressions(request, jobs, bundle)
         engine = load(
             bundle,
@@ -105,18 +104,14 @@ def run(request: RunRequest) -> RunReport:
         return _run_jobs(request, jobs, engine)
 
 
-def _check_expressions(request: RunRequest, jobs: list[Job], folder: Path) -> None:
+def _check_expressions(request: RunRequest, jobs: list[Job], bundle: Bundle) -> None:
     """Refuse an unusable expression before graphs are loaded, and hours before its video comes."""
-    try:
-        bundle = open_bundle(folder, verify="deferred")
-        manifest = bundle.manifest
-        tokenizer = Tokenizer(
-            bundle.verify_file(manifest.tokenizer.file),
-            lowercase=manifest.tokenizer.lowercase,
-            max_words=manifest.limits.max_words,
-        )
-    except BundleError:
-        return  # `load` checks more, in a better order, and says what is wrong
+    manifest = bundle.manifest
+    tokenizer = Tokenizer(
+        bundle.verify_file(manifest.tokenizer.file),
+        lowercase=manifest.tokenizer.lowercase,
+        max_words=manifest.limits.max_words,
+    )
     _try_expressions(request, jobs, lambda text: tokenizer.encode(tokenizer.clean(text)))
 
 
@@ -257,8 +252,7 @@ def _output_folder(request: RunRequest) -> Iterator[Path]:
         with atomic_folder(request.output, request.is_overwrite) as folder:
             yield folder
     except RefsamError as error:
-        error.args = (str(error).replace(str(folder), str(request.output)),)
-        raise
+        raise error.moved(folder, request.output) from error.__cause__
 
 
 def _write_record(

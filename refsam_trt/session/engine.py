@@ -7,13 +7,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from refsam_trt.backends.base import Backend, TransferCounts
 from refsam_trt.backends.select import AUTO, open_backend
-from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.bundle.open import Bundle, Verify, open_bundle
 from refsam_trt.bundle.plans import Plans, plans_for
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.contract import refsam
@@ -21,7 +20,6 @@ from refsam_trt.contract.manifest import Manifest
 from refsam_trt.errors import UsageError
 from refsam_trt.families.base import FamilyAdapter, FamilyParts
 from refsam_trt.families.refsam.family import RefsamFamily
-from refsam_trt.media.frames import open_frames
 from refsam_trt.result.result import Result
 from refsam_trt.session.frame_input import Color
 from refsam_trt.session.session import Session, SessionModel
@@ -36,7 +34,7 @@ _LOG = logging.getLogger("refsam_trt")
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Bundle,
     *,
     backend: str = AUTO,
     text: TextMode = "lazy",
@@ -46,12 +44,13 @@ def load(
     plans: str | Path | None = None,
     num_threads: int | None = None,
     expect_id: str | None = None,
-    verify: Literal["full", "deferred"] = "full",
+    verify: Verify = "full",
 ) -> Engine:
     """Load a bundle. Close the engine, or use it in a `with`; its files must stay until then.
 
     Args:
-        path: the bundle's folder; the string `nano` is the model that ships with the package.
+        path: the bundle's folder; the string `nano` is the model that ships with the package. Or
+            what `open_bundle` returned: nothing of it is checked a second time.
         backend: a name, or `auto`: the first that works here. A named one never falls back.
         text: `lazy` loads the text encoder at the first unknown expression and releases it at the
             next step; `resident` loads it now and keeps it; `cache-only` never loads it.
@@ -66,7 +65,8 @@ def load(
         num_threads: CPU threads inside one graph run, which GPUs refuse; None is the backend's
             default.
         expect_id: refuse every bundle but this one.
-        verify: `full` hashes every file now; `deferred` hashes each when it is first used.
+        verify: `full` checks every file now; `deferred` checks the graphs that are to run, and
+            hashes each file when it is first used.
 
     Raises:
         BundleError: incomplete, altered, not the expected one, or of an unknown family.
@@ -80,7 +80,7 @@ def load(
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads={num_threads}: at least 1 is needed, or None")
     kept_in = text_cache_folder(text_cache)
-    bundle = open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
+    bundle = _opened(path, expect_id, verify)
     built = None if plans is None else plans_for(bundle, Path(plans), variant)
     wanted = built.manifest.variant if built else variant
     fitting = fitting_variants(bundle.manifest, wanted, precision)
@@ -94,8 +94,17 @@ def load(
         raise
     if engine.is_random_init:
         seed = bundle.manifest.weights.random_init_seed
-        _LOG.warning("%s: weights are random (seed %s): masks mean nothing", path, seed)
+        _LOG.warning("%s: weights are random (seed %s): masks mean nothing", bundle.folder, seed)
     return engine
+
+
+def _opened(path: str | Path | Bundle, expect_id: str | None, verify: Verify) -> Bundle:
+    if not isinstance(path, Bundle):
+        return open_bundle(bundle_folder(path), expect_id=expect_id, verify=verify)
+    path.check_is(expect_id)
+    if verify == "full":
+        path.verify()
+    return path
 
 
 class Engine:
@@ -125,16 +134,15 @@ class Engine:
         self._lock = threading.Lock()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._is_closed = False
-        chosen = manifest.variants[variant]
-        limited = plans.within(manifest) if plans else manifest
-        files = (bundle.verify_file, bundle.content_id)
-        parts = FamilyParts(limited, chosen, backend, text, *files, text_cache, plans)
+        bundle.check_variant(variant)
+        graphs = manifest.variants[variant]
+        parts = FamilyParts(bundle, graphs, backend, text, text_cache, plans)
         self._model = SessionModel(
             family=FAMILIES[manifest.family](parts),
             preprocess=manifest.preprocess,
             bundle_id=bundle.bundle_id,
             variant=variant,
-            precision=chosen.precision,
+            precision=graphs.precision,
             adopt=getattr(backend, "adopt", None),
         )
 
@@ -270,6 +278,8 @@ class Engine:
     def _track_file(
         self, path: Path, expressions: Sequence[str], threshold: float
     ) -> Iterator[Result]:
+        from refsam_trt.media.frames import open_frames  # Pillow, which arrays do without
+
         with open_frames(path) as frames:
             yield from self._track(frames, expressions, "rgb", threshold)
 

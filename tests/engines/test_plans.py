@@ -17,10 +17,12 @@ from refsam_engines.build import BuildOptions
 from refsam_engines.inspect import report_lines
 from refsam_engines.plans import BuildStopped, PlanRequest, build_plans
 from refsam_engines.rtx_header import RtxHeader
+from refsam_trt import limits
 from refsam_trt.bundle.golden import read_golden
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.plans import Plans, is_plans, open_plans
-from refsam_trt.contract.manifest import Limits
+from refsam_trt.bundle.sealed import write_seal
+from refsam_trt.contract.manifest import FileEntry, Limits
 from refsam_trt.contract.plan_manifest import PlanManifest, Profile
 from refsam_trt.errors import (
     BundleError,
@@ -42,9 +44,7 @@ def copy(plans: Plans, tmp_path: Path) -> Path:
 def change_manifest(folder: Path, **changes: object) -> None:
     """Change fields of the manifest, its hash fitting: only its content is wrong."""
     manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=PlanManifest)
-    raw = msgspec.structs.replace(manifest, **changes).to_bytes()
-    (folder / "manifest.json").write_bytes(raw)
-    (folder / "manifest.sha256").write_text(f"{hashlib.sha256(raw).hexdigest()}\n")
+    write_seal(folder, msgspec.structs.replace(manifest, **changes))
 
 
 def test_the_manifest_tells_what_was_built_from_what(plans: Plans, bundle_folder: Path):
@@ -111,9 +111,9 @@ def test_one_changed_byte_is_refused(copy: Path, name: str):
     with pytest.raises(PlanDamagedError) as refused:
         open_plans(copy)
     is_manifest = name.startswith("manifest")
-    expected = "one of the two was altered" if is_manifest else "damaged or changed"
+    expected = "one of the two files was altered" if is_manifest else "damaged or changed"
     assert f"{expected}; build the plans again with refsam-build" in str(refused.value)
-    assert str(copy / ("manifest.json" if is_manifest else name)) in str(refused.value)
+    assert str(copy / ("manifest.sha256" if is_manifest else name)) in str(refused.value)
 
 
 def test_a_truncated_plan_is_refused(copy: Path):
@@ -135,13 +135,40 @@ def test_files_that_are_missing_or_too_many_are_refused(copy: Path):
 
 def test_a_manifest_of_another_schema_or_none_is_refused(copy: Path, tmp_path: Path):
     change_manifest(copy, schema_version=1)
-    with pytest.raises(PlanDamagedError, match="schema version 1, 2 expected; build the plans"):
+    with pytest.raises(
+        PlanDamagedError,
+        match="1, 2 expected: made by an older refsam_trt; build the",
+    ):
         open_plans(copy)
     change_manifest(copy, schema_version=2, golden_source=3)
-    with pytest.raises(PlanDamagedError, match="not a plan manifest of schema 2"):
+    with pytest.raises(PlanDamagedError, match="not a manifest of schema 2"):
         open_plans(copy)
-    with pytest.raises(PlanDamagedError, match="give a folder that refsam-build wrote"):
+    with pytest.raises(
+        PlanDamagedError, match="it is no plan folder; give the folder that refsam-b"
+    ):
         open_plans(tmp_path)
+
+
+def test_a_manifest_is_as_strict_as_that_of_a_bundle(copy: Path, plans: Plans):
+    def refused(raw: bytes, problem: str) -> None:
+        (copy / "manifest.json").write_bytes(raw)
+        (copy / "manifest.sha256").write_text(f"{hashlib.sha256(raw).hexdigest()}\n")
+        with pytest.raises(PlanDamagedError, match=problem):
+            open_plans(copy)
+
+    raw = (copy / "manifest.json").read_bytes()
+    refused(raw + b"\n", r"not in canonical form .*: the plan folder id would depend on how")
+    refused(raw[:-5], r"manifest\.json: not JSON \(")
+    refused(b"[" * 100_000, "not a manifest of schema 2|values nested more than 32 deep")
+    refused(b" " * (limits.MAX_MANIFEST_BYTES + 1), "more than 8388608 bytes; build the plans")
+    (copy / "manifest.json").write_bytes(raw)
+    name, entry = next(iter(plans.manifest.files.items()))
+    change_manifest(copy, files={**plans.manifest.files, name: FileEntry(entry.size_bytes, "A")})
+    with pytest.raises(PlanDamagedError, match="has the SHA-256 'A', 64 lower-case hexadecimal"):
+        open_plans(copy)
+    (copy / "link").symlink_to(copy / name)
+    with pytest.raises(PlanDamagedError, match="'link' is a symbolic link; a plan folder holds"):
+        open_plans(copy)
 
 
 def test_a_manifest_that_forgets_files_is_refused(copy: Path, plans: Plans):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from refsam_trt.bundle.flops import count_flops
+from refsam_export.onnx.flops import count_flops
 from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import (
     SCHEMA_VERSION,

@@ -157,16 +157,17 @@ def _score_synthetic(choices: dict[str, Any]) -> dict[str, Any]:
     from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker, Tracker
     from refsam_export.source import load_source
     from refsam_trt.bundle.open import open_bundle
+    from refsam_trt.bundle.shipped import bundle_folder
 
     slices: Any = tuple(choices["slices"].split(","))
     request = SyntheticRequest(choices["seed"], choices["num_videos"], slices, choices["probe"])
-    bundle = choices["bundle"]
+    bundle = open_bundle(bundle_folder(choices["bundle"]))
     with refsam_trt.load(
         bundle, backend=choices["backend"], variant=choices["variant"], text="resident"
     ) as engine:
         tracker: Tracker = EngineTracker(engine)
         if choices["is_reference"]:
-            tracker = ReferenceTracker(load_source(open_bundle(bundle), choices["source"]))
+            tracker = ReferenceTracker(load_source(bundle, choices["source"]))
         with Progress("refsam-bench accuracy", request.num_videos) as progress:
             scores = score_synthetic(tracker, request, progress.update)
         return {

@@ -81,7 +81,7 @@ class OpenedCase:
     def load(self) -> refsam_trt.Engine:
         """Load the engine of the case."""
         return refsam_trt.load(
-            self.bundle.folder,
+            self.bundle,
             backend=self.case.backend,
             variant=self.variant,
             plans=self.plans,

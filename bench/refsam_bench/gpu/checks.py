@@ -134,7 +134,7 @@ def _latency(opened: OpenedCase) -> dict[str, Any]:
     variant = opened.bundle.manifest.variants[opened.variant]
     figures = {}
     for name, entry in variant.graphs.items():
-        path = plans.plan(name) if plans else opened.bundle.path(entry.file)
+        path = plans.plan(name) if plans else opened.bundle.verify_file(entry.file)
         call = next(graph_calls(name, entry.spec, tensors, plans))
         inputs = {key: backend.upload(array) for key, array in call.inputs.items()}
         shapes = {t.name: (call.outputs[t.name].shape, t.dtype) for t in entry.spec.outputs}

@@ -180,7 +180,7 @@ class _Suspect:
         split: Any = form.split
         entry = form.graphs[run.graph]
         self._run, self._form = run, f"{form.attention} attention, {split} split"
-        self._graph = OnnxGraph(bundle.path(entry.file), polygraphy)
+        self._graph = OnnxGraph(bundle.verify_file(entry.file), polygraphy)
         self._program = TorchProgram(
             build_graphs(loaded.model, split, form.attention, form.rewrites)[run.graph],
             entry.spec,

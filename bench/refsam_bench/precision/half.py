@@ -227,7 +227,7 @@ class HalfComparison:
 
     def _smoke_test(self, video: SyntheticVideo, text: str, expected: Masks) -> list[float]:
         with refsam_trt.load(
-            self._bundle.folder, backend="ort-cpu", variant=self._variant, verify="deferred"
+            self._bundle, backend="ort-cpu", variant=self._variant, verify="deferred"
         ) as engine:
             return list(map(mask_iou, _masks(engine, video, text), expected))
 

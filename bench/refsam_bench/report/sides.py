@@ -43,10 +43,10 @@ class Candidate:
     @property
     def size_bytes(self) -> int:
         """Size of the files that this variant needs to run."""
-        manifest, data = self.bundle.manifest, self.bundle.external_data
+        manifest = self.bundle.manifest
         names = {manifest.tokenizer.file, manifest.text_cache} - {None}
         for graph in manifest.variants[self.variant].graphs.values():
-            names |= {graph.file, *data.get(graph.file, ())}
+            names |= {graph.file, *self.bundle.external_data(graph.file)}
         return sum(manifest.files[name].size_bytes for name in names if name is not None)
 
     @property
@@ -110,12 +110,11 @@ def find_sides(request: ReportRequest) -> tuple[tuple[Reference, ...], tuple[Can
 def open_engine(candidate: Candidate, request: ReportRequest) -> Iterator[tuple[str, Any]]:
     """Yield the backend's name and the tracker of a candidate."""
     with refsam_trt.load(
-        candidate.bundle.folder,
+        candidate.bundle,
         backend=request.backend,
         variant=candidate.variant,
         text="resident",
         num_threads=request.num_threads,
-        expect_id=candidate.bundle.bundle_id,
         verify="deferred",
     ) as engine:
         yield engine.backend, EngineTracker(engine)

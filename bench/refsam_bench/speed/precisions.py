@@ -62,7 +62,7 @@ def measure_precisions(
         for name in variants:
             engine = stack.enter_context(
                 load(
-                    request.bundle,
+                    bundle,
                     num_threads=request.num_threads,
                     verify="deferred",
                     **options[name],

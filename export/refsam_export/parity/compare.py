@@ -80,7 +80,7 @@ def compare(
     bundle = open_bundle(folder, verify="deferred")
     variant = choose_variant(bundle.manifest, variant)
     _check_reference(bundle.manifest.variants[variant], tensors)
-    with refsam_trt.load(folder, variant=variant, backend=backend, plans=plans) as engine:
+    with refsam_trt.load(bundle, variant=variant, backend=backend, plans=plans) as engine:
         backend = engine.backend
         chain = chain_rows(engine, tensors, record)
     built = plans_for(bundle, plans, variant) if plans else None
@@ -121,7 +121,7 @@ def _run_graphs(
         return {
             name: _graph_errors(
                 backend,
-                plans.plan(name) if plans else bundle.path(entry.file),
+                plans.plan(name) if plans else bundle.verify_file(entry.file),
                 entry.spec,
                 graph_calls(name, entry.spec, tensors, plans),
             )

@@ -5,7 +5,7 @@ With them a device needs no text encoder at all: it may be left out of the bundl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -68,22 +68,22 @@ def write_known_expressions(
         tokenizer,
         backend,
         entry.spec.outputs,
-        load_graph=lambda: backend.load(bundle.path(entry.file), entry.spec),
+        load_graph=lambda: backend.load(bundle.verify_file(entry.file), entry.spec),
     )
     write_text_cache(path, {text: encoder.encode(text)[1] for text in expressions})
 
 
 def without_text_encoder(
-    manifest: Manifest, external_data: Mapping[str, Sequence[str]]
+    manifest: Manifest, external_data: Callable[[str], Sequence[str]]
 ) -> tuple[Manifest, set[str]]:
     """Return the manifest without text graphs, and the files of the bundle that only they need.
 
-    `external_data`: of each graph (`Bundle.external_data`).
+    `external_data` is `Bundle.external_data`.
     """
     variants, files = {}, set[str]()
     for name, variant in manifest.variants.items():
         graphs = dict(variant.graphs)
         file = graphs.pop(TEXT_ENCODER).file
-        files |= {file, *external_data[file]}
+        files |= {file, *external_data(file)}
         variants[name] = msgspec.structs.replace(variant, graphs=graphs)
     return msgspec.structs.replace(manifest, variants=variants), files

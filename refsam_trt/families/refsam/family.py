@@ -37,10 +37,10 @@ class RefsamFamily:
 
     def __init__(self, parts: FamilyParts) -> None:
         self.backend = parts.backend
-        self.max_expressions = parts.manifest.limits.max_expressions
-        (self.state,) = parts.manifest.state
-        self.image_encoder = parts.load_graph(refsam.IMAGE_ENCODER)
-        self.decoder_step = parts.load_graph(refsam.DECODER_STEP)
+        self.max_expressions = parts.limits.max_expressions
+        (self.state,) = parts.bundle.manifest.state
+        graphs = parts.load_graphs(refsam.IMAGE_ENCODER, refsam.DECODER_STEP)
+        self.image_encoder, self.decoder_step = graphs
         scoped = [t for t in self.decoder_step.spec.inputs if t.scope == "expression"]
         self.text_inputs = tuple(t for t in scoped if t.name != _WORD_MASK)
         self.text_encoder = _text_encoder(parts, self.text_inputs)
@@ -232,11 +232,11 @@ def _padded(tensor: TensorSpec, embeddings: list[TextEmbedding]) -> np.ndarray:
 
 
 def _text_encoder(parts: FamilyParts, tensors: tuple[TensorSpec, ...]) -> TextEncoder:
-    manifest = parts.manifest
+    manifest = parts.bundle.manifest
     tokenizer = Tokenizer(
-        parts.file(manifest.tokenizer.file),
+        parts.bundle.verify_file(manifest.tokenizer.file),
         lowercase=manifest.tokenizer.lowercase,
-        max_words=manifest.limits.max_words,
+        max_words=parts.limits.max_words,
     )
     graph = parts.variant.graphs.get(refsam.TEXT_ENCODER)
     return TextEncoder(
@@ -244,7 +244,9 @@ def _text_encoder(parts: FamilyParts, tensors: tuple[TensorSpec, ...]) -> TextEn
         parts.backend,
         tensors,
         load_graph=(lambda: parts.load_graph(refsam.TEXT_ENCODER)) if graph else None,
-        cache=TextCache(parts.file(manifest.text_cache)) if manifest.text_cache else None,
+        cache=TextCache(parts.bundle.verify_file(manifest.text_cache))
+        if manifest.text_cache
+        else None,
         disk=_disk_cache(parts, graph, tensors) if graph else None,
         mode=parts.text_mode,
         vocabulary=manifest.vocabulary,
@@ -256,6 +258,7 @@ def _disk_cache(
 ) -> TextDiskCache | None:
     if parts.text_cache is None:
         return None
-    tokenizer = parts.content_id(parts.manifest.tokenizer.file)
-    key = TextKey(tokenizer, parts.content_id(graph.file), parts.backend.name)
+    bundle = parts.bundle
+    tokenizer = bundle.content_id(bundle.manifest.tokenizer.file)
+    key = TextKey(tokenizer, bundle.content_id(graph.file), parts.backend.name)
     return TextDiskCache(parts.text_cache, key, tensors)

@@ -24,7 +24,8 @@ from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
 from refsam_trt.bundle.golden import GoldenRun, read_golden, write_golden
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.plans import Plans, open_plans
-from refsam_trt.contract.plan_manifest import PlanManifest, plan_id
+from refsam_trt.bundle.sealed import write_seal
+from refsam_trt.contract.plan_manifest import PlanManifest
 from refsam_trt.doctor import probe
 from refsam_trt.errors import (
     BackendError,
@@ -71,9 +72,7 @@ def load(plans: Plans, name: str = "image_encoder", marks: Path | None = None) -
 
 def changed(plans: Plans, change: Callable[[PlanManifest], PlanManifest]) -> Plans:
     """Write another manifest, its hash fitting, and open the folder again."""
-    raw = change(plans.manifest).to_bytes()
-    (plans.folder / "manifest.json").write_bytes(raw)
-    (plans.folder / "manifest.sha256").write_text(f"{plan_id(raw)}\n")
+    write_seal(plans.folder, change(plans.manifest))
     return open_plans(plans.folder)
 
 

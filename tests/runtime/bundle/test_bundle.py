@@ -47,7 +47,7 @@ def test_opens_a_good_bundle(tmp_path: Path, split: refsam.Split, verify: str):
     assert bundle.manifest.to_bytes() == manifest_bytes
     assert bundle.path("tokenizer.json") == folder / "tokenizer.json"
     image_encoder = f"graphs/fp32-plain-{split}/image_encoder.onnx"
-    assert bundle.external_data[image_encoder] == (f"{image_encoder}.data",)
+    assert bundle.external_data(image_encoder) == (f"{image_encoder}.data",)
     assert bundle.verify_file(image_encoder) == folder / image_encoder
     assert open_bundle(folder, expect_id=bundle.bundle_id) == bundle
 
@@ -128,7 +128,7 @@ def test_each_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         hashed.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("refsam_trt.bundle.open.sha256_of_file", sha256_of_file)
+    monkeypatch.setattr("refsam_trt.bundle.sealed.sha256_of_file", sha256_of_file)
     full = open_bundle(folder)
     assert len(hashed) == len(full.manifest.files) == 6
     full.verify_file("tokenizer.json")

@@ -33,7 +33,7 @@ def refusal(folder: Path) -> str:
     texts = []
     for verify in ("full", "deferred"):
         with pytest.raises(BundleError) as caught:
-            open_bundle(folder, verify=verify)  # type: ignore[arg-type]
+            open_bundle(folder, verify=verify).verify()  # type: ignore[arg-type]
         texts.append(str(caught.value).replace(str(folder), "BUNDLE"))
     assert texts[0] == texts[1]
     return texts[0]

@@ -29,7 +29,7 @@ TENSOR_ROWS = re.findall(
 
 
 def test_the_schema_is_found():
-    assert len(RECORDS) == 15
+    assert len(RECORDS) == 14
     assert manifest.Manifest in RECORDS
 
 
@@ -73,6 +73,7 @@ def test_numbers_are_those_of_the_code():
         (limits.MAX_JSON_DEPTH, "nested more than {} deep, of another schema"),
         (limits.MAX_FILES, "more than {} entries"),
         (limits.MAX_PATH_CHARS, "has at most {} characters"),
+        (limits.MAX_ONNX_BYTES // 2**20, "ONNX files above {} MiB"),
         (limits.MAX_ONNX_DEPTH, "subgraphs nested more than {} deep"),
         (limits.MAX_BATCH, "each 1 to {};"),
         (manifest.SCHEMA_VERSION, "| `schema_version` | integer | {}."),

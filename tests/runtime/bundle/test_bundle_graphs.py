@@ -1,6 +1,6 @@
 """ONNX files that are not what the manifest says, or reach out of the bundle: each refused."""
 
-import re
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from half_bundle import make_half_precision
 from onnx import TensorProto, helper
 
+import refsam_trt
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import BundleError
 
@@ -32,7 +33,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(BundleError) as caught:
-        open_bundle(folder, verify="deferred")
+        open_bundle(folder, verify="deferred").verify()
     return str(caught.value).replace(str(folder), "BUNDLE")
 
 
@@ -244,25 +245,6 @@ def test_refuses_types_other_than_the_manifest_counts(folder: Path):
     )
 
 
-def test_refuses_other_operations_than_the_file_s_shapes_make(folder: Path):
-    def miscount(variant: Manifest) -> None:
-        variant["graphs"]["image_encoder"]["flops"]["float32"] -= 1
-
-    told = restate(folder, miscount)
-    found = re.search(r"image_encoder\.onnx: (\d+) operations in float32, the manifest", told)
-    assert found is not None, told
-    assert f"says {int(found.group(1)) - 1}; export the bundle anew" in told
-
-
-def test_refuses_a_graph_that_does_not_tell_its_shapes(folder: Path):
-    path = folder / GRAPHS / "decoder_step.onnx"
-    model = onnx.load(path)
-    del model.graph.value_info[:]
-    onnx.save_model(model, path)
-    fake_bundle.refresh_files(folder)
-    assert "decoder_step.onnx: no shape known of " in refusal(folder)
-
-
 @pytest.mark.parametrize(
     ("variant", "graphs", "problem"),
     [
@@ -293,3 +275,83 @@ def test_refuses_a_file_that_is_no_onnx(folder: Path):
     assert f"BUNDLE/{GRAPHS}/image_encoder.onnx: not an ONNX model that can be read" in refusal(
         folder
     )
+
+
+USES = {
+    "path": lambda bundle, file: bundle.path(file),
+    "verify_file": lambda bundle, file: bundle.verify_file(file),
+    "content_id": lambda bundle, file: bundle.content_id(file),
+    "external_data": lambda bundle, file: bundle.external_data(file),
+    "check_variant": lambda bundle, _: bundle.check_variant(VARIANT),
+    "verify": lambda bundle, _: bundle.verify(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_no_use_of_a_graph_goes_round_its_check(folder: Path, use: str):
+    change_model(folder, lambda model: setattr(model.opset_import[0], "version", 21))
+    bundle = open_bundle(folder, verify="deferred")
+    bundle.verify_file("tokenizer.json")
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(BundleError, match="operator set 21, the manifest says 20"):
+            USES[use](bundle, f"{GRAPHS}/image_encoder.onnx")
+    with pytest.raises(BundleError, match="operator set 21, the manifest says 20"):
+        refsam_trt.load(folder, verify="deferred")
+    with pytest.raises(BundleError, match="operator set 21, the manifest says 20"):
+        refsam_trt.load(bundle, verify="deferred")
+
+
+def test_nothing_is_parsed_but_what_was_sealed(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    path = folder / GRAPHS / "image_encoder.onnx"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    monkeypatch.setattr("refsam_trt.bundle.open.check_graph", lambda *_: pytest.fail("parsed"))
+    bundle = open_bundle(folder, verify="deferred")
+    with pytest.raises(BundleError, match=r"image_encoder\.onnx: SHA-256"):
+        bundle.path(f"{GRAPHS}/image_encoder.onnx")
+
+
+def test_deferred_loading_checks_the_graphs_that_run_and_a_file_against_all_its_entries(
+    folder: Path,
+):
+    manifest = fake_bundle.read_manifest(folder)
+    good = manifest["variants"][VARIANT]
+    other = json.loads(json.dumps(good))
+    file = f"{GRAPHS}/other.onnx"
+    shutil.copyfile(folder / GRAPHS / "decoder_step.onnx", folder / file)
+    other["graphs"]["decoder_step"] |= {"file": file, "node_types": {"Relu": 1}}
+    manifest["variants"]["other"] = other
+    fake_bundle.rewrite_manifest(folder, manifest)
+    fake_bundle.refresh_files(folder)
+    refsam_trt.load(folder, variant=VARIANT, verify="deferred").close()
+    for options in ({"variant": "other", "verify": "deferred"}, {"variant": VARIANT}):
+        with pytest.raises(BundleError, match=r"other\.onnx: .* nodes of type"):
+            refsam_trt.load(folder, **options)
+    # The same file under two entries: what one says of it wrongly is no less wrong for the other.
+    other["graphs"]["decoder_step"]["file"] = good["graphs"]["decoder_step"]["file"]
+    (folder / file).unlink()
+    fake_bundle.rewrite_manifest(folder, manifest)
+    fake_bundle.refresh_files(folder)
+    with pytest.raises(BundleError, match=r"decoder_step\.onnx: .* nodes of type"):
+        refsam_trt.load(folder, variant=VARIANT, verify="deferred")
+
+
+def test_an_opened_bundle_is_loaded_without_a_second_check(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = open_bundle(folder)
+    for name in ("sealed.sha256_of_file", "open.check_graph", "open.open_sealed"):
+        monkeypatch.setattr(f"refsam_trt.bundle.{name}", lambda *_: pytest.fail("checked again"))
+    with refsam_trt.load(bundle, expect_id=bundle.bundle_id) as engine:
+        assert engine.bundle_id == bundle.bundle_id
+    with pytest.raises(BundleError, match=f"expected was {'0' * 64}; give the right bundle"):
+        refsam_trt.load(bundle, expect_id="0" * 64)
+
+
+def test_loading_an_opened_bundle_checks_what_was_deferred(folder: Path):
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"unk", b"ukn"))
+    bundle = open_bundle(folder, verify="deferred")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: SHA-256"):
+        refsam_trt.load(bundle)

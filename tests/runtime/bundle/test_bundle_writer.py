@@ -14,7 +14,7 @@ from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.write import write_bundle
 from refsam_trt.contract.manifest import Manifest
 from refsam_trt.errors import InternalError, OutputError
-from refsam_trt.onnx_file.reader import summarise_graph
+from refsam_trt.onnx_file.reader import summarise_onnx
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_writes_what_the_tests_write_by_hand(parts: Parts, tmp_path: Path):
     assert written == by_hand
     assert not any(source.exists() for source in files.values())
     for graph in bundle.manifest.variants["fp32-plain-baseline"].graphs.values():
-        assert summarise_graph(bundle.path(graph.file)) == graph.node_types
+        assert summarise_onnx(bundle.path(graph.file)).node_types == graph.node_types
 
 
 def test_same_inputs_give_the_same_id_whatever_their_order(parts: Parts, tmp_path: Path):

@@ -198,8 +198,8 @@ def test_endless_names_and_nodes_are_refused(tmp_path: Path, monkeypatch: pytest
     graph = helper.make_graph(nodes, "g", [x], [])
     path = saved(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
     assert summarise_onnx(path).typed_nodes == {("Relu", "float32"): 5}
-    monkeypatch.setattr(limits, "MAX_ONNX_NAME_BYTES", 9)
-    with pytest.raises(BundleError, match="more than 9 bytes of tensor names"):
+    monkeypatch.setattr(limits, "MAX_ONNX_NAME_CHARS", 9)
+    with pytest.raises(BundleError, match="more than 9 characters of tensor names"):
         summarise_onnx(path)
     monkeypatch.undo()
     monkeypatch.setattr(limits, "MAX_ONNX_NODES", 4)

@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser, shape_inference
 
-from refsam_trt.bundle import flops as onnx_flops
-from refsam_trt.bundle.flops import count_flops
+from refsam_export.onnx.flops import count_flops
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.shipped import MODELS
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import BundleError
 from refsam_trt.onnx_file.reader import summarise_onnx
@@ -82,9 +83,7 @@ def test_symbolic_sizes(graph: tuple[Path, GraphSpec], dim: str, size: int) -> N
     assert counted(path, spec)["float16"] == 2 * (4 * 4) * 4 + size * 4
 
 
-@pytest.mark.parametrize(
-    "dim", ["unk__3", "num_n // 2", "", "9999999999999999999*9", "9223372036854775807 + 1", "-1"]
-)
+@pytest.mark.parametrize("dim", ["unk__3", "num_n // 2", "", "-1"])
 def test_an_unknown_shape_is_refused(graph: tuple[Path, GraphSpec], dim: str) -> None:
     path, spec = graph
     model = onnx.load(path)
@@ -140,33 +139,6 @@ def test_a_negative_size_is_none(graph: tuple[Path, GraphSpec]) -> None:
         counted(path, spec)
 
 
-def test_more_operations_than_any_tensor_has_are_refused(graph: tuple[Path, GraphSpec]) -> None:
-    path, spec = graph
-    model = onnx.load(path)
-    (soft,) = (value for value in model.graph.value_info if value.name == "soft")
-    for dim in soft.type.tensor_type.shape.dim:
-        dim.dim_value = 2**40
-    onnx.save_model(model, path)
-    with pytest.raises(BundleError, match="a Softmax node of tensors whose shapes it cannot take"):
-        counted(path, spec)
-
-
-def test_a_dim_is_parsed_once(graph: tuple[Path, GraphSpec], monkeypatch) -> None:
-    path, spec = graph
-    model = onnx.load(path)
-    values = {value.name: value for value in model.graph.value_info}
-    for name in ("turned", "scores", "soft"):
-        values[name].type.tensor_type.shape.dim[0].dim_param = "num_n + 3"
-    onnx.save_model(model, path)
-    parsed = []
-    parse = onnx_flops._Shapes._size
-    monkeypatch.setattr(
-        onnx_flops._Shapes, "_size", lambda self, dim: parsed.append(dim) or parse(self, dim)
-    )
-    counted(path, spec)
-    assert parsed == ["num_n + 3"]
-
-
 def test_a_weight_has_the_shape_of_its_values_and_of_two_claims_the_first_counts(
     graph: tuple[Path, GraphSpec],
 ) -> None:
@@ -194,3 +166,11 @@ def test_weights_of_subgraphs_hide_nothing(graph: tuple[Path, GraphSpec]) -> Non
     model.graph.node[0].attribute.append(helper.make_attribute("body", inner))
     onnx.save_model(model, path)
     assert counted(path, spec) == expected
+
+
+def test_the_shipped_model_has_what_its_manifest_says() -> None:
+    """Counted by the version that wrote it, so that figures stay comparable."""
+    manifest = open_bundle(MODELS / "nano", verify="deferred").manifest
+    (variant,) = manifest.variants.values()
+    for entry in variant.graphs.values():
+        assert counted(MODELS / "nano" / entry.file, entry.spec) == entry.flops
