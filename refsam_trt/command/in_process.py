@@ -7,6 +7,7 @@ that it imports, so that their memory is not their own; and it does not say how 
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import signal
 import subprocess
@@ -65,6 +66,8 @@ def answer(folder: str) -> None:
     """Make the call that lies in a folder and leave beside it what came of it."""
     # The parent ends this process; an interruption is told once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What our packages warn of is said by the command, not by the processes that it starts.
+    logging.getLogger("refsam_trt").addHandler(logging.NullHandler())
     try:
         function, arguments, options = pickle.loads((Path(folder) / _CALL).read_bytes())
         told = pickle.dumps((function(*arguments, **options), None))
