@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     )
     from refsam_trt.result.polygons import Polygon
     from refsam_trt.result.result import FrameResults, Result
-    from refsam_trt.session.engine import Engine, load
+    from refsam_trt.session.engine import Engine
+    from refsam_trt.session.load import load
     from refsam_trt.session.session import Session
 
     __version__: str
@@ -36,7 +37,7 @@ _HOMES = {
     "Polygon": "result.polygons",
     "Result": "result.result",
     "Session": "session.session",
-    "load": "session.engine",
+    "load": "session.load",
 }
 """Modules of the names in `__all__`; the others are of `errors`."""
 

@@ -37,7 +37,8 @@ from refsam_trt.run.jobs import Job, RunRequest, open_jobs
 from refsam_trt.run.meta_expressions import NUM_ANNOTATORS
 from refsam_trt.run.outputs import FinishedFrame
 from refsam_trt.run.shared_tracks import SharedTracks, Stepper
-from refsam_trt.session.engine import Engine, load
+from refsam_trt.session.engine import Engine
+from refsam_trt.session.load import load
 from refsam_trt.session.session import Session
 from refsam_trt.text.tokenizer import Tokenizer
 

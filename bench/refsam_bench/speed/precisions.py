@@ -18,7 +18,7 @@ from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import open_plans
 from refsam_trt.contract.precision import QUANTISED
 from refsam_trt.errors import UsageError
-from refsam_trt.session.engine import load
+from refsam_trt.session.load import load
 from refsam_trt.session.variants import choose_variant
 
 

@@ -328,7 +328,7 @@ def test_an_error_inside_the_block_is_not_hidden_by_open_sessions(folder: Path) 
 def test_a_failed_load_closes_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     backend = open_backend("ort-cpu")
-    monkeypatch.setattr("refsam_trt.session.engine.open_backend", lambda *_: backend)
+    monkeypatch.setattr("refsam_trt.session.load.open_backend", lambda *_: backend)
     monkeypatch.setattr(type(backend), "close", lambda self: closed.append(self))
     with pytest.raises(UsageError, match="text='eager'"):
         refsam_trt.load(folder, text="eager")  # type: ignore[arg-type]
