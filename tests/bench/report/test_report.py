@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_bundle
 import numpy as np
@@ -166,7 +167,7 @@ class TestSpeed:
 
         def measured(wanted, progress):
             asked.append(wanted)
-            return {"anything": 1}
+            return SimpleNamespace(to_json=lambda: {"anything": 1})
 
         monkeypatch.setattr(measure, "measure_speed", measured)
         options = {"num_videos": 1, "num_speed_frames": 7, "num_worst": 0, "num_examples": 0}
