@@ -1,1 +1,1 @@
-"""Accuracy against annotations: J and F, the DAVIS protocols, Ref-DAVIS17, oIoU, submissions."""
+"""Accuracy against annotations: J and F, the DAVIS protocols, Ref-DAVIS17."""

@@ -5,9 +5,10 @@ Everything that can be wrong with the files is refused here, before a figure is 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from refsam_bench.accuracy.mask_png import read_label_map, read_mask
 from refsam_bench.accuracy.metrics import VOID_LABEL, LabelMap
@@ -40,12 +41,8 @@ class FolderPair:
         return read_mask(path) if self.holds_masks else read_label_map(path)
 
 
-@dataclass(frozen=True)
-class ObjectCounts:
-    """Ids in use: true objects are 1..num_objects, predictions 1..num_predictions."""
-
-    num_objects: int
-    num_predictions: int
+ObjectCounts: TypeAlias = tuple[int, int]
+"""Highest ids in use: true objects are 1 to the first, predictions 1 to the second."""
 
 
 def scored_sequences(
@@ -115,9 +112,7 @@ def expression_pairs(results: Path, annotations: Path) -> list[FolderPair]:
     ]
 
 
-def check_pair(
-    pair: FolderPair, max_proposals: int | None, advance: Callable[[], None]
-) -> ObjectCounts:
+def check_pair(pair: FolderPair, max_proposals: int | None) -> ObjectCounts:
     """Read every file of a pair and count the objects.
 
     True objects are counted in the first annotated frame, also where that frame is not scored; an
@@ -127,7 +122,6 @@ def check_pair(
         pair: what to check.
         max_proposals: the highest predicted id that is allowed; None means that of the true
             objects, because predictions are judged by the object of the same id.
-        advance: called after every scored frame.
 
     Raises:
         DatasetError: a file cannot be read, has another size than the first annotation or an id
@@ -145,8 +139,7 @@ def check_pair(
         if highest > (num_objects if max_proposals is None else max_proposals):
             raise DatasetError(_id_too_high(path, highest, pair, num_objects, max_proposals))
         num_predictions = max(num_predictions, highest)
-        advance()
-    return ObjectCounts(num_objects, num_predictions)
+    return num_objects, num_predictions
 
 
 def _id_too_high(

@@ -10,6 +10,7 @@ from refsam_trt.errors import DatasetError
 
 # What Pillow calls 8-bit palette, 8-bit grey and 1-bit grey.
 _LABEL_MODES = ("P", "L", "1")
+_EXPECTED = "a palette or grey PNG of at most 8 bits"
 
 
 def read_label_map(path: Path) -> LabelMap:
@@ -18,7 +19,20 @@ def read_label_map(path: Path) -> LabelMap:
     Raises:
         DatasetError: the file is missing, broken, or no palette or grey PNG of at most 8 bits.
     """
-    return _read(path, _LABEL_MODES, "a palette or grey PNG of at most 8 bits")
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; expected {_EXPECTED}")
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in _LABEL_MODES:
+                raise DatasetError(
+                    f"{path}: found a PNG of mode {image.mode}, expected {_EXPECTED}; "
+                    "convert it or point to the folder of masks"
+                )
+            return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"{path}: cannot be read ({error}); expected {_EXPECTED}; write the file again"
+        ) from error
 
 
 def read_mask(path: Path) -> LabelMap:
@@ -30,46 +44,9 @@ def read_mask(path: Path) -> LabelMap:
     values = read_label_map(path)
     ids = np.unique(values[values > 0])
     if ids.size > 1:
+        listed = ", ".join(map(str, ids[:5])) + (", ..." if ids.size > 5 else "")
         raise DatasetError(
-            f"{path}: found {ids.size} object ids ({_listed(ids)}), expected one mask: 0 and one "
+            f"{path}: found {ids.size} object ids ({listed}), expected one mask: 0 and one "
             "other value; score label maps with davis-semi or davis-unsup"
         )
     return (values > 0).astype(np.uint8)
-
-
-def read_grey_mask(path: Path) -> LabelMap:
-    """Read a submission mask: an 8-bit grey PNG that holds 0 and 255 only, uint8 [H, W].
-
-    Raises:
-        DatasetError: the file is missing, broken or anything else.
-    """
-    values = _read(path, ("L",), "an 8-bit grey PNG of 0 and 255")
-    others = np.unique(values[(values > 0) & (values < 255)])
-    if others.size:
-        raise DatasetError(
-            f"{path}: found the values {_listed(others)}, expected 0 and 255 only; "
-            "write 255 where the object is"
-        )
-    return values
-
-
-def _read(path: Path, modes: tuple[str, ...], expected: str) -> LabelMap:
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; expected {expected}")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode not in modes:
-                raise DatasetError(
-                    f"{path}: found a PNG of mode {image.mode}, expected {expected}; "
-                    "convert it or point to the folder of masks"
-                )
-            return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read ({error}); expected {expected}; write the file again"
-        ) from error
-
-
-def _listed(ids: LabelMap) -> str:
-    shown = ", ".join(str(value) for value in ids[:5])
-    return shown if ids.size <= 5 else f"{shown}, ..."

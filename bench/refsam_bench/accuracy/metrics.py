@@ -62,30 +62,19 @@ def region_similarity(predicted: Mask, true: Mask, void: Mask | None = None) -> 
     Raises:
         UsageError: the shapes differ.
     """
-    return mask_iou(*_judged(predicted, true, void))
+    _refuse_shapes(predicted.shape, true.shape)
+    if void is None:
+        return mask_iou(predicted, true)
+    _refuse_shapes(void.shape, true.shape)
+    return mask_iou(predicted & ~void, true & ~void)
 
 
-def boundary_measure(predicted: Mask, true: Mask, void: Mask | None = None) -> float:
+def outline_agreement(predicted: Outline, true: Outline) -> float:
     """Return F, the harmonic mean of boundary precision and boundary recall, in 0..1.
 
     A boundary pixel is right if a pixel of the other boundary lies within
     `boundary_tolerance_px`. F is 1 if neither mask has a boundary (one that covers the whole frame
     has none) and 0 if only one has.
-
-    Args:
-        predicted: bool [H, W].
-        true: bool [H, W].
-        void: bool [H, W], pixels taken out of both masks beforehand; None means no pixel.
-
-    Raises:
-        UsageError: the shapes differ.
-    """
-    predicted, true = _judged(predicted, true, void)
-    return outline_agreement(outline_of(predicted), outline_of(true))
-
-
-def outline_agreement(predicted: Outline, true: Outline) -> float:
-    """Return F of two outlines: `boundary_measure` when one mask meets many others.
 
     Raises:
         UsageError: the masks were of different shapes.
@@ -162,14 +151,6 @@ def _decay(values: FloatArray) -> float:
     if first.size == 0 or last.size == 0:
         return math.nan
     return float(np.mean(first) - np.mean(last))
-
-
-def _judged(predicted: Mask, true: Mask, void: Mask | None) -> tuple[Mask, Mask]:
-    _refuse_shapes(predicted.shape, true.shape)
-    if void is None:
-        return predicted, true
-    _refuse_shapes(void.shape, true.shape)
-    return predicted & ~void, true & ~void
 
 
 def _refuse_shapes(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

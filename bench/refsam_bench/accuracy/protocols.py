@@ -6,8 +6,7 @@ background. `davis-unsup`: predictions and objects of a video are matched so tha
 expression, judged by the mask of its object; all frames count; an expression counts like an object.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -39,7 +38,6 @@ from refsam_bench.accuracy.scores import (
 from refsam_trt.errors import MissingExtraError, UsageError
 
 Protocol: TypeAlias = Literal["davis-semi", "davis-unsup", "per-expression"]
-Progress: TypeAlias = Callable[[int, int], None]
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MAX_PROPOSALS = 20
@@ -61,9 +59,7 @@ def score_results(
     results: Path,
     annotations: Path,
     protocol: Protocol,
-    *,
     sequences: Sequence[str] | None = None,
-    progress: Progress | None = None,
 ) -> Scores:
     """Score a folder of results against a folder of annotations.
 
@@ -76,16 +72,13 @@ def score_results(
         protocol: one of `PROTOCOLS`.
         sequences: what to score; None means every sequence that has results. Annotated sequences
             that are left out are named in the scores.
-        progress: called with (frames done, frames in all); a frame is done twice, checked and
-            scored. None means not to tell.
 
     Raises:
         UsageError: unknown protocol, or `sequences` is empty or names one twice.
         DatasetError: a file or folder cannot be used; the text names it.
         MissingExtraError: `davis-unsup` without SciPy.
     """
-    paired = pair_results(results, annotations, protocol, sequences)
-    return score_paired([paired], progress)[0]
+    return score_paired([pair_results(results, annotations, protocol, sequences)])[0]
 
 
 def pair_results(
@@ -104,16 +97,14 @@ def pair_results(
     return PairedResults(protocol, tuple(pairs), unscored)
 
 
-def score_paired(many: Sequence[PairedResults], progress: Progress | None) -> list[Scores]:
+def score_paired(many: Sequence[PairedResults]) -> list[Scores]:
     """Check the files of all results, then score them one after the other.
 
     Raises:
         DatasetError: a file cannot be used; nothing has been scored then.
     """
-    num_frames = sum(len(pair.frames) for paired in many for _, pair in paired.pairs)
-    advance = _counter(progress, 2 * num_frames)
-    counts = [_counts(paired, advance) for paired in many]
-    return [_scores(*each, advance) for each in zip(many, counts, strict=True)]
+    counts = [_counts(paired) for paired in many]
+    return [_scores(*each) for each in zip(many, counts, strict=True)]
 
 
 def score_clip(
@@ -156,7 +147,9 @@ def score_clip(
     if not frames:
         raise UsageError(f"{name}: no frame to score; give at least one")
     j_frames, f_frames = np.stack(j_parts, axis=-1), np.stack(f_parts, axis=-1)
-    pairs = _matched(j_frames, f_frames) if protocol == "davis-unsup" else _same_ids(num_objects)
+    pairs = [(k, k) for k in range(num_objects)]
+    if protocol == "davis-unsup":
+        pairs = _matched(j_frames, f_frames)
     return [
         object_scores(
             name=f"{name}_{k}",
@@ -168,6 +161,15 @@ def score_clip(
         )
         for k, (row, true_row) in enumerate(pairs, start=1)
     ]
+
+
+def score_expression(
+    sequence: str, expression: str, clip: Iterable[tuple[str, LabelMap, LabelMap]]
+) -> ObjectScores:
+    """Score the masks of one expression, 0 and 1, by those of its object; see `score_clip`."""
+    (scored,) = score_clip(sequence, clip, "per-expression", num_objects=1, num_predictions=1)
+    name = f"{sequence}_{expression}"
+    return replace(scored, name=name, object_id=expression, prediction_id=expression)
 
 
 def _frame_scores(
@@ -204,72 +206,36 @@ def _assignment_solver() -> Callable[..., Any]:
     return solver
 
 
-def _same_ids(num_objects: int) -> list[tuple[int, int]]:
-    return [(k, k) for k in range(num_objects)]
-
-
 def _pairs(results: Path, annotations: Path, protocol: Protocol) -> list[FolderPair]:
     if protocol == "per-expression":
         return expression_pairs(results, annotations)
     return [sequence_pair(results, annotations, drop_ends=protocol == "davis-semi")]
 
 
-def _counts(paired: PairedResults, advance: Callable[[], None]) -> list[ObjectCounts]:
+def _counts(paired: PairedResults) -> list[ObjectCounts]:
     limit = MAX_PROPOSALS if paired.protocol == "davis-unsup" else None
-    return [check_pair(pair, limit, advance) for _, pair in paired.pairs]
+    return [check_pair(pair, limit) for _, pair in paired.pairs]
 
 
-def _scores(
-    paired: PairedResults, counts: Sequence[ObjectCounts], advance: Callable[[], None]
-) -> Scores:
+def _scores(paired: PairedResults, counts: Sequence[ObjectCounts]) -> Scores:
     objects: dict[str, list[ObjectScores]] = {}
     for (name, pair), count in zip(paired.pairs, counts, strict=True):
-        scored = _pair_scores(name, pair, count, paired.protocol, advance)
+        scored = _pair_scores(name, pair, count, paired.protocol)
         objects.setdefault(name, []).extend(scored)
     sequences = [sequence_scores(name, members) for name, members in objects.items()]
     return total_scores(paired.protocol, sequences, paired.unscored_sequences)
 
 
 def _pair_scores(
-    sequence: str,
-    pair: FolderPair,
-    counts: ObjectCounts,
-    protocol: Protocol,
-    advance: Callable[[], None],
+    sequence: str, pair: FolderPair, counts: ObjectCounts, protocol: Protocol
 ) -> list[ObjectScores]:
-    def clip() -> Iterator[tuple[str, LabelMap, LabelMap]]:
-        for frame in pair.frames:
-            yield frame, pair.prediction(frame), pair.annotation(frame)
-            advance()
-
-    scored = score_clip(
-        sequence,
-        clip(),
-        protocol,
-        num_objects=counts.num_objects,
-        num_predictions=counts.num_predictions,
+    clip = ((frame, pair.prediction(frame), pair.annotation(frame)) for frame in pair.frames)
+    if pair.holds_masks:
+        return [score_expression(sequence, pair.annotations.name, clip)]
+    num_objects, num_predictions = counts
+    return score_clip(
+        sequence, clip, protocol, num_objects=num_objects, num_predictions=num_predictions
     )
-    if not pair.holds_masks:
-        return scored
-    expression = pair.annotations.name
-    return [
-        replace(
-            scored[0],
-            name=f"{sequence}_{expression}",
-            object_id=expression,
-            prediction_id=expression,
-        )
-    ]
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
-    steps = itertools.count(1)
-
-    def advance() -> None:
-        if progress is not None:
-            progress(next(steps), total)
-
-    return advance
 
 
 def _refuse_unknown(protocol: str) -> None:

@@ -5,7 +5,7 @@ are merged into one label map per frame and scored like a DAVIS result; the four
 averaged (refsam-model.md section 10.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from PIL import Image
 
 from refsam_bench.accuracy.davis_folders import frame_names
 from refsam_bench.accuracy.mask_png import read_label_map
-from refsam_bench.accuracy.protocols import Progress, pair_results, score_paired
+from refsam_bench.accuracy.protocols import pair_results, score_paired
 from refsam_bench.accuracy.scores import Figures, Scores, mean_figures
-from refsam_trt.errors import DatasetError, UsageError
+from refsam_trt.errors import DatasetError
 from refsam_trt.run.meta_expressions import (
     NUM_ANNOTATORS,
     VideoExpressions,
@@ -62,39 +62,24 @@ class RefDavisScores(Figures):
         }
 
 
-def load_ref_davis(
-    root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
-) -> tuple[RefDavisVideo, ...]:
-    """Read the videos of a data set in the layout of Ref-DAVIS17 and check every file of them.
+def load_ref_davis(root: Path) -> tuple[RefDavisVideo, ...]:
+    """Read the videos of `valid` in the layout of Ref-DAVIS17 and check every file of them.
 
     Args:
-        root: holds `<split>/JPEGImages`, `<split>/Annotations` and
-            `meta_expressions/<split>/meta_expressions.json`.
-        split: `valid` or `train`.
-        videos: what to read; None means every video of the expression file.
+        root: holds `valid/JPEGImages`, `valid/Annotations` and
+            `meta_expressions/valid/meta_expressions.json`.
 
     Raises:
         DatasetError: the expression file names no video or an unknown object, does not hold four
             expressions per object, or a frame is missing, unreadable or of another size.
-        UsageError: `videos` is empty or names one that the expression file does not.
     """
-    path = expression_file(root, split)
+    path = expression_file(root, "valid")
     entries = load_meta_expressions(path)
-    names = list(entries) if videos is None else list(videos)
-    unknown = [name for name in names if name not in entries]
-    if unknown or not names:
-        raise UsageError(
-            f"videos: found {unknown or names}, expected names from {path}: {', '.join(entries)}"
-        )
-    return tuple(_video(root / split, name, entries[name], path) for name in names)
+    return tuple(_video(root / "valid", name, entry, path) for name, entry in entries.items())
 
 
 def score_ref_davis(
-    results: Path,
-    annotations: Path,
-    *,
-    sequences: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    results: Path, annotations: Path, sequences: Sequence[str] | None = None
 ) -> RefDavisScores:
     """Score the label maps of four annotators with `davis-unsup` and average them.
 
@@ -102,7 +87,6 @@ def score_ref_davis(
         results: `<annotator 0..3>/<video>/<frame>.png`.
         annotations: `<video>/<frame>.png`.
         sequences: what to score; None means every video that any annotator has.
-        progress: as for `score_results`.
 
     Raises:
         DatasetError: an annotator, a video or a frame is missing or cannot be used.
@@ -118,7 +102,7 @@ def score_ref_davis(
     if sequences is None:
         sequences = sorted({p.name for f in folders for p in f.iterdir() if p.is_dir()})
     paired = [pair_results(folder, annotations, "davis-unsup", sequences) for folder in folders]
-    scores = score_paired(paired, progress)
+    scores = score_paired(paired)
     return RefDavisScores(annotators=tuple(scores), **vars(mean_figures(scores)))
 
 
@@ -161,12 +145,7 @@ def _checked_size(
             images / f"{frame}.jpg": _image_size_hw(images / f"{frame}.jpg"),
             annotations / f"{frame}.png": label_map.shape,
         }
-        for file, file_hw in sizes.items():
-            if file_hw != size_hw:
-                raise DatasetError(
-                    f"{file}: found {file_hw[1]}x{file_hw[0]}, expected {size_hw[1]}x{size_hw[0]} "
-                    "as in the first image; restore the original file"
-                )
+        refuse_other_sizes(sizes, size_hw)
     for object_id in range(1, num_objects + 1):
         if object_id not in seen:
             raise DatasetError(
@@ -174,6 +153,16 @@ def _checked_size(
                 f"{annotations} has that id; correct the expressions or the annotations"
             )
     return size_hw
+
+
+def refuse_other_sizes(sizes: Mapping[Path, tuple[int, ...]], size_hw: tuple[int, ...]) -> None:
+    """Refuse a file, image or label map, that is not of the height and width of its video."""
+    for file, file_hw in sizes.items():
+        if file_hw != size_hw:
+            raise DatasetError(
+                f"{file}: found {file_hw[1]}x{file_hw[0]}, expected {size_hw[1]}x{size_hw[0]} "
+                "as in the first image; restore the original file"
+            )
 
 
 def _image_size_hw(path: Path) -> tuple[int, int]:

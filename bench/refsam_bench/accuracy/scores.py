@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -92,12 +92,10 @@ class Scores(Figures):
 def mean_figures(parts: Sequence[Figures]) -> Figures:
     """Return the plain mean of every figure, not weighted by frames; `parts` is not empty."""
     return Figures(
-        j=float(np.mean([part.j for part in parts])),
-        f=float(np.mean([part.f for part in parts])),
-        j_recall=float(np.mean([part.j_recall for part in parts])),
-        f_recall=float(np.mean([part.f_recall for part in parts])),
-        j_decay=float(np.mean([part.j_decay for part in parts])),
-        f_decay=float(np.mean([part.f_decay for part in parts])),
+        **{
+            figure.name: float(np.mean([getattr(part, figure.name) for part in parts]))
+            for figure in fields(Figures)
+        }
     )
 
 

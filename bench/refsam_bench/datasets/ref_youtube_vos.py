@@ -6,27 +6,25 @@ Only parts with annotations can be scored. Those of the official `valid` are not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from refsam_bench.accuracy.mask_png import read_label_map
 from refsam_bench.accuracy.metrics import VOID_LABEL
-from refsam_bench.accuracy.protocols import score_clip
+from refsam_bench.accuracy.protocols import score_expression
+from refsam_bench.accuracy.ref_davis import refuse_other_sizes
 from refsam_bench.accuracy.scores import ObjectScores, sequence_scores, total_scores
-from refsam_bench.datasets.outcome import Answer, Case, ContentHash, MaskTrack, Outcome, View
+from refsam_bench.datasets.outcome import Answer, Case, ContentHash, Frame, MaskTrack, Outcome, View
 from refsam_bench.trackers.reference import LogitTracker
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.postprocess import mask_from_logits
 from refsam_trt.run.datasets import YOUTUBE_THRESHOLD
 from refsam_trt.run.meta_expressions import VideoExpressions, expression_file, load_meta_expressions
-
-_PROTOCOL: Any = "per-expression"
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class _Video:
     def frames(self) -> tuple[str, ...]:
         return self.cases[0][0].frames
 
-    def frame(self, name: str) -> NDArray[np.uint8]:
+    def frame(self, name: str) -> Frame:
         return _read_image(self.images / f"{name}.jpg")
 
-    def label_map(self, name: str) -> NDArray[np.uint8]:
+    def label_map(self, name: str) -> Frame:
         return read_label_map(self.annotations / f"{name}.png")
 
 
@@ -92,7 +90,7 @@ class RefYoutubeVos:
                 answers[case] = Answer(track, scored.j_frames)
                 objects.append(scored)
             sequences.append(sequence_scores(video.name, objects))
-        figures = total_scores(_PROTOCOL, sequences).to_json()
+        figures = total_scores("per-expression", sequences).to_json()
         accuracy = {"dataset": "ref-youtube-vos", **figures, "slices": {}}
         return Outcome(accuracy, answers, content.sha256)
 
@@ -120,14 +118,11 @@ def _track(
 
 
 def _score(video: _Video, case: Case, object_id: int, track: MaskTrack) -> ObjectScores:
-    def clip() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-        for index, name in enumerate(video.frames):
-            true = (video.label_map(name) == object_id).astype(np.uint8)
-            yield name, track[index].astype(np.uint8), true
-
-    (scored,) = score_clip(video.name, clip(), _PROTOCOL, num_objects=1, num_predictions=1)
-    key = case.expression_id
-    return replace(scored, name=f"{video.name}_{key}", object_id=key, prediction_id=key)
+    clip = (
+        (name, track[index].astype(np.uint8), (video.label_map(name) == object_id).astype(np.uint8))
+        for index, name in enumerate(video.frames)
+    )
+    return score_expression(video.name, case.expression_id, clip)
 
 
 def _checked(split: Path, name: str, entry: VideoExpressions, path: Path) -> _Video:
@@ -138,30 +133,24 @@ def _checked(split: Path, name: str, entry: VideoExpressions, path: Path) -> _Vi
         shape = _read_image(images / f"{frame}.jpg").shape[:2]
         label_map = read_label_map(annotations / f"{frame}.png")
         size_hw = size_hw or shape
-        for file, file_hw in (
-            (images / f"{frame}.jpg", shape),
-            (annotations / f"{frame}.png", label_map.shape),
-        ):
-            if file_hw != size_hw:
-                raise DatasetError(
-                    f"{file}: found {file_hw[1]}x{file_hw[0]}, expected {size_hw[1]}x{size_hw[0]} "
-                    "as in the first image; restore the original file"
-                )
+        sizes = {images / f"{frame}.jpg": shape, annotations / f"{frame}.png": label_map.shape}
+        refuse_other_sizes(sizes, size_hw)
         present.update(np.unique(label_map).tolist())
+    object_ids = sorted(present - {0, VOID_LABEL})
     cases = []
     for key, expression in entry.expressions.items():
         ids = expression.object_ids
-        if len(ids) != 1 or not ids[0].isdecimal() or int(ids[0]) not in present - {0, VOID_LABEL}:
+        if len(ids) != 1 or not ids[0].isdecimal() or int(ids[0]) not in object_ids:
             raise DatasetError(
                 f"{path}: video {name}, expression {key} names object {', '.join(ids) or 'none'}, "
-                f"expected one of {sorted(present - {0, VOID_LABEL})}, which the masks in "
-                f"{annotations} have; correct the expressions or restore the masks"
+                f"expected one of {object_ids}, which the masks in {annotations} have; correct "
+                "the expressions or restore the masks"
             )
         cases.append((Case(name, key, expression.text, None, entry.frames), int(ids[0])))
     return _Video(name, images, annotations, tuple(cases))
 
 
-def _read_image(path: Path) -> NDArray[np.uint8]:
+def _read_image(path: Path) -> Frame:
     try:
         with Image.open(path, formats=["JPEG"]) as image:
             return np.array(image.convert("RGB"))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from refsam_bench.accuracy.protocols import Protocol, score_clip
-from refsam_bench.accuracy.scores import (
-    ObjectScores,
-    Scores,
-    SequenceScores,
-    sequence_scores,
-    total_scores,
-)
+from refsam_bench.accuracy.scores import Scores, SequenceScores, sequence_scores, total_scores
 from refsam_bench.datasets.outcome import Answer, Case, Outcome, Recorder, View
 from refsam_bench.synthetic import SLICES, Slice, SyntheticVideo, generate
 from refsam_bench.trackers.blind import Blind, blind_masks
-from refsam_bench.trackers.reference import LogitTracker, Tracker
+from refsam_bench.trackers.reference import LogitTracker, Masks, Memory, Tracker
 from refsam_trt.errors import UsageError
 
 PROTOCOL: Protocol = "per-expression"
@@ -52,6 +46,10 @@ class SyntheticRequest:
         """Return the slice of video `index`."""
         return self.slices[index % len(self.slices)]
 
+    def video(self, index: int) -> SyntheticVideo:
+        """Return video `index`."""
+        return generate(self.seed, index, slice=self.slice_of(index))
+
 
 def score_synthetic(
     tracker: Tracker, request: SyntheticRequest, progress: Callable[[], None]
@@ -63,37 +61,46 @@ def score_synthetic(
         request: which videos.
         progress: called after each video.
     """
-    sequences: list[SequenceScores] = []
-    for index in range(request.num_videos):
-        video = generate(request.seed, index, slice=request.slice_of(index))
-        sequences.append(_score_video(tracker, request, video))
-        progress()
-    return total_scores(PROTOCOL, sequences)
+    memory: Memory = "forgotten" if request.probe == "forget" else "kept"
+
+    def answer(video: SyntheticVideo) -> Iterator[Masks]:
+        said = target = video.expressions[0]
+        if request.probe == "sibling":
+            said = next(e for e in video.expressions if e.object_id != target.object_id)
+        return tracker.track(iter(video.frames), [said.text], memory)
+
+    return _score_answers(answer, request, progress)
 
 
 def score_blind(blind: Blind, request: SyntheticRequest, progress: Callable[[], None]) -> Scores:
     """Score an answer that does not depend on the expression (see `blind`)."""
-    sequences: list[SequenceScores] = []
+
+    def answer(video: SyntheticVideo) -> Iterator[Masks]:
+        return ([mask] for mask in blind_masks(video, blind))
+
+    return _score_answers(answer, request, progress)
+
+
+def _score_answers(
+    answer: Callable[[SyntheticVideo], Iterator[Masks]],
+    request: SyntheticRequest,
+    progress: Callable[[], None],
+) -> Scores:
+    sequences = []
     for index in range(request.num_videos):
-        video = generate(request.seed, index, slice=request.slice_of(index))
-        answered = ([mask] for mask in blind_masks(video, blind))
-        sequences.append(score_masks(video, answered))
+        video = request.video(index)
+        sequences.append(score_masks(video, answer(video)))
         progress()
     return total_scores(PROTOCOL, sequences)
 
 
-def slice_scores(scores: Scores, request: SyntheticRequest) -> dict[str, Scores]:
-    """Return the scores of each slice apart."""
-    return {
+def to_json(scores: Scores, request: SyntheticRequest) -> dict[str, Any]:
+    """Return totals, slices and sequences."""
+    by_slice = {
         name: total_scores(PROTOCOL, sequences)
         for name in request.slices
         if (sequences := [s for s in scores.sequences if s.name.startswith(f"{name}-")])
     }
-
-
-def to_json(scores: Scores, request: SyntheticRequest) -> dict[str, Any]:
-    """Return totals, slices and sequences."""
-    by_slice = slice_scores(scores, request)
     return {
         "dataset": "synthetic",
         "seed": request.seed,
@@ -142,32 +149,13 @@ class Synthetic:
         return View(video.frames[0], mask, np.zeros_like(mask))
 
 
-def _score_video(
-    tracker: Tracker, request: SyntheticRequest, video: SyntheticVideo
-) -> SequenceScores:
-    target = video.expressions[0]
-    said = target
-    if request.probe == "sibling":
-        said = next(e for e in video.expressions if e.object_id != target.object_id)
-    memory: Any = "forgotten" if request.probe == "forget" else "kept"
-    tracked = tracker.track(iter(video.frames), [said.text], memory)
-    return score_masks(video, tracked)
-
-
-def score_masks(
-    video: SyntheticVideo, tracked: Iterable[list[np.ndarray[Any, Any]]]
-) -> SequenceScores:
+def score_masks(video: SyntheticVideo, tracked: Iterable[Masks]) -> SequenceScores:
     """Score the masks of each frame, one of them, on the named object."""
     name = f"{video.slice}-{video.index:05d}"
     true = video.mask(video.expressions[0].object_id)
-    return sequence_scores(name, _score(name, tracked, true))
-
-
-def _score(
-    name: str, tracked: Iterable[list[np.ndarray[Any, Any]]], true: np.ndarray[Any, Any]
-) -> list[ObjectScores]:
     clip = (
         (f"{frame:05d}", masks[0].astype(np.uint8), truth.astype(np.uint8))
         for frame, (masks, truth) in enumerate(zip(tracked, true, strict=True))
     )
-    return score_clip(name, clip, PROTOCOL, num_objects=1, num_predictions=1)
+    objects = score_clip(name, clip, PROTOCOL, num_objects=1, num_predictions=1)
+    return sequence_scores(name, objects)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import refsam_trt
 from refsam_bench.accuracy.scores import SequenceScores, total_scores
 from refsam_bench.datasets.synthetic import PROTOCOL, SyntheticRequest, score_masks
-from refsam_bench.synthetic import SyntheticVideo, generate
+from refsam_bench.synthetic import SyntheticVideo
 from refsam_export.parity.compare import mask_iou
 from refsam_export.precision.policy import POLICIES
 from refsam_export.precision.range_audit import RangeAudit, RangeFigures
@@ -188,7 +188,7 @@ class HalfComparison:
 
     def run(self, index: int) -> None:
         """Run one video through both PyTorch forms, and through the bundle if it is one of its."""
-        video = generate(self._request.seed, index, slice=self._videos.slice_of(index))
+        video = self._videos.video(index)
         text = video.expressions[0].text
         wide, half = (_masks(model, video, text) for model in (self.wide, self.half))
         ious = map(mask_iou, half, wide)

@@ -1,12 +1,10 @@
 """Masks and label maps are read as they were written, and other files are refused."""
 
 import numpy as np
-import pytest
 from mask_files import write_label_map, write_mask
 from PIL import Image
 
-from refsam_bench.accuracy.mask_png import read_grey_mask, read_label_map, read_mask
-from refsam_trt.errors import DatasetError
+from refsam_bench.accuracy.mask_png import read_label_map, read_mask
 
 
 def test_label_map_round_trip_with_every_id(tmp_path):
@@ -22,15 +20,4 @@ def test_label_map_round_trip_with_every_id(tmp_path):
 def test_mask_round_trip(tmp_path):
     mask = np.eye(5, 7, dtype=bool)
     write_mask(tmp_path / "mask.png", mask)
-    assert (read_grey_mask(tmp_path / "mask.png") == mask * 255).all()
     assert (read_mask(tmp_path / "mask.png") == mask).all()
-
-
-def test_grey_mask_of_other_values_is_refused(tmp_path):
-    path = tmp_path / "mask.png"
-    write_label_map(path, np.ones((2, 3), np.uint8))
-    with pytest.raises(DatasetError, match="found a PNG of mode P, expected an 8-bit grey PNG of"):
-        read_grey_mask(path)
-    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) + 1).save(path)
-    with pytest.raises(DatasetError, match=r"found the values 1, 2, 3, 4, 5, \.\.\., expected 0"):
-        read_grey_mask(path)

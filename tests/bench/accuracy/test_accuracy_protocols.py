@@ -235,13 +235,6 @@ def test_a_clip_that_was_never_written_scores_like_a_folder(tmp_path):
     assert tuple(objects) == scored(tmp_path, "davis-unsup").sequences[0].objects
 
 
-def test_progress_counts_every_frame_checked_and_scored(tmp_path):
-    save(tmp_path, "clip", [square(1, 1)] * 5, [square(1, 1)] * 5)
-    seen = []
-    scored(tmp_path, "davis-semi", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(1, 7)]
-
-
 def test_requests_that_cannot_be_met(tmp_path):
     save(tmp_path, "clip", [square(1, 1)] * 3, [square(1, 1)] * 3)
     with pytest.raises(UsageError, match="unknown protocol 'davis'; choose one of davis-semi, "):
