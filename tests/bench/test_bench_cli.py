@@ -50,7 +50,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_peak_mib", lambda side, request: 123.4)
+    monkeypatch.setattr(speed, "in_process", lambda run, side, request: 123.4)
 
 
 class TestParity:

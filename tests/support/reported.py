@@ -54,7 +54,7 @@ def reported(factory: pytest.TempPathFactory) -> MeasuredReport:
         if not target.exists():
             bundles = (exported(factory, "tiny"), other_bundle(factory))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(speed, "_peak_mib", lambda side, request: 123.4)
+                patch.setattr(speed, "in_process", lambda run, side, request: 123.4)
                 report = measure_report(request(bundles, base / "report.html"), Counted())
             target.write_bytes(pickle.dumps(report))
     return pickle.loads(target.read_bytes())

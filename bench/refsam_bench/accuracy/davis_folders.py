@@ -77,18 +77,35 @@ def scored_sequences(
     return scored, tuple(name for name in annotated if name not in scored)
 
 
-def sequence_pair(results: Path, annotations: Path, *, drop_ends: bool) -> FolderPair:
-    """Pair the label maps of one sequence.
+def folder_pair(
+    results: Path, annotations: Path, *, drop_ends: bool, holds_masks: bool
+) -> FolderPair:
+    """Pair the frames of one sequence, or of one expression of a video.
 
     Args:
-        results: `<results>/<sequence>`.
-        annotations: `<annotations>/<sequence>`.
+        results: `<results>/<sequence>`, or below it `<expression>`.
+        annotations: the same of the annotations.
         drop_ends: leave out the first and the last annotated frame; their results need not exist.
+        holds_masks: whether the files are masks of one expression.
 
     Raises:
         DatasetError: a frame is missing on either side, or none is left to score.
     """
-    return _pair(results, annotations, drop_ends=drop_ends, holds_masks=False)
+    annotated = frame_names(annotations)
+    frames = annotated[1:-1] if drop_ends else annotated
+    if not frames:
+        raise DatasetError(
+            f"{annotations}: found {len(annotated)} annotated frames, expected at least 3: "
+            "davis-semi does not score the first and the last one"
+        )
+    predicted = set(frame_names(results, refuse_gaps=False))
+    missing = [frame for frame in frames if frame not in predicted]
+    if missing:
+        raise DatasetError(
+            f"{results / missing[0]}.png: no such file; {len(missing)} of {len(frames)} scored "
+            "frames have no result; run the missing frames (names must equal the annotations')"
+        )
+    return FolderPair(results, annotations, annotated, frames, holds_masks)
 
 
 def expression_pairs(results: Path, annotations: Path) -> list[FolderPair]:
@@ -107,7 +124,7 @@ def expression_pairs(results: Path, annotations: Path) -> list[FolderPair]:
                     "same expressions"
                 )
     return [
-        _pair(results / name, annotations / name, drop_ends=False, holds_masks=True)
+        folder_pair(results / name, annotations / name, drop_ends=False, holds_masks=True)
         for name in annotated
     ]
 
@@ -175,24 +192,6 @@ def _check_size(path: Path, label_map: LabelMap, size_hw: tuple[int, ...]) -> No
             f"{path}: found a mask of {width}x{height}, expected {size_hw[1]}x{size_hw[0]} "
             "as in the first annotation; write masks in the original size"
         )
-
-
-def _pair(results: Path, annotations: Path, *, drop_ends: bool, holds_masks: bool) -> FolderPair:
-    annotated = frame_names(annotations)
-    frames = annotated[1:-1] if drop_ends else annotated
-    if not frames:
-        raise DatasetError(
-            f"{annotations}: found {len(annotated)} annotated frames, expected at least 3: "
-            "davis-semi does not score the first and the last one"
-        )
-    predicted = set(frame_names(results, refuse_gaps=False))
-    missing = [frame for frame in frames if frame not in predicted]
-    if missing:
-        raise DatasetError(
-            f"{results / missing[0]}.png: no such file; {len(missing)} of {len(frames)} scored "
-            "frames have no result; run the missing frames (names must equal the annotations')"
-        )
-    return FolderPair(results, annotations, annotated, frames, holds_masks)
 
 
 def frame_names(folder: Path, *, refuse_gaps: bool = True) -> tuple[str, ...]:

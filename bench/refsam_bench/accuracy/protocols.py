@@ -18,8 +18,8 @@ from refsam_bench.accuracy.davis_folders import (
     ObjectCounts,
     check_pair,
     expression_pairs,
+    folder_pair,
     scored_sequences,
-    sequence_pair,
 )
 from refsam_bench.accuracy.metrics import (
     VOID_LABEL,
@@ -209,7 +209,8 @@ def _assignment_solver() -> Callable[..., Any]:
 def _pairs(results: Path, annotations: Path, protocol: Protocol) -> list[FolderPair]:
     if protocol == "per-expression":
         return expression_pairs(results, annotations)
-    return [sequence_pair(results, annotations, drop_ends=protocol == "davis-semi")]
+    drop_ends = protocol == "davis-semi"
+    return [folder_pair(results, annotations, drop_ends=drop_ends, holds_masks=False)]
 
 
 def _counts(paired: PairedResults) -> list[ObjectCounts]:

@@ -157,11 +157,10 @@ def _score_synthetic(choices: dict[str, Any]) -> dict[str, Any]:
     from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker, Tracker
     from refsam_export.source import load_source
     from refsam_trt.bundle.open import open_bundle
-    from refsam_trt.bundle.shipped import bundle_folder
 
     slices: Any = tuple(choices["slices"].split(","))
     request = SyntheticRequest(choices["seed"], choices["num_videos"], slices, choices["probe"])
-    bundle = open_bundle(bundle_folder(choices["bundle"]))
+    bundle = open_bundle(choices["bundle"])
     with refsam_trt.load(
         bundle, backend=choices["backend"], variant=choices["variant"], text="resident"
     ) as engine:

@@ -84,11 +84,8 @@ def gpu(bundles: tuple[str, ...], as_json: bool, **choices: Any) -> None:
 
     request = GpuRequest(bundles=tuple(map(bundle_folder, bundles)), **choices)
 
-    def report(line: str) -> None:
-        click.echo(f"refsam-bench: {line}", err=True)
-
     with tempfile.TemporaryDirectory(prefix="refsam-gpu-") as scratch:
-        record = measure_gpu(request, Path(scratch), report)
+        record = measure_gpu(request, Path(scratch), options.tell)
     click.echo(json.dumps(record) if as_json else "\n".join(record_lines(record)))
     if record["failures"]:
         raise click.exceptions.Exit(1)

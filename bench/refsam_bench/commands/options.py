@@ -9,6 +9,12 @@ from refsam_trt.command.types import PATH
 RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 RANDOM_SPEED_NOTE = "RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing"
 
+
+def tell(line: str) -> None:
+    """Print a line about what is being done."""
+    click.echo(f"refsam-bench: {line}", err=True)
+
+
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
 )

@@ -36,7 +36,7 @@ def parity(
     """
     if tolerance is not None and not bisect:
         raise click.UsageError("--tolerance belongs to --bisect; the bounds of parity are fixed")
-    choices["report"] = lambda line: click.echo(f"refsam-bench: {line}", err=True)
+    choices["report"] = options.tell
     if bisect:
         choices["tolerance"] = tolerance
     passed = (_bisect if bisect else _compare)(bundle_folder(bundle), as_json, choices)
@@ -47,10 +47,9 @@ def parity(
 def _compare(bundle: Path, as_json: bool, choices: dict[str, Any]) -> bool:
     from refsam_bench.parity.measure import measure_parity
 
-    measured = measure_parity(bundle, **choices)
-    parity = measured.parity
+    bundle_id, parity = measure_parity(bundle, **choices)
     if as_json:
-        click.echo(json.dumps(measured.to_json()))
+        click.echo(json.dumps({"bundle_id": bundle_id, **parity.to_json()}))
     else:
         for graph, errors in parity.graphs.items():
             for name, error in errors.items():

@@ -44,11 +44,8 @@ def precision(bundle: str, output: Path | None, as_json: bool, **choices: Any) -
 
     request = HalfRequest(bundle=bundle_folder(bundle), **choices)
 
-    def report(line: str) -> None:
-        click.echo(f"refsam-bench: {line}", err=True)
-
     with Progress("refsam-bench precision", request.num_videos) as progress:
-        figures = measure_half(request, progress.update, report)
+        figures = measure_half(request, progress.update, options.tell)
     if output is not None:
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(figures.to_json(), indent=1) + "\n", encoding="utf-8")

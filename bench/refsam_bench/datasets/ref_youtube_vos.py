@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from refsam_bench.accuracy.mask_png import read_label_map
-from refsam_bench.accuracy.metrics import VOID_LABEL
+from refsam_bench.accuracy.metrics import VOID_LABEL, LabelMap
 from refsam_bench.accuracy.protocols import score_expression
 from refsam_bench.accuracy.ref_davis import refuse_other_sizes
 from refsam_bench.accuracy.scores import ObjectScores, sequence_scores, total_scores
@@ -41,7 +41,7 @@ class _Video:
     def frame(self, name: str) -> Frame:
         return _read_image(self.images / f"{name}.jpg")
 
-    def label_map(self, name: str) -> Frame:
+    def label_map(self, name: str) -> LabelMap:
         return read_label_map(self.annotations / f"{name}.png")
 
 

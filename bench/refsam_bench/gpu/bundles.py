@@ -33,14 +33,10 @@ def _bundle(request: GpuRequest, subject: Subject) -> dict[str, Any]:
         subject.preset,
         subject.bundle,
         random_init=request.seed,
-        precisions=_with_fp32(request.precisions),
+        # Golden outputs are those of fp32 graphs.
+        precisions=tuple(dict.fromkeys(("fp32", *request.precisions))),
     )
     return bundle_entry(export_unproven(export, print))
-
-
-def _with_fp32(precisions: tuple[str, ...]) -> tuple[str, ...]:
-    """Golden outputs are those of fp32 graphs."""
-    return tuple(dict.fromkeys(("fp32", *precisions)))
 
 
 def _reference(request: GpuRequest, subject: Subject) -> dict[str, Any]:
@@ -48,15 +44,10 @@ def _reference(request: GpuRequest, subject: Subject) -> dict[str, Any]:
     loaded = load_source(bundle, request.source)
     splits: set[Any] = {variant.split for variant in bundle.manifest.variants.values()}
     for split in sorted(splits):
-        folder = reference_folder(subject, split)
+        folder = subject.reference(split)
         folder.mkdir(parents=True)
         write_reference(loaded, split, request.parity_frames, folder)
     return {"num_frames": request.parity_frames, "splits": sorted(splits), "device": "cpu"}
-
-
-def reference_folder(subject: Subject, split: str) -> Path:
-    """Return where the reference of a split lies."""
-    return subject.reference / split
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class OpenedCase:
     @property
     def reference(self) -> Path:
         """Folder of the reference that fits the variant."""
-        return reference_folder(self.subject, self.bundle.manifest.variants[self.variant].split)
+        return self.subject.reference(self.bundle.manifest.variants[self.variant].split)
 
     def load(self) -> refsam_trt.Engine:
         """Load the engine of the case."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +15,7 @@ from refsam_bench.gpu.bundles import OpenedCase, open_case
 from refsam_bench.gpu.plans import measure_layers, self_test, validity
 from refsam_bench.gpu.request import GpuRequest, Job
 from refsam_bench.gpu.steps import StepRunner
+from refsam_bench.speed.gate import time_in_turn
 from refsam_bench.speed.request import expressions
 from refsam_bench.speed.timing import Summary
 from refsam_bench.synthetic import EVALUATE_SEED
@@ -45,7 +45,9 @@ def measure_memory(job: Job, steps: StepRunner) -> None:
 
 def check(job: Job, steps: StepRunner) -> None:
     """Hold a case to golden tensors and reference; time its graphs; profile its layers; score."""
-    opened = steps.keep("open", lambda: _open(job))
+    opened = steps.keep(
+        "open", lambda: (case := open_case(job, job.only_case), {"variant": case.variant})
+    )
     actions: dict[str, Callable[[OpenedCase], dict[str, Any]]] = {
         "parity": _parity,
         "latency": _latency,
@@ -64,11 +66,6 @@ def check(job: Job, steps: StepRunner) -> None:
             steps.skip(name, "the case cannot be opened")
         else:
             steps.run(name, functools.partial(action, opened))
-
-
-def _open(job: Job) -> tuple[OpenedCase, dict[str, Any]]:
-    opened = open_case(job, job.only_case)
-    return opened, {"variant": opened.variant}
 
 
 def _build(job: Job) -> dict[str, Any]:
@@ -145,23 +142,11 @@ def _latency(opened: OpenedCase) -> dict[str, Any]:
             context.run(inputs, out)
             backend.device.sync()
 
-        seconds = timed(run)
+        (seconds,) = time_in_turn({name: run}, LATENCY_RUNS, LATENCY_WARMUP).values()
         sizes = {key: list(array.shape) for key, array in call.inputs.items()}
         figures[name] = {**asdict(Summary.of(seconds)), "inputs": sizes}
     backend.close()
     return {"scope": "one call to the end of its work on the GPU", "graphs": figures}
-
-
-def timed(run: Callable[[], None]) -> list[float]:
-    """Return seconds per call, after some that do not count."""
-    for _ in range(LATENCY_WARMUP):
-        run()
-    seconds = []
-    for _ in range(LATENCY_RUNS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def _accuracy(opened: OpenedCase, request: GpuRequest) -> dict[str, Any]:

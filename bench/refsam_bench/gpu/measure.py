@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,51 +59,47 @@ def measure_gpu(
     return record
 
 
+@dataclass
 class _Campaign:
     """Runs the jobs of all subjects and keeps the record.
 
     Invariant: the file is written whole after every event that ends a step.
     """
 
-    def __init__(
-        self,
-        request: GpuRequest,
-        work: Path,
-        report: Callable[[str], None],
-        run: Runner,
-        record: dict[str, Any],
-    ) -> None:
-        self._request, self._work, self._report, self._run = request, work, report, run
-        self._record = record
-        self._start = time.monotonic()
-        self._num_jobs = 0
+    request: GpuRequest
+    work: Path
+    report: Callable[[str], None]
+    run_job: Runner
+    record: dict[str, Any]
+    start: float = field(default_factory=time.monotonic)
+    num_jobs: int = 0
 
     def run(self) -> None:
         """Run everything."""
-        for name, backend in self._record["backends"].items():
+        for name, backend in self.record["backends"].items():
             if not backend["works"]:
-                self._report(f"{name}: absent: {backend['reason']}")
+                self.report(f"{name}: absent: {backend['reason']}")
         for subject in self._subjects():
             self._measure(subject)
-        self._record["seconds"] = round(time.monotonic() - self._start, 1)
+        self.record["seconds"] = round(time.monotonic() - self.start, 1)
         self._write()
 
     def _subjects(self) -> Iterator[Subject]:
-        for number, folder in enumerate(self._request.bundles):
+        for number, folder in enumerate(self.request.bundles):
             yield self._subject(folder.resolve().name, number, folder, None)
-        for number, preset in enumerate(self._request.presets, len(self._request.bundles)):
+        for number, preset in enumerate(self.request.presets, len(self.request.bundles)):
             yield self._subject(preset, number, None, preset)
 
     def _subject(self, name: str, number: int, folder: Path | None, preset: str | None) -> Subject:
-        work = self._work / f"{number}-{name}"
+        work = self.work / f"{number}-{name}"
         work.mkdir()
         return Subject(name, folder or work / "bundle", work, preset)
 
     def _measure(self, subject: Subject) -> None:
         cases = [
             Case(backend, precision)
-            for backend, state in self._record["backends"].items()
-            for precision in self._request.precisions
+            for backend, state in self.record["backends"].items()
+            for precision in self.request.precisions
             if state["works"]
         ]
         entry: dict[str, Any] = {
@@ -114,8 +111,8 @@ class _Campaign:
                 for case in cases
             },
         }
-        self._record["subjects"].append(entry)
-        request = self._request
+        self.record["subjects"].append(entry)
+        request = self.request
         if not self._done("bundle", Job("bundle", request, subject), entry["steps"]):
             return
         self._job(Job("pytorch", request, subject), entry["steps"])
@@ -148,10 +145,10 @@ class _Campaign:
         if left is not None and left <= 0:
             tell({"step": job.kind, "state": "skipped", "reason": "out of time (--limit-s)"})
             return
-        self._num_jobs += 1
-        log = self._work / f"{self._num_jobs:02d}-{job.kind}.log"
+        self.num_jobs += 1
+        log = self.work / f"{self.num_jobs:02d}-{job.kind}.log"
         try:
-            self._run(job, tell, log, left)
+            self.run_job(job, tell, log, left)
         except OSError as error:  # no process, or no room for its log
             told = {"type": type(error).__name__, "text": str(error)}
             tell({"step": job.kind, "state": "failed", "error": told})
@@ -164,16 +161,16 @@ class _Campaign:
         line = f"{where}: {name} {event['state']}"
         if event["state"] == "failed":
             error = event["error"]
-            self._record["failures"].append(f"{where}: {name}: {error['type']}: {error['text']}")
+            self.record["failures"].append(f"{where}: {name}: {error['type']}: {error['text']}")
             line += f": {error['type']}: {error['text'][:200]}"
-        self._report(line)
+        self.report(line)
         self._write()
 
     def _seconds_left(self) -> float | None:
-        limit_s = self._request.limit_s
-        return None if limit_s is None else limit_s - (time.monotonic() - self._start)
+        limit_s = self.request.limit_s
+        return None if limit_s is None else limit_s - (time.monotonic() - self.start)
 
     def _write(self) -> None:
-        text = json.dumps(self._record, indent=1, allow_nan=False) + "\n"
-        with atomic_path(self._request.output) as temporary:
+        text = json.dumps(self.record, indent=1, allow_nan=False) + "\n"
+        with atomic_path(self.request.output) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -7,7 +7,6 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from refsam_bench.gpu.bundles import reference_folder
 from refsam_bench.gpu.checks import score
 from refsam_bench.gpu.pytorch import (
     COMPILED,
@@ -56,7 +55,10 @@ def torch_model(job: Job, name: str) -> ReferenceModel:
 
 def _parity(job: Job, name: str, model: ReferenceModel, precision: str) -> dict[str, Any]:
     """Follow the expressions that begin with the parity clip and compare every frame."""
-    tensors = load_file(_reference(job))
+    bundle = open_bundle(job.subject.bundle, verify="deferred")
+    # The chain is the same in every split.
+    split = min(variant.split for variant in bundle.manifest.variants.values())
+    tensors = load_file(job.subject.reference(split) / TENSORS)
     errors, ious = [], []
     with model.open_video() as video:
         for text in EXPRESSIONS[:-1]:  # the last one joins late
@@ -74,10 +76,3 @@ def _parity(job: Job, name: str, model: ReferenceModel, precision: str) -> dict[
             f"worst relative error over the chain {max(errors):.1e}"
         )
     return figures
-
-
-def _reference(job: Job) -> Any:
-    """Return the tensors of any split: the chain is the same."""
-    bundle = open_bundle(job.subject.bundle, verify="deferred")
-    split = min(variant.split for variant in bundle.manifest.variants.values())
-    return reference_folder(job.subject, split) / TENSORS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -85,10 +85,9 @@ class Subject:
     work: Path
     preset: str | None = None
 
-    @property
-    def reference(self) -> Path:
-        """Folder of what PyTorch computes on the CPU."""
-        return self.work / "reference"
+    def reference(self, split: str) -> Path:
+        """Return the folder of what PyTorch computes on the CPU, for the graphs of a split."""
+        return self.work / "reference" / split
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,4 @@ class Job:
     @classmethod
     def from_json(cls, raw: bytes | str) -> Job:
         """Make a job from `to_json`'s bytes."""
-        return msgspec.json.decode(raw, type=cls, dec_hook=_made)
-
-
-def _made(kind: type, value: Any) -> Any:
-    return kind(value)
+        return msgspec.json.decode(raw, type=cls, dec_hook=lambda kind, value: kind(value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,6 @@ from refsam_trt.command.in_process import in_process
 from refsam_trt.session.variants import choose_variant
 
 
-@dataclass(frozen=True)
-class BundleParity:
-    """Figures of a bundle's variant."""
-
-    bundle_id: str
-    parity: Parity
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return {"bundle_id": self.bundle_id, **self.parity.to_json()}
-
-
 def measure_parity(
     folder: Path,
     *,
@@ -37,7 +24,7 @@ def measure_parity(
     variant: str | None,
     num_frames: int,
     report: Callable[[str], None],
-) -> BundleParity:
+) -> tuple[str, Parity]:
     """Run the reference, free it, run the bundle in a process of its own, compare.
 
     Args:
@@ -46,6 +33,9 @@ def measure_parity(
         variant: which graphs; None takes the bundle's default.
         num_frames: length of the chain.
         report: called with one line per stage.
+
+    Returns:
+        The bundle's id, and the figures of that variant.
     """
     bundle = open_bundle(folder)
     name = choose_variant(bundle.manifest, variant)
@@ -59,4 +49,4 @@ def measure_parity(
         del loaded
         gc.collect()
         report("comparing in a process of its own")
-        return BundleParity(bundle.bundle_id, in_process(compare, folder, reference, name))
+        return bundle.bundle_id, in_process(compare, folder, reference, name)

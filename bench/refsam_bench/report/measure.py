@@ -11,7 +11,7 @@ from refsam_bench.datasets.outcome import Dataset, Outcome
 from refsam_bench.datasets.ref_davis import RefDavis
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
-from refsam_bench.report.pictures import Panel, draw_row
+from refsam_bench.report.pictures import draw_row
 from refsam_bench.report.record import (
     candidate_entry,
     choose_examples,
@@ -25,6 +25,7 @@ from refsam_bench.report.request import ReportRequest
 from refsam_bench.report.sides import (
     Candidate,
     Reference,
+    Side,
     can_load,
     find_sides,
     needs_folder,
@@ -63,8 +64,6 @@ def measure_report(request: ReportRequest, show: ShowProgress) -> MeasuredReport
     request.check_outputs()
     open_backend(request.backend, request.num_threads).close()
     references, candidates = find_sides(request)
-    sides: list[Reference | Candidate] = list(references)
-    sides.extend(candidates)
     dataset = open_data_set(request)
     outcomes = {r.key: _run_reference(r, dataset, request, show) for r in references}
     backends: dict[str, str] = {}
@@ -78,7 +77,7 @@ def measure_report(request: ReportRequest, show: ShowProgress) -> MeasuredReport
             refused[c.key] = str(error)
     not_run = [not_run_entry(c, refused[c.key]) for c in candidates if c.key in refused]
     candidates = tuple(c for c in candidates if c.key not in refused)
-    sides = [side for side in sides if side.key not in refused]
+    sides: list[Side] = [*references, *candidates]
     record = {
         **head(request, sides),
         "dataset": _dataset_entry(dataset, outcomes),
@@ -90,7 +89,7 @@ def measure_report(request: ReportRequest, show: ShowProgress) -> MeasuredReport
         "not_run": not_run,
     }
     engines = {c.key: outcomes[c.key] for c in ranking(candidates)}
-    panels = [Panel(side.key, side.label, side.has_random_weights) for side in sides]
+    random_keys = {side.key for side in sides if side.has_random_weights}
     pictures: dict[str, str] = {}
     for group, frames in (
         ("worst_frames", choose_worst(engines, request.num_worst)),
@@ -99,7 +98,8 @@ def measure_report(request: ReportRequest, show: ShowProgress) -> MeasuredReport
         record[group] = []
         for number, (case, index) in enumerate(frames):
             name = f"{group}-{number}"
-            pictures |= draw_row(name, dataset.view(case, index), case, index, outcomes, panels)
+            view = dataset.view(case, index)
+            pictures |= draw_row(name, view, case, index, outcomes, random_keys)
             record[group].append(shown_frame(name, case, index, outcomes))
     return MeasuredReport(record, pictures)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,30 +23,24 @@ _QUALITY = 88
 _GREY_SHARE = 0.8
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One side of a row of pictures."""
-
-    key: str
-    label: str
-    has_random_weights: bool
-
-
 def draw_row(
     name: str,
     view: View,
     case: Case,
     index: int,
     outcomes: Mapping[str, Outcome],
-    panels: Sequence[Panel],
+    random_keys: Collection[str],
 ) -> dict[str, str]:
-    """Return the pictures of one frame: `<name>-annotation`, and `<name>-<key>` per side."""
+    """Return the pictures of one frame: `<name>-annotation`, and `<name>-<key>` per side.
+
+    Those of `random_keys`, sides with random weights, say so.
+    """
     pictures = {f"{name}-{ANNOTATION}": data_uri(outlined(view))}
-    for panel in panels:
-        drawn = judged(view, outcomes[panel.key].answers[case].masks[index])
-        if panel.has_random_weights:
+    for key, outcome in outcomes.items():
+        drawn = judged(view, outcome.answers[case].masks[index])
+        if key in random_keys:
             drawn = with_banner(drawn, RANDOM_CAPTION)
-        pictures[f"{name}-{panel.key}"] = data_uri(drawn)
+        pictures[f"{name}-{key}"] = data_uri(drawn)
     return pictures
 
 

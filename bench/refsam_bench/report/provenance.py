@@ -10,7 +10,6 @@ import msgspec
 
 import refsam_bench
 from refsam_bench.report.quantisation import quantisation_entry
-from refsam_bench.speed.measure import environment
 from refsam_trt.bundle.open import Bundle
 
 
@@ -32,11 +31,6 @@ def bundle_entry(bundle: Bundle) -> dict[str, Any]:
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
         "quantisation": quantisation_entry(bundle),
     }
-
-
-def machine(num_threads: int | None) -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    return environment(num_threads)
 
 
 def commit(module_file: str | None = None) -> str | None:

@@ -14,10 +14,11 @@ import numpy as np
 
 import refsam_trt
 from refsam_bench.datasets.outcome import Answer, Case, Outcome
-from refsam_bench.report.provenance import bundle_entry, commit, machine
+from refsam_bench.report.provenance import bundle_entry, commit
 from refsam_bench.report.quantisation import forms_entries
 from refsam_bench.report.request import ReportRequest
-from refsam_bench.report.sides import Candidate, Reference
+from refsam_bench.report.sides import Candidate, Reference, Side
+from refsam_bench.speed.measure import environment
 from refsam_export.parity.compare import mask_iou
 
 SCHEMA_VERSION = 1
@@ -25,7 +26,7 @@ RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 _DIFFERING = ("j_and_f", "j", "f")
 
 
-def head(request: ReportRequest, sides: Sequence[Reference | Candidate]) -> dict[str, Any]:
+def head(request: ReportRequest, sides: Sequence[Side]) -> dict[str, Any]:
     """Return what concerns the report as a whole."""
     is_random = any(side.has_random_weights for side in sides)
     bundles = {s.bundle.bundle_id: s.bundle for s in sides if isinstance(s, Candidate)}
@@ -37,7 +38,7 @@ def head(request: ReportRequest, sides: Sequence[Reference | Candidate]) -> dict
         "commit": commit(),
         "random_weights": is_random,
         "warning": RANDOM_NOTE if is_random else None,
-        "environment": machine(request.num_threads),
+        "environment": environment(request.num_threads),
         "bundles": [bundle_entry(bundle) for bundle in bundles.values()],
         "quantisation_forms": forms_entries(request.forms),
     }

@@ -22,23 +22,29 @@ from refsam_trt.session.variants import choose_variant, suited_variants
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A variant of a bundle; `label` is its name on the page, unlike all others.
-
-    `reference` is the key of its reference, None if there is none: `reference_absent` says why.
-    """
+class Side:
+    """Who is measured; `label` is its name on the page, unlike all others."""
 
     key: str
     label: str
     bundle: Bundle
-    variant: str
-    reference: str | None
-    reference_absent: str | None
 
     @property
     def has_random_weights(self) -> bool:
         """Whether weights were made up at export."""
         return self.bundle.manifest.weights.random_init_seed is not None
+
+
+@dataclass(frozen=True)
+class Candidate(Side):
+    """A variant of a bundle.
+
+    `reference` is the key of its reference, None if there is none: `reference_absent` says why.
+    """
+
+    variant: str
+    reference: str | None
+    reference_absent: str | None
 
     @property
     def size_bytes(self) -> int:
@@ -73,18 +79,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(Side):
     """The PyTorch model of one or more bundles; `source` is the folder of its weights, if any."""
 
-    key: str
-    label: str
-    bundle: Bundle
     source: Path | None
-
-    @property
-    def has_random_weights(self) -> bool:
-        """Whether weights were made up at export."""
-        return self.bundle.manifest.weights.random_init_seed is not None
 
 
 def find_sides(request: ReportRequest) -> tuple[tuple[Reference, ...], tuple[Candidate, ...]]:

@@ -38,7 +38,7 @@ class SpeedGate:
 
 
 def time_in_turn(
-    forms: Mapping[str, Callable[[], None]],
+    forms: Mapping[str, Callable[[], object]],
     num_rounds: int,
     num_warmup: int = 1,
     progress: Callable[[], None] = lambda: None,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refsam_bench.speed.memory import Side, peak_mib
+from refsam_bench.speed.memory import peak_mib
 from refsam_bench.speed.request import (
     FRAME_SEED,
     Measured,
@@ -107,8 +107,8 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> Speed:
         speedup=Ratio.of(slow_s, fast_s) if loop else None,
         min_mask_iou=min(agreement) if loop else None,
         peak_memory_mib={
-            "engine": _peak_mib("engine", request),
-            "reference": _peak_mib("reference", request) if loop else None,
+            "engine": in_process(peak_mib, "engine", request),
+            "reference": in_process(peak_mib, "reference", request) if loop else None,
         },
         environment=environment(request.num_threads),
     )
@@ -143,7 +143,3 @@ def _stages(stopwatch: Stopwatch) -> dict[str, Summary]:
     rest = np.asarray(stopwatch.seconds("step")) - np.sum(list(inside.values()), axis=0)
     stages = {"preprocess": rest, **inside, "postprocess": stopwatch.seconds("postprocess")}
     return {name: Summary.of(seconds) for name, seconds in stages.items()}
-
-
-def _peak_mib(side: Side, request: SpeedRequest) -> float:
-    return in_process(peak_mib, side, request)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refsam_bench.speed.gate import SpeedGate, gate_of, summaries, time_in_turn
 from refsam_bench.speed.measure import environment
@@ -19,6 +22,7 @@ from refsam_trt.bundle.plans import open_plans
 from refsam_trt.contract.precision import QUANTISED
 from refsam_trt.errors import UsageError
 from refsam_trt.session.load import load
+from refsam_trt.session.session import Session
 from refsam_trt.session.variants import choose_variant
 
 
@@ -71,7 +75,7 @@ def measure_precisions(
             video = stack.enter_context(engine.open_video(original_hw=request.frame_hw))
             for text in texts:
                 video.add_expression(text)
-            forms[name] = _Masks(video, frames)
+            forms[name] = _next_masks(video, iter(frames))
         seconds = time_in_turn(forms, request.num_frames, request.num_warmup, progress)
     return PrecisionSpeeds(
         bundle_id=bundle.bundle_id,
@@ -123,15 +127,9 @@ def _of_plans(request: SpeedRequest, folders: Sequence[Path]) -> _Forms:
     return backend, variants, {name: {"plans": by_precision[name][0]} for name in variants}
 
 
-class _Masks:
-    """Steps one session to the masks of its next frame."""
-
-    def __init__(self, video: Any, frames: Any) -> None:
-        self._video, self._frames = video, iter(frames)
-
-    def __call__(self) -> None:
-        for result in self._video.step(next(self._frames)):
-            _ = result.mask
+def _next_masks(video: Session, frames: Iterator[NDArray[np.uint8]]) -> Callable[[], object]:
+    """Return what steps a session to the masks of its next frame."""
+    return lambda: [result.mask for result in video.step(next(frames))]
 
 
 def _gates(seconds: dict[str, list[float]]) -> list[SpeedGate]:

@@ -6,12 +6,10 @@ doubt is found (`naming`, `meaning`) and put into words (`grammar`). Then it is 
 
 from refsam_bench.synthetic.compose import SLICES, Slice
 from refsam_bench.synthetic.language.grammar import vocabulary
-from refsam_bench.synthetic.language.meaning import Kind, Meaning, fits
 from refsam_bench.synthetic.video import (
     EVALUATE_SEED,
     TUNE_SEED,
     Expression,
-    Split,
     SyntheticVideo,
     generate,
     split_of,
@@ -23,12 +21,8 @@ __all__ = [
     "SLICES",
     "TUNE_SEED",
     "Expression",
-    "Kind",
-    "Meaning",
     "Slice",
-    "Split",
     "SyntheticVideo",
-    "fits",
     "generate",
     "split_of",
     "vocabulary",

@@ -26,7 +26,6 @@ def write_ref_davis(
     seed: int,
     slice: Slice,
     num_videos: int,
-    first_index: int = 0,
     num_frames: int = NUM_FRAMES,
     size_hw: tuple[int, int] = SIZE_HW,
     advance: Callable[[], None] | None = None,
@@ -41,8 +40,7 @@ def write_ref_davis(
         folder: Where; it must not exist.
         seed: Of the videos; `split_of` says what for.
         slice: Of the expressions.
-        num_videos: How many, with consecutive indices from `first_index`.
-        first_index: Index of the first video.
+        num_videos: How many, with indices from 0.
         num_frames: Length of every video.
         size_hw: Height and width of every video in pixels.
         advance: Called after each video; None means nothing.
@@ -56,7 +54,7 @@ def write_ref_davis(
     make_folder(folder.parent)
     tables: dict[str, dict[str, Any]] = {"objects": {}, "expressions": {}}
     with atomic_folder(folder) as partial:
-        for index in range(first_index, first_index + num_videos):
+        for index in range(num_videos):
             video = generate(
                 seed,
                 index,

@@ -11,7 +11,8 @@ import shared_data
 from exported import exported
 
 import refsam_trt
-from refsam_bench.commands.accuracy import RANDOM_NOTE, accuracy
+from refsam_bench.commands.accuracy import accuracy
+from refsam_bench.commands.options import RANDOM_NOTE
 from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, slice_scores
 from refsam_bench.synthetic import generate
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker

@@ -198,7 +198,7 @@ class Racer:
     def __init__(self, name: str, order: list[str], last: int = 99) -> None:
         self.name, self._order, self._last, self._num = name, order, last, 0
 
-    def step(self, frame: np.ndarray) -> list[np.ndarray]:
+    def __call__(self, frame: np.ndarray) -> list[np.ndarray]:
         if self._num == self._last:
             raise ValueError("fell")
         self._num += 1
@@ -209,7 +209,8 @@ class Racer:
 def test_who_fails_in_the_race_leaves_it_and_each_frame_is_begun_by_another():
     order: list[str] = []
     events: list[dict[str, Any]] = []
-    racers = [Racer("a", order), Racer("b", order, last=2), Racer(EAGER, order)]
+    lasts = {"a": 99, "b": 2, EAGER: 99}
+    racers = {name: Racer(name, order, last) for name, last in lasts.items()}
     request = GpuRequest(Path("x"), presets=("tiny",), num_frames=3, num_warmup=1, frame_hw=(9, 16))
     found = run_race(racers, request, StepRunner(events.append))
     assert order == ["a", "b", EAGER, "b", EAGER, "a", EAGER, "a", EAGER, "a"]
@@ -222,7 +223,7 @@ def test_who_fails_in_the_race_leaves_it_and_each_frame_is_begun_by_another():
 
 def test_without_the_baseline_nothing_is_compared_with_it():
     request = GpuRequest(Path("x"), presets=("tiny",), num_frames=2, num_warmup=0, frame_hw=(9, 16))
-    found = run_race([Racer("a", [])], request, StepRunner(lambda event: None))
+    found = run_race({"a": Racer("a", [])}, request, StepRunner(lambda event: None))
     assert found["baseline"] is None
     assert "times_as_fast" not in found["racers"]["a"]
 

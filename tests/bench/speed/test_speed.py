@@ -74,7 +74,7 @@ def run(request_: SpeedRequest) -> Run:
 
 @pytest.fixture
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_peak_mib", lambda side, request: 1.0)
+    monkeypatch.setattr(speed, "in_process", lambda run, side, request: 1.0)
 
 
 class TestFigures:
@@ -195,7 +195,7 @@ class TestMemory:
     def test_the_request_reaches_that_process(self, request_: SpeedRequest) -> None:
         """Frames of 5 MiB, 44 MiB while they are drawn."""
         large = dataclasses.replace(request_, frame_hw=(1200, 1600), num_expressions=1)
-        assert speed._peak_mib("engine", large) > speed._peak_mib("engine", request_) + 40
+        assert in_process(peak_mib, "engine", large) > in_process(peak_mib, "engine", request_) + 40
 
     def test_the_engine_side_never_sees_torch(self, request_: SpeedRequest) -> None:
         assert in_process(heavy_modules_after, peak_mib, "engine", request_) == []
@@ -203,7 +203,7 @@ class TestMemory:
     def test_a_failure_in_that_process_is_told(self, request_: SpeedRequest) -> None:
         broken = dataclasses.replace(request_, bundle=Path("absent"))
         with pytest.raises(BundleError, match="absent: no such folder"):
-            speed._peak_mib("engine", broken)
+            in_process(peak_mib, "engine", broken)
 
 
 def test_expressions_differ() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refsam_bench.accuracy.metrics import outline_agreement, outline_of, region_similarity
-from refsam_bench.synthetic import SLICES, fits, generate, split_of, vocabulary
-from refsam_bench.synthetic.language.meaning import CLIP_TIMES, MEASURES
+from refsam_bench.synthetic import SLICES, generate, split_of, vocabulary
+from refsam_bench.synthetic.language.meaning import CLIP_TIMES, MEASURES, fits
 from refsam_bench.synthetic.language.naming import has_distractors
 from refsam_bench.synthetic.shapes import OUTLINES, REACH
 from refsam_trt.errors import UsageError
