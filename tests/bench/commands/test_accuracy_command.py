@@ -13,7 +13,7 @@ from exported import exported
 import refsam_trt
 from refsam_bench.commands.accuracy import accuracy
 from refsam_bench.commands.options import RANDOM_NOTE
-from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, slice_scores
+from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.synthetic import generate
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
@@ -62,19 +62,22 @@ def test_the_right_answer_scores_one_and_a_siblings_nearly_nothing():
 
 
 def test_slices_take_turns_and_are_scored_apart():
-    class Nothing:
+    class Everything:
         def track(self, frames, texts, memory):
             for frame in frames:
-                yield [np.zeros(frame.shape[:2], np.bool_)]
+                yield [np.ones(frame.shape[:2], np.bool_)]
 
     wanted = SyntheticRequest(SEED, 4, slices=("attribute", "position"))
     ticks: list[int] = []
-    scores = score_synthetic(Nothing(), wanted, lambda: ticks.append(1))
+    scores = score_synthetic(Everything(), wanted, lambda: ticks.append(1))
     names = [sequence.name for sequence in scores.sequences]
     assert names == ["attribute-00000", "position-00001", "attribute-00002", "position-00003"]
     assert len(ticks) == 4
-    parts = slice_scores(scores, wanted)
-    assert [len(parts[name].sequences) for name in wanted.slices] == [2, 2]
+    slices = to_json(scores, wanted)["slices"]
+    first, second, third, fourth = (sequence.j for sequence in scores.sequences)
+    assert slices["attribute"]["j"] == pytest.approx((first + third) / 2)
+    assert slices["position"]["j"] == pytest.approx((second + fourth) / 2)
+    assert len({first, second, third, fourth}) == 4
 
 
 @pytest.mark.parametrize("memory", ["kept", "forgotten"])
