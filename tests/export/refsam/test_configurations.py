@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import random_weights, run_frame, run_step, text
+from realism import measure_realism
 from reference_models import image_of, model, reference, relative, run_graphs, tokens, variant
 from torch import Tensor
 
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.parity.inputs import EXPRESSIONS
-from refsam_export.refsam.init.realism import measure_realism
 from refsam_export.refsam.model.config import PRESETS, ModelConfig
 from refsam_export.refsam.model.hda import no_features
 from refsam_export.refsam.model.refsam import RefSam

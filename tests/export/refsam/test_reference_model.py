@@ -16,8 +16,9 @@ from numpy_reference import vit as twin_vit
 from reference_models import loaded, model, relative
 from torch import nn
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.model.config import PRESETS, preset
-from refsam_export.refsam.model.hda import key_bias, token_attention
+from refsam_export.refsam.model.hda import token_attention
 from refsam_export.refsam.model.mask_decoder import decode, position_encoding
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.model.sam import ImageEncoderViT, PromptEncoder

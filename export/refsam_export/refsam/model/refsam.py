@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.model.config import EMBED_DIM, ModelConfig
 from refsam_export.refsam.model.hda import (
     dense_attention,
     dense_convolution,
-    key_bias,
     no_features,
-    reductions,
 )
 from refsam_export.refsam.model.image_encoder import ImageEncoder, L2Norm
 from refsam_export.refsam.model.itm import ITM_NAMES, TemporalAggregationNetwork, TrackTokenMlp
@@ -63,7 +62,9 @@ class RefSam(nn.Module):
         self.pe = PositionEncoding()
         self.l2norm = L2Norm()
         self.resizer = cross_modal_mlp(text_width, config.resizer_hidden)
-        self.fpn_conv = reductions(config.width, config.hda_levels)
+        self.fpn_conv = nn.ModuleList(
+            nn.Conv2d(config.width, EMBED_DIM, 1) for _ in config.intermediate_blocks
+        )
         self.dense_conv2 = nn.ModuleList(dense_convolution() for _ in self.fpn_conv)
         if config.hda_levels:
             self.dense_conv = dense_convolution()
