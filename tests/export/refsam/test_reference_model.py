@@ -13,7 +13,7 @@ from numpy_reference import hda as twin_hda
 from numpy_reference import run_frame
 from numpy_reference import text as twin_text
 from numpy_reference import vit as twin_vit
-from reference_models import loaded, model, relative
+from reference_models import loaded, model, relative, with_all_masks
 from torch import nn
 
 from refsam_export.key_bias import key_bias
@@ -250,7 +250,7 @@ class TestFloat64Twin:
         mask = torch.ones(words.shape[:2], dtype=torch.bool)
         dense = double.dense_prompt(embedding, features, words, mask, sentence)
         token = torch.randn(1, 256, generator=torch.Generator().manual_seed(1)).double()
-        found = double.decode(
+        found = with_all_masks(double).decode(
             embedding,
             features,
             words,
@@ -258,7 +258,6 @@ class TestFloat64Twin:
             sentence,
             token,
             torch.tensor([True]),
-            mask_select="all",
         )
         logits, iou, main = twin_decoder.decode(
             weights,

@@ -21,7 +21,6 @@ from refsam_export.refsam.model.image_encoder import ImageEncoder, L2Norm
 from refsam_export.refsam.model.itm import ITM_NAMES, TemporalAggregationNetwork, TrackTokenMlp
 from refsam_export.refsam.model.mask_decoder import (
     DecoderOutput,
-    MaskSelect,
     decode,
     position_encoding,
     sam_mask_decoder,
@@ -182,13 +181,8 @@ class RefSam(nn.Module):
         sentence: Tensor,
         track_token: Tensor,
         has_track: Tensor,
-        *,
-        mask_select: MaskSelect | None = None,
     ) -> DecoderOutput:
-        """Decode one frame for B expressions; the arguments are those of `step`.
-
-        `mask_select` None is the configuration's.
-        """
+        """Decode one frame for B expressions; the arguments are those of `step`."""
         words, track_token = zero_absent(words, word_mask, track_token, has_track)
         dense = self.dense_prompt(image_embedding, hda_features, words, word_mask, sentence)
         valid = torch.cat([has_track[:, None], word_mask], dim=1)
@@ -198,7 +192,7 @@ class RefSam(nn.Module):
             position_encoding(self.pe.gaussian, image_embedding.shape[-1]),
             self.prompts(words, track_token),
             key_bias(valid, words.dtype),
-            mask_select=mask_select or self.config.mask_select,
+            mask_select=self.config.mask_select,
         )
 
     def step(
