@@ -49,7 +49,9 @@ def _size(name: str, text: str) -> Callable[[_Command], _Command]:
 @_size("expressions", "Expressions decoded at once.  [default: the bundle's limit]")
 @_size("words", "Tokens of an expression.  [default: the bundle's limit]")
 @click.option("--workspace-mib", type=click.IntRange(min=1), help="Limit on scratch memory.")
-@click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32 (10 bits).")
+@click.option(
+    "--tf32", "has_tf32", is_flag=True, help="Let fp32 products be rounded to TF32 (10 bits)."
+)
 @click.option(
     "--timing-cache",
     type=PATH,
@@ -95,13 +97,10 @@ def _build(bundle: Path, options: dict[str, Any]) -> Any:
     for name in ("backend", "precision", "output"):
         if options[name] is None:
             raise click.UsageError(f"Missing option '--{name}'.")
-    has_tf32, workspace = options.pop("tf32"), options.pop("workspace_mib")
-    cache = options.pop("timing_cache")
+    of_build = {name: options.pop(name) for name in ("has_tf32", "workspace_mib", "timing_cache")}
     with Interruption() as interruption, Progress(_NAME, None) as progress:
         build_options = BuildOptions(
-            has_tf32=has_tf32,
-            workspace_mib=workspace,
-            timing_cache=cache,
+            **of_build,
             on_progress=lambda phase: progress.update(1, phase),
             should_stop=lambda: interruption.reason is not None,
         )

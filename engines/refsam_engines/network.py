@@ -17,7 +17,6 @@ from refsam_trt.contract.specs import GraphSpec
 from refsam_trt.errors import PlanBuildError
 from refsam_trt.onnx_file.reader import summarise_onnx
 
-_FLOATS = {"fp32": {"FLOAT"}, "fp16": {"FLOAT", "HALF"}, "bf16": {"FLOAT", "BF16"}}
 _FLOAT_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _ALL_FLOATS = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
 _TYPES = {
@@ -104,7 +103,7 @@ def check_precision(
         PlanBuildError: another floating-point type occurs, or the numbers differ.
     """
     quantised, base = split_precision(precision)
-    allowed = _FLOATS[base] | ({_TYPES[quantised]} if quantised else set())
+    allowed = {"FLOAT", _FLOAT_TYPES[base]} | ({_TYPES[quantised]} if quantised else set())
     # Weights may be stored in fp16 and cast: a constant computes nothing.
     used = {dtype for name, types in layers.items() if name != "CONSTANT" for dtype in types}
     used &= _ALL_FLOATS

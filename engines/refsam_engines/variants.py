@@ -11,7 +11,6 @@ from refsam_trt.contract.precision import FLOAT_PRECISIONS, QUANTISED
 from refsam_trt.errors import UsageError
 from refsam_trt.session.variants import base_precision
 
-PRECISIONS = FLOAT_PRECISIONS
 _ATTENTION, _SPLIT = "augmented", "optimised"
 """Chosen where a precision has several variants: the forms that fuse and that save most work."""
 _OPTIONS = {
@@ -45,9 +44,15 @@ def variant_for(
     }
     if not fitting:
         asked = "-".join([precision, attention or _ATTENTION, split or _SPLIT])
+        if precision in QUANTISED:
+            remedy = (
+                f"make it: refsam-calibrate BUNDLE --scheme {precision} ... --output NEW_BUNDLE"
+            )
+        else:
+            remedy = f"export it: {export_command(manifest, precision, attention, split)}"
         raise UsageError(
             f"{bundle.folder}: no variant {asked}, only {', '.join(sorted(manifest.variants))}; "
-            f"{_command(manifest, precision, attention, split)}"
+            f"{remedy}"
         )
     return min(
         fitting,
@@ -60,18 +65,12 @@ def variant_for(
     )
 
 
-def _command(manifest: Manifest, precision: str, attention: str | None, split: str | None) -> str:
-    if precision in QUANTISED:
-        return f"make it: refsam-calibrate BUNDLE --scheme {precision} ... --output NEW_BUNDLE"
-    return f"export it: {export_command(manifest, precision, attention, split)}"
-
-
 def export_command(
     manifest: Manifest, precision: str, attention: str | None = None, split: str | None = None
 ) -> str:
     """Return the command that exports the model again with `precision` added."""
     have = {variant.precision for variant in manifest.variants.values()}
-    precisions = [name for name in PRECISIONS if name in have | {precision}]
+    precisions = [name for name in FLOAT_PRECISIONS if name in have | {precision}]
     arguments = ["--backbone", manifest.preset]
     sources = manifest.weights.sources
     for source in sources:

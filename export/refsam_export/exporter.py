@@ -30,7 +30,7 @@ from refsam_export.text.known_text import (
     without_text_encoder,
     write_known_expressions,
 )
-from refsam_export.variants import Written, write_variants
+from refsam_export.variants import write_variants
 from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.write import write_bundle
@@ -87,11 +87,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
-        programs = _traced(loaded, request, report)
-        written = write_variants(
-            loaded.model, programs, request.form, request.precisions, folder, report
-        )
-        files, manifest = _assembled(loaded, request, written, folder)
+        programs, files, manifest = _written(loaded, request, folder, report)
         report(f"running the PyTorch reference over {request.parity_frames} frames")
         reference = folder / "reference"
         reference.mkdir()
@@ -127,11 +123,7 @@ def export_unproven(request: ExportRequest, report: Report) -> Bundle:
         folder = Path(scratch)
         loaded = _loaded(request, report)
         _write_tokenizer(loaded, folder)
-        programs = _traced(loaded, request, report)
-        written = write_variants(
-            loaded.model, programs, request.form, request.precisions, folder, report
-        )
-        files, manifest = _assembled(loaded, request, written, folder)
+        _, files, manifest = _written(loaded, request, folder, report)
         return write_bundle(
             request.output, manifest=manifest, files=files, overwrite=request.overwrite
         )
@@ -162,6 +154,25 @@ def _write_tokenizer(loaded: LoadedModel, folder: Path) -> TextTokenizer:
     return TextTokenizer(path, lowercase=loaded.model.config.lowercase, max_words=refsam.MAX_WORDS)
 
 
+def _written(
+    loaded: LoadedModel, request: ExportRequest, folder: Path, report: Report
+) -> tuple[Programs, dict[str, Path], Manifest]:
+    """Return what half precisions are made from, and files and manifest of a bundle of them all."""
+    programs: Programs = {}
+    if not POLICIES.keys().isdisjoint(request.precisions):
+        report("tracing the graphs")
+        programs = trace_graphs(loaded.model, request.split, request.attention, request.rewrites)
+    written = write_variants(
+        loaded.model, programs, request.form, request.precisions, folder, report
+    )
+    files = {**written.files, _TOKENIZER: folder / _TOKENIZER}
+    source = "source.safetensors" if request.include_source else None
+    if source:
+        files[source] = folder / source
+        save_source(files[source], loaded, as_fp16=request.weight_storage == "fp16")
+    return programs, files, _manifest(loaded, written.variants, source)
+
+
 def _proven(
     request: ExportRequest, staged: Bundle, figures: dict[str, Any], folder: Path
 ) -> tuple[Manifest, dict[str, Path]]:
@@ -175,14 +186,6 @@ def _proven(
         manifest, unused = without_text_encoder(manifest, staged.external_data)
         files = {name: path for name, path in files.items() if name not in unused}
     return manifest, files
-
-
-def _traced(loaded: LoadedModel, request: ExportRequest, report: Report) -> Programs:
-    """Return the programs that precisions other than fp32 are made from."""
-    if POLICIES.keys().isdisjoint(request.precisions):
-        return {}
-    report("tracing the graphs")
-    return trace_graphs(loaded.model, request.split, request.attention, request.rewrites)
 
 
 def _judge_half(
@@ -231,17 +234,6 @@ def _compared(
         if failed := [part.verdict for part in parts if not part.passed]:
             raise ParityError(f"{failed[0]}; no bundle was written")
     return figures
-
-
-def _assembled(
-    loaded: LoadedModel, request: ExportRequest, written: Written, folder: Path
-) -> tuple[dict[str, Path], Manifest]:
-    files = {**written.files, _TOKENIZER: folder / _TOKENIZER}
-    source = "source.safetensors" if request.include_source else None
-    if source:
-        files[source] = folder / source
-        save_source(files[source], loaded, as_fp16=request.weight_storage == "fp16")
-    return files, _manifest(loaded, written.variants, source)
 
 
 def _manifest(loaded: LoadedModel, variants: dict[str, Variant], source: str | None) -> Manifest:

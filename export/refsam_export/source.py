@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from refsam_export.files.tensor_files import describe
 from refsam_export.refsam.checkpoint import LoadedModel, load_model
@@ -46,6 +45,7 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
         for role in ("sam_checkpoint", "checkpoint", "text_encoder")
     )
     parts = [source for source in recorded.sources if source.role == "part"]
+    config = ModelConfig.from_json(manifest.configuration.get("model", {}))
     loaded = load_model(
         manifest.preset,
         sam_checkpoint=next(iter(sam), None),
@@ -53,7 +53,7 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
         parts=[path for part in parts for path in _find(folder, "part", [part])],
         text_encoder=text[0].parent if text else None,
         random_init=recorded.random_init_seed,
-        asked=_recorded_fields(bundle),
+        asked=dataclasses.asdict(config),  # options of the export included
     )
     if loaded.weights != recorded:
         raise CheckpointError(
@@ -61,12 +61,6 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
             f"place; found {_names(loaded.weights.sources)}, expected {_names(recorded.sources)}"
         )
     return loaded
-
-
-def _recorded_fields(bundle: Bundle) -> dict[str, Any]:
-    """Return the whole configuration as fields asked for: options of the export included."""
-    config = ModelConfig.from_json(bundle.manifest.configuration.get("model", {}))
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _find(folder: Path | None, role: str, sources: Sequence[Source]) -> list[Path]:

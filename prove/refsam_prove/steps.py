@@ -8,7 +8,6 @@ its hour, as long as the code that it fuzzes is the same. As a program:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -19,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 
 from refsam_bench.speed.measure import environment, measure_speed
 from refsam_bench.speed.request import SpeedRequest
 from refsam_export.exporter import export_bundle
-from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.refsam.checkpoint import load_model
-from refsam_export.refsam.init.realism import measure_realism
 from refsam_export.request import ExportRequest
 from refsam_prove import Step
 from refsam_prove import nano as prove_nano
@@ -39,7 +33,6 @@ from refsam_prove.quantised import calibration as prove_calibration
 from refsam_prove.quantised import steps as prove_quantised
 from refsam_trt.errors import UsageError
 from refsam_trt.files.atomic import atomic_path
-from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -121,29 +114,6 @@ def parity(preset: str, num_frames: int) -> Step:
     return step
 
 
-def realism(preset: str, num_frames: int) -> Step:
-    """How trained the random weights look (architecture section 9)."""
-
-    def step() -> dict[str, Any]:
-        loaded = load_model(preset, random_init=SEED)
-        config = loaded.model.config
-        frames = moving_frames(num_frames, SEED)
-        preprocessor = Preprocessor(
-            frames.shape[1:3], PreprocessConfig(config.image_size, config.downscale_short_side)
-        )
-        images = torch.from_numpy(np.concatenate([preprocessor(frame) for frame in frames]))
-        ids = [loaded.tokenizer.encode(text).ids for text in EXPRESSIONS]
-        measured = measure_realism(loaded.model, images, ids)
-        return {
-            "preset": preset,
-            "seed": SEED,
-            "sharp_heads": measured.sharp_heads,
-            "realism": dataclasses.asdict(measured),
-        }
-
-    return step
-
-
 def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
     """Engine against the reference loop, interleaved."""
 
@@ -176,8 +146,6 @@ def _git(*arguments: str) -> str:
 
 STEPS: dict[str, Step] = {
     "import": import_time,
-    "realism-nano": realism("nano", 4),
-    "realism-vitb": realism("vitb", 3),
     "parity-nano": parity("nano", 5),
     "parity-vitb": parity("vitb", 5),
     "speed-nano": speed("nano", 20, 2),

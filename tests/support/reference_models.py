@@ -1,5 +1,6 @@
 """Models with realistic weights, and their graphs run as PyTorch modules, for the export tests."""
 
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -34,6 +35,13 @@ def variant(preset_name: str = "tiny", seed: int = 0, **changes: object) -> RefS
     of = empty_model(replace(preset(preset_name), **changes), text.config)
     realistic_init(of, seed)
     return of
+
+
+def with_all_masks(of: RefSam) -> RefSam:
+    """The same model, weights shared, whose decoder returns all four masks of SAM."""
+    every = copy(of)
+    every.config = replace(of.config, mask_select="all")
+    return every
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

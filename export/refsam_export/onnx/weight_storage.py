@@ -35,21 +35,17 @@ def check_exact_fp16(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def store_exact_fp16(model: Any) -> int:
+def store_exact_fp16(model: Any) -> None:
     """Store initialisers in fp16 where that loses nothing.
 
     Args:
         model: `onnx_ir.Model`, changed in place; sub-graphs are left alone.
-
-    Returns:
-        Bytes saved.
     """
-    graph, saved = model.graph, 0
+    graph = model.graph
     for value in list(graph.initializers.values()):
         stored = _exact_fp16(value.const_value)
         if stored is None:
             continue
-        saved += stored.nbytes
         name = f"{value.name}.fp16"
         compact = onnx_ir.Value(
             name=name,
@@ -65,7 +61,6 @@ def store_exact_fp16(model: Any) -> int:
         widened.name = value.name
         graph.register_initializer(compact)
         graph.insert_before(graph[0], cast)
-    return saved
 
 
 def _exact_fp16(tensor: Any) -> np.ndarray[Any, Any] | None:

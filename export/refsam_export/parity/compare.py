@@ -150,24 +150,19 @@ def graph_calls(
         tensors: of the reference.
         plans: that take so many rows at once; None takes all.
     """
-    groups = {"in": spec.inputs, "out": spec.outputs}
-    arrays = {
-        side: {t.name: tensors[f"{name}.{side}.{t.name}"] for t in group}
-        for side, group in groups.items()
-    }
-    num_rows = max((len(arrays["in"][t.name]) for t in spec.inputs if _has_rows(t)), default=1)
+    rows_in = [len(tensors[f"{name}.in.{t.name}"]) for t in spec.inputs if _has_rows(t)]
+    num_rows = max(rows_in, default=1)
     step = _rows_at_once(name, spec, plans) or num_rows
     for start in range(0, num_rows, step):
-        cut = {
-            side: {
-                t.name: arrays[side][t.name][start : start + step]
-                if _has_rows(t)
-                else arrays[side][t.name]
+        rows = slice(start, start + step)
+        inputs, outputs = (
+            {
+                t.name: tensors[f"{name}.{side}.{t.name}"][rows if _has_rows(t) else ...]
                 for t in group
             }
-            for side, group in groups.items()
-        }
-        yield GraphCall(cut["in"], cut["out"])
+            for side, group in (("in", spec.inputs), ("out", spec.outputs))
+        )
+        yield GraphCall(inputs, outputs)
 
 
 def _has_rows(tensor: TensorSpec) -> bool:

@@ -98,6 +98,3 @@ def _graph_tensors(
         for prefix, named in values.items()
         for name, value in named.items()
     }
-
-
-__all__ = ["RECORD", "TENSORS", "write_reference"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,8 +24,7 @@ from torch import Tensor, fx
 from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER
 from refsam_trt.errors import UsageError
 
-Precision = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 ISLAND_MODULES = frozenset({"LayerNorm", "LayerNorm2d", "L2Norm", "RmsNorm"})
 """Class names of modules whose every operation stays in fp32."""

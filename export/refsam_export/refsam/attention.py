@@ -16,7 +16,7 @@ exported, but what PyTorch itself is fastest with on a GPU.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ from refsam_export.refsam.model.image_encoder import ImageEncoder
 from refsam_export.refsam.model.sam import get_rel_pos
 from refsam_trt.errors import UsageError
 
-AttentionForm = Literal["reference", "bias", "augmented"]
-FORMS: tuple[str, ...] = get_args(AttentionForm)
+FORMS = ("reference", "bias", "augmented")
 """The forms that graphs can have."""
 
 SDPA = "sdpa"

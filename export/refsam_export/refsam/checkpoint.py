@@ -146,8 +146,8 @@ def _own_files(
         )
     if checkpoint is not None:
         record = read_own_record(checkpoint, base.preset)
-        fields = {f.name: getattr(record.config, f.name) for f in dataclasses.fields(record.config)}
-        config = derive(base, asked, [Facts(str(checkpoint), fields)])
+        facts = [Facts(str(checkpoint), dataclasses.asdict(record.config))]
+        config = derive(base, asked, facts)
         sources = (describe("checkpoint", checkpoint),)
         tensors = read_tensors(checkpoint)
         file = _File(str(checkpoint), "RefSAM", tensors, sources, record.training)

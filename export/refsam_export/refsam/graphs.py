@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.attention import with_attention
 from refsam_export.refsam.model.config import EMBED_DIM, TEXT_SCALE
-from refsam_export.refsam.model.hda import key_bias, no_features
+from refsam_export.refsam.model.hda import no_features
 from refsam_export.refsam.model.mask_decoder import ImageProjections, decode, position_encoding
 from refsam_export.refsam.model.refsam import RefSam, zero_absent
 from refsam_export.refsam.model.text_encoder import embed_text

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refsam_export.refsam.model.hda import MASKED, key_bias
+from refsam_export.key_bias import MASKED, key_bias
 from refsam_trt.errors import CheckpointError
 
 

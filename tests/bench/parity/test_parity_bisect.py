@@ -23,9 +23,9 @@ from refsam_bench.cli import main
 from refsam_bench.parity.bisect import Bisection, bisect_parity
 from refsam_bench.parity.graph_values import TorchProgram
 from refsam_bench.parity.reference_runs import GraphRun, reference_runs
-from refsam_export.parity.compare import relative_error
+from refsam_export.parity.compare import TENSORS, relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
-from refsam_export.parity.reference import TENSORS, write_reference
+from refsam_export.parity.reference import write_reference
 from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import random_weights, run_frame, run_step, text
-from reference_models import image_of, model, reference, relative, run_graphs, tokens, variant
+from realism import measure_realism
+from reference_models import (
+    image_of,
+    model,
+    reference,
+    relative,
+    run_graphs,
+    tokens,
+    variant,
+    with_all_masks,
+)
 from torch import Tensor
 
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.parity.inputs import EXPRESSIONS
-from refsam_export.refsam.init.realism import measure_realism
 from refsam_export.refsam.model.config import PRESETS, ModelConfig
 from refsam_export.refsam.model.hda import no_features
 from refsam_export.refsam.model.refsam import RefSam
@@ -230,7 +239,7 @@ def test_the_best_mask_is_the_one_with_the_highest_score() -> None:
         encoded = of.encode_image(image_of(of))
         words, sentence = of.encode_text(ids, mask)
         nothing = (torch.zeros(1, 256), torch.tensor([False]))
-        every = of.decode(*encoded, words, mask > 0, sentence, *nothing, mask_select="all")
+        every = with_all_masks(of).decode(*encoded, words, mask > 0, sentence, *nothing)
     best = int(every.iou[0].argmax())
     assert best != 0
     assert relative(expected["low_res_logits"][0, 0], every.logits[0, best]) <= INVARIANCE

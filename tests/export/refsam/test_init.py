@@ -9,13 +9,12 @@ import pytest
 import shared_data
 import torch
 from PIL import Image
+from realism import Realism, measure_realism, run_clips
 from reference_models import loaded
 from torch import Tensor
 
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
-from refsam_export.refsam.init import realism
 from refsam_export.refsam.init.fill import realistic_init
-from refsam_export.refsam.init.realism import Realism, measure_realism
 from refsam_export.refsam.model.config import preset
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.errors import UsageError
@@ -44,7 +43,7 @@ def rounding_error(model: RefSam, frames: Tensor, expressions: list[list[int]]) 
     """Return how far float32 logits are from float64 ones over the largest absolute logit, worst
     frame and expression."""
     found, exact = (
-        torch.stack([clip.logits for clip in realism._run(of, frames.to(dtype), expressions)])
+        torch.stack([clip.logits for clip in run_clips(of, frames.to(dtype), expressions)])
         for of, dtype in ((model, torch.float32), (copy.deepcopy(model).double(), torch.float64))
     )
     difference = (found.double() - exact).abs().amax((-1, -2))
@@ -171,12 +170,3 @@ def test_refuses_a_text_encoder_that_is_no_relu_t5() -> None:
     layer.wi_0 = layer.wi
     with pytest.raises(UsageError, match=r"no rule for text_encoder.*wi_0.*ReLU feed-forward"):
         realistic_init(model, 0)
-
-
-def test_refuses_to_measure_what_cannot_be_compared() -> None:
-    model = loaded("tiny").model
-    with pytest.raises(UsageError, match="found 1 frames and 3 expressions, expected at least two"):
-        measure_realism(model, scene("tiny", 1, 0), expressions("tiny"))
-    silent = RefSam(preset("tiny"), None, 64)
-    with pytest.raises(UsageError, match="no text encoder"):
-        measure_realism(silent, scene("tiny", 2, 0), expressions("tiny"))

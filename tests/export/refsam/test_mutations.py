@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import refsam_export.refsam.graphs as graphs_module
 import refsam_export.refsam.model.mask_decoder as decoder_module
+from refsam_export.key_bias import key_bias
 from refsam_export.parity.compare import MAX_RELATIVE_ERROR
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.refsam.attention import AugmentedAttention
-from refsam_export.refsam.model.hda import key_bias
 from refsam_export.refsam.model.refsam import RefSam
 
 DEPTH = 8

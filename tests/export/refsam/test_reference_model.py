@@ -13,11 +13,12 @@ from numpy_reference import hda as twin_hda
 from numpy_reference import run_frame
 from numpy_reference import text as twin_text
 from numpy_reference import vit as twin_vit
-from reference_models import loaded, model, relative
+from reference_models import loaded, model, relative, with_all_masks
 from torch import nn
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.model.config import PRESETS, preset
-from refsam_export.refsam.model.hda import key_bias, token_attention
+from refsam_export.refsam.model.hda import token_attention
 from refsam_export.refsam.model.mask_decoder import decode, position_encoding
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.model.sam import ImageEncoderViT, PromptEncoder
@@ -249,7 +250,7 @@ class TestFloat64Twin:
         mask = torch.ones(words.shape[:2], dtype=torch.bool)
         dense = double.dense_prompt(embedding, features, words, mask, sentence)
         token = torch.randn(1, 256, generator=torch.Generator().manual_seed(1)).double()
-        found = double.decode(
+        found = with_all_masks(double).decode(
             embedding,
             features,
             words,
@@ -257,7 +258,6 @@ class TestFloat64Twin:
             sentence,
             token,
             torch.tensor([True]),
-            mask_select="all",
         )
         logits, iou, main = twin_decoder.decode(
             weights,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.model.config import EMBED_DIM
-from refsam_export.refsam.model.hda import key_bias, token_attention
+from refsam_export.refsam.model.hda import token_attention
 from refsam_export.refsam.model.mask_decoder import decode, position_encoding
 from refsam_export.refsam.model.refsam import RefSam, zero_absent
 

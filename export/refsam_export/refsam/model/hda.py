@@ -7,19 +7,6 @@ from torch import Tensor, nn
 
 from refsam_export.refsam.model.config import EMBED_DIM, TEXT_SCALE
 
-MASKED = -1e4
-
-
-def key_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where `valid` (bool) and -1e4 elsewhere: finite, safe in fp16 (12.2)."""
-    zero = torch.zeros((), dtype=dtype, device=valid.device)
-    return torch.where(valid, zero, torch.full_like(zero, MASKED))
-
-
-def reductions(width: int, levels: int) -> nn.ModuleList:
-    """Return the 1x1 convolutions D -> 256 of the intermediate maps (`fpn_conv`)."""
-    return nn.ModuleList(nn.Conv2d(width, EMBED_DIM, 1) for _ in range(levels - 1))
-
 
 def dense_convolution() -> nn.Conv2d:
     """Return one 512 -> 256 convolution of Dense Attention; image channels first."""

@@ -1,6 +1,6 @@
 """SAM's ViT with RefSAM's adapters and intermediate maps (refsam-model section 4).
 
-Leaves out the normalisation of the neck's output and the HDA reductions: those are `hda`'s.
+Leaves out the normalisation of the neck's output and the HDA reductions: those are `RefSam`'s.
 """
 
 from __future__ import annotations

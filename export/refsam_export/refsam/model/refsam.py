@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from refsam_export.key_bias import key_bias
 from refsam_export.refsam.model.config import EMBED_DIM, ModelConfig
 from refsam_export.refsam.model.hda import (
     dense_attention,
     dense_convolution,
-    key_bias,
     no_features,
-    reductions,
 )
 from refsam_export.refsam.model.image_encoder import ImageEncoder, L2Norm
 from refsam_export.refsam.model.itm import ITM_NAMES, TemporalAggregationNetwork, TrackTokenMlp
 from refsam_export.refsam.model.mask_decoder import (
     DecoderOutput,
-    MaskSelect,
     decode,
     position_encoding,
     sam_mask_decoder,
@@ -63,7 +61,9 @@ class RefSam(nn.Module):
         self.pe = PositionEncoding()
         self.l2norm = L2Norm()
         self.resizer = cross_modal_mlp(text_width, config.resizer_hidden)
-        self.fpn_conv = reductions(config.width, config.hda_levels)
+        self.fpn_conv = nn.ModuleList(
+            nn.Conv2d(config.width, EMBED_DIM, 1) for _ in config.intermediate_blocks
+        )
         self.dense_conv2 = nn.ModuleList(dense_convolution() for _ in self.fpn_conv)
         if config.hda_levels:
             self.dense_conv = dense_convolution()
@@ -181,13 +181,8 @@ class RefSam(nn.Module):
         sentence: Tensor,
         track_token: Tensor,
         has_track: Tensor,
-        *,
-        mask_select: MaskSelect | None = None,
     ) -> DecoderOutput:
-        """Decode one frame for B expressions; the arguments are those of `step`.
-
-        `mask_select` None is the configuration's.
-        """
+        """Decode one frame for B expressions; the arguments are those of `step`."""
         words, track_token = zero_absent(words, word_mask, track_token, has_track)
         dense = self.dense_prompt(image_embedding, hda_features, words, word_mask, sentence)
         valid = torch.cat([has_track[:, None], word_mask], dim=1)
@@ -197,7 +192,7 @@ class RefSam(nn.Module):
             position_encoding(self.pe.gaussian, image_embedding.shape[-1]),
             self.prompts(words, track_token),
             key_bias(valid, words.dtype),
-            mask_select=mask_select or self.config.mask_select,
+            mask_select=self.config.mask_select,
         )
 
     def step(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.model.sam import get_rel_pos
-from refsam_trt.errors import UsageError
 
 SHARP = 0.7
 """A head counts as sharp below this share of the entropy of uniform attention."""
@@ -70,11 +69,7 @@ def measure_realism(model: RefSam, frames: Tensor, expressions: Sequence[Sequenc
         model: with a text encoder.
         frames: [M, 3, S, S], normalised; consecutive frames of a moving scene, at least two.
         expressions: token ids, the end token included; at least two.
-
-    Raises:
-        UsageError: fewer than two frames or expressions, or no text encoder.
     """
-    _check(model, frames, expressions)
     image = _ImageProbe()
     blocks = model.image_encoder.blocks
     attentions = [(block.attn, image.attention) for block in blocks]
@@ -100,17 +95,7 @@ def measure_realism(model: RefSam, frames: Tensor, expressions: Sequence[Sequenc
     )
 
 
-def _check(model: RefSam, frames: Tensor, expressions: Sequence[Sequence[int]]) -> None:
-    if model.text_encoder is None:
-        raise UsageError("realism: the model has no text encoder; make it with one")
-    if len(frames) < 2 or len(expressions) < 2:
-        raise UsageError(
-            f"realism: found {len(frames)} frames and {len(expressions)} expressions, expected at "
-            "least two of each; masks are compared between them"
-        )
-
-
-def _run(model: RefSam, frames: Tensor, expressions: Sequence[Sequence[int]]) -> list[_Clip]:
+def run_clips(model: RefSam, frames: Tensor, expressions: Sequence[Sequence[int]]) -> list[_Clip]:
     features = [model.encode_image(frame[None]) for frame in frames]
     _, texts = _encode_texts(model, expressions)
     return [_run_clip(model, features, *text) for text in texts]
