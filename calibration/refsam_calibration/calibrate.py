@@ -100,7 +100,8 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     if ranges is None or path is None:
         work = request.work_folder
         ranges, path = _kept_ranges(work, loaded, options, videos, digest, display)
-    _check_frames(request, ranges, digest[0])
+    else:
+        _check_frames(request, ranges, digest[0])
     is_random = bundle.manifest.weights.random_init_seed is not None
     done = Calibrated(bundle.bundle_id, is_random, ranges, path)
     if _stops(request, "ranges"):
