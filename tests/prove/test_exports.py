@@ -25,7 +25,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[ExportRequest]:
 def test_parity_is_that_of_random_weights_in_both_splits(requests):
     splits = {"optimised": "optimised", "baseline": "baseline"}
     assert exports.parity("nano", 5) == {"preset": "nano", "splits": splits}
-    assert {(r.preset, r.random_init, r.parity_frames) for r in requests} == {("nano", 0, 5)}
+    assert {(r.backbone, r.random_init, r.parity_frames) for r in requests} == {("nano", 0, 5)}
 
 
 def test_half_parity_is_that_of_both_halves(requests):
