@@ -13,7 +13,7 @@ MAX_LINES = 300
 MAX_IN_PACKAGE_ROOT = 8
 MAX_IN_FOLDER = 12
 SMALL_ROOTS = ("refsam_trt", "refsam_bench")
-LAYERED = ("refsam_bench", "refsam_calibration", "refsam_prove")
+LAYERED = ("refsam_bench", "refsam_calibration", "refsam_prove", "refsam_train")
 """Packages without a contract of import-linter in which folders stand in layers all the same."""
 
 Edges = Mapping[str, set[str]]

@@ -16,33 +16,31 @@ from typing import Any
 
 import msgspec
 
-from refsam_calibration.clips import Clips, read_clips
+from refsam_calibration.clips import read_clips
 from refsam_calibration.gate.half_range import audit_half
 from refsam_calibration.gate.journal import Journal
 from refsam_calibration.gate.judge import Judgement, LayerJudge, files_digest, open_set
 from refsam_calibration.gate.search import (
     SHARE_ROUNDING,
     QuantisedSet,
-    RatedUnit,
     costliest,
     largest_set,
     rate,
 )
+from refsam_calibration.quantise.layers import Unit, choose_units
 from refsam_calibration.quantise.quantised_bundle import (
-    BASES,
-    quantised_form,
+    base_variants,
+    form_of,
     write_quantised_bundle,
 )
-from refsam_calibration.quantise.schemes import Scheme
-from refsam_calibration.quantise.units import Unit, choose_units
 from refsam_calibration.ranges.measure import measure_ranges, num_passes
 from refsam_calibration.ranges.ranges import (
     RangeOptions,
     Ranges,
-    encoder_sha256,
     fold_ranges,
     ranges_key,
     read_ranges,
+    sha256_of,
     write_ranges,
 )
 from refsam_calibration.ranges.videos import CalibrationVideo, digest_of, open_videos
@@ -51,12 +49,11 @@ from refsam_calibration.request import STAGES, CalibrateRequest, Stage
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.source import load_source
 from refsam_export.variants import GraphForm
-from refsam_trt.bundle.open import Bundle, open_bundle
+from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.progress import StepCounter
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.errors import AccuracyGateError, UsageError
 from refsam_trt.files.target import make_folder
-from refsam_trt.session.variants import choose_variant
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     from_file = _given_ranges(request, loaded, units)
     options = from_file.options if from_file else request.options(units)
     # What cannot be used is refused before anything long begins.
-    _check_bundle(request, bundle, options.scheme)
+    bases = base_variants(bundle, options.scheme) if request.stop_after == "bundle" else {}
     _check_share(request, units)
     annotated = (clips.rank, clips.search, clips.verify)
     sets = [(open_set(each, folder), files_digest(each, folder)) for each in annotated]
@@ -103,24 +100,22 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     if ranges is None or path is None:
         work = request.work_folder
         ranges, path = _kept_ranges(work, loaded, options, videos, digest, display)
-    elif ranges.data_sha256 != digest[0]:
-        raise UsageError(
-            f"{path}: ranges of other frames than those that {request.clips} names under "
-            "[[calibrate]]; name the same clips, so that the bundle tells the truth about them, or "
-            "leave --ranges out to measure anew"
-        )
+    else:
+        _check_frames(request, ranges, digest[0])
     is_random = bundle.manifest.weights.random_init_seed is not None
     done = Calibrated(bundle.bundle_id, is_random, ranges, path)
     if _stops(request, "ranges"):
         return done
-    if request.stop_after == "bundle":  # before what takes longest
-        form = quantised_form(bundle, "fp16")
+    if bases:  # before what takes longest
+        form = form_of(bases["fp16"])
         done = replace(done, fp16_range=_fp16_range(request, done, loaded, form, videos, display))
     judges = [
         LayerJudge(loaded, ranges, *opened, request.work_folder, purpose, display.steps)
         for opened, purpose in zip(sets, ("rank", "search", "verify"), strict=True)
     ]
-    ranking = _rate(units, judges[0], display)
+    if known := sum(judges[0].is_known(unit.layers) for unit in units):
+        display.line(f"{known} of {len(units)} units were judged before")
+    ranking = rate(units, judges[0])
     done = replace(done, ranking=tuple(ranking))
     if _stops(request, "sensitivity"):
         return done
@@ -131,24 +126,13 @@ def calibrate(request: CalibrateRequest, display: Display) -> Calibrated:
     if _stops(request, "search"):
         return done
     done = replace(done, verified=_verify(request, judges[2], largest))
-    return replace(done, output_id=_write(request, bundle, loaded, done, clips))
-
-
-def _check_bundle(request: CalibrateRequest, bundle: Bundle, scheme: Scheme) -> None:
-    """Refuse, before anything is measured, a bundle that could not be quantised afterwards.
-
-    Raises:
-        UsageError: quantised already, or without a variant that quantised ones are made from.
-    """
-    if request.stop_after != "bundle":
-        return
-    if bundle.manifest.quantisation is not None:
-        raise UsageError(
-            f"{bundle.folder}: quantised already ({bundle.manifest.quantisation.scheme}); give the "
-            f"bundle that it was made from, {bundle.manifest.quantisation.base_bundle}"
-        )
-    for base in BASES[scheme]:
-        choose_variant(bundle.manifest, None, base)
+    assert request.output is not None
+    amax = {name: ranges.amax[name] for name in largest.layers}
+    record = {**record_json(done), "clips": msgspec.to_builtins(clips)}
+    written = write_quantised_bundle(
+        bundle, loaded.model, amax, options.scheme, record, request.output
+    )
+    return replace(done, output_id=written.bundle_id)
 
 
 def _check_share(request: CalibrateRequest, units: Sequence[Unit]) -> None:
@@ -165,26 +149,13 @@ def _check_share(request: CalibrateRequest, units: Sequence[Unit]) -> None:
         )
 
 
-def _write(
-    request: CalibrateRequest,
-    bundle: Bundle,
-    loaded: LoadedModel,
-    done: Calibrated,
-    clips: Clips,
-) -> str:
-    """Write the quantised bundle and return its id."""
-    assert done.largest is not None
-    assert request.output is not None
-    amax = done.ranges.amax
-    written = write_quantised_bundle(
-        bundle,
-        loaded.model,
-        {name: amax[name] for name in done.largest.layers},
-        done.ranges.options.scheme,
-        {**record_json(done), "clips": msgspec.to_builtins(clips)},
-        request.output,
-    )
-    return written.bundle_id
+def _check_frames(request: CalibrateRequest, ranges: Ranges, data_sha256: str) -> None:
+    if ranges.data_sha256 != data_sha256:
+        raise UsageError(
+            f"{request.ranges}: ranges of other frames than those that {request.clips} names under "
+            "[[calibrate]]; name the same clips, so that the bundle tells the truth about them, or "
+            "leave --ranges out to measure anew"
+        )
 
 
 def _stops(request: CalibrateRequest, stage: Stage) -> bool:
@@ -212,7 +183,7 @@ def _kept_ranges(
     display: Display,
 ) -> tuple[Ranges, Path]:
     """Return ranges, measured now or before, and their file; the model is smoothed then."""
-    key = ranges_key(encoder_sha256(loaded.model), digest[0], options)
+    key = ranges_key(sha256_of(loaded.model.image_encoder), digest[0], options)
     path = work / f"ranges-{key[:16]}.json"
     if path.exists():
         ranges = read_ranges(path, loaded.model)
@@ -244,13 +215,6 @@ def _fp16_range(
             figures = audit_half(loaded.model, form, videos, steps.update).to_json()
         journal.add(IMAGE_ENCODER, figures)
     return figures
-
-
-def _rate(units: Sequence[Unit], judge: LayerJudge, display: Display) -> list[RatedUnit]:
-    known = sum(judge.is_known(unit.layers) for unit in units)
-    if known:
-        display.line(f"{known} of {len(units)} units were judged before")
-    return rate(units, judge)
 
 
 def _verify(request: CalibrateRequest, judge: LayerJudge, largest: QuantisedSet) -> Judgement:

@@ -46,7 +46,7 @@ class FolderClips(_Source, frozen=True, kw_only=True):
     """
 
     root: str
-    split: str
+    split: str = "train"
     num_videos: int = 0
     expressions_per_video: int = 1
 
@@ -54,13 +54,9 @@ class FolderClips(_Source, frozen=True, kw_only=True):
 class RefDavisClips(FolderClips, frozen=True, kw_only=True, tag="ref-davis"):
     """Ref-DAVIS17."""
 
-    split: str = "train"
-
 
 class RefYoutubeVosClips(FolderClips, frozen=True, kw_only=True, tag="ref-youtube-vos"):
     """Ref-YouTube-VOS."""
-
-    split: str = "train"
 
 
 class OwnVideo(_Source, frozen=True, kw_only=True, tag="video"):

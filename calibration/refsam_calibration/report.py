@@ -69,7 +69,16 @@ def record_json(done: Calibrated) -> dict[str, Any]:
     return {
         "random_weights": done.is_random,
         "ranges": ranges,
-        "ranking": [_unit_json(rated) for rated in done.ranking] if done.ranking else None,
+        "ranking": done.ranking
+        and [
+            {
+                "unit": rated.unit.name,
+                "layers": list(rated.unit.layers),
+                "share": rated.unit.share,
+                **_judgement_json(rated.judgement),
+            }
+            for rated in done.ranking
+        ],
         "search": largest
         and {
             "share": largest.share,
@@ -103,11 +112,9 @@ def lines(done: Calibrated) -> Iterator[str]:
         yield _cost_line("search", done.largest.judgement)
     if done.verified:
         yield _cost_line("verified", done.verified)
-    if done.fp16_range:
-        found_range = done.fp16_range
+    if half := done.fp16_range:
         yield (
-            f"fp16: the largest value is {found_range['max_abs']:.3g}, at most "
-            f"{found_range['bound']:g} allowed"
+            f"fp16: the largest value is {half['max_abs']:.3g}, at most {half['bound']:g} allowed"
         )
     if done.is_random:
         yield RANDOM_NOTE
@@ -120,15 +127,6 @@ def _cost_line(label: str, cost: Judgement) -> str:
         f"({cost.drop_points:+.2f} points lost), mask IoU {cost.mask_iou:.5f}, worst frame "
         f"{worst.sequence} {worst.frame} with {worst.mask_iou:.3f}"
     )
-
-
-def _unit_json(rated: RatedUnit) -> dict[str, Any]:
-    return {
-        "unit": rated.unit.name,
-        "layers": list(rated.unit.layers),
-        "share": rated.unit.share,
-        **_judgement_json(rated.judgement),
-    }
 
 
 def _judgement_json(judgement: Judgement) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from refsam_calibration.quantise.layers import DEFAULT_KINDS, Unit
 from refsam_calibration.quantise.schemes import Scheme
-from refsam_calibration.quantise.units import DEFAULT_KINDS, Unit
 from refsam_calibration.ranges.clipping import Method
 from refsam_calibration.ranges.ranges import Alpha, RangeOptions
 from refsam_trt.errors import UsageError
@@ -109,11 +109,8 @@ class CalibrateRequest:
 
     def options(self, units: Sequence[Unit]) -> RangeOptions:
         """Return how to measure, defaults filled in."""
-        options = {
-            name: value for name, value in self._stated_options().items() if value is not None
-        }
         layers = tuple(name for unit in units for name in unit.layers)
-        return RangeOptions(**{"scheme": "int8", "layers": layers, **options})
+        return RangeOptions(**{"scheme": "int8", "layers": layers, **self._stated_options()})
 
     def check_ranges(self, options: RangeOptions, units: Sequence[Unit]) -> None:
         """Refuse ranges, given as a file, that were measured otherwise than asked for.
@@ -123,7 +120,7 @@ class CalibrateRequest:
         """
         for name, value in self._stated_options().items():
             measured = getattr(options, name)
-            if value not in (None, measured):
+            if value != measured:
                 raise UsageError(
                     f"{self.ranges}: measured with {name} {measured}, but --{name} {value} is "
                     f"asked for; leave --{name} out, or leave --ranges out to measure anew"
@@ -136,12 +133,8 @@ class CalibrateRequest:
             )
 
     def _stated_options(self) -> dict[str, Any]:
-        return {
-            "scheme": self.scheme,
-            "method": self.method,
-            "percentile": self.percentile,
-            "alpha": self.alpha,
-        }
+        options = ("scheme", "method", "percentile", "alpha")
+        return {name: value for name in options if (value := getattr(self, name)) is not None}
 
 
 def _check_apart(output: Path, work: Path) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
-
-import click
 
 import refsam_trt
 from refsam_bench.datasets.synthetic import (
@@ -29,6 +28,7 @@ from refsam_bench.trackers.blind import Blind
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.source import load_source
 from refsam_prove import Step
+from refsam_prove.exports import say
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
@@ -45,34 +45,26 @@ def accuracy(
     *,
     probe: Probe = "none",
     reference: bool = False,
-) -> Step:
+) -> dict[str, Any]:
     """J&F of the shipped bundle, or of the PyTorch reference made from its own source."""
     request = SyntheticRequest(EVALUATE_SEED, num_videos, slices, probe)
-
-    def step() -> dict[str, Any]:
-        with refsam_trt.load(MODEL, text="resident") as engine, _progress(num_videos) as progress:
-            tracker: Any = EngineTracker(engine)
-            if reference:
-                tracker = ReferenceTracker(load_source(open_bundle(bundle_folder(MODEL)), None))
-            scores = score_synthetic(tracker, request, progress.update)
-            return {
-                "bundle_id": engine.bundle_id,
-                "backend": "pytorch" if reference else engine.backend,
-                "accuracy": _brief(to_json(scores, request)),
-            }
-
-    return step
+    with refsam_trt.load(MODEL, text="resident") as engine, _progress(num_videos) as progress:
+        tracker: Any = EngineTracker(engine)
+        if reference:
+            tracker = ReferenceTracker(load_source(open_bundle(bundle_folder(MODEL)), None))
+        scores = score_synthetic(tracker, request, progress.update)
+        return {
+            "bundle_id": engine.bundle_id,
+            "backend": "pytorch" if reference else engine.backend,
+            "accuracy": _brief(to_json(scores, request)),
+        }
 
 
-def exchange(num_videos: int) -> Step:
+def exchange() -> dict[str, Any]:
     """How often twins exchange their masks with their tokens."""
-
-    def step() -> dict[str, Any]:
-        with refsam_trt.load(MODEL, text="resident") as engine, _progress(num_videos) as progress:
-            exchanges = exchange_tokens(engine, EVALUATE_SEED, num_videos, progress.update)
-            return {"bundle_id": engine.bundle_id, "exchange": exchanges.to_json()}
-
-    return step
+    with refsam_trt.load(MODEL, text="resident") as engine, _progress(NUM_TRACK) as progress:
+        exchanges = exchange_tokens(engine, EVALUATE_SEED, NUM_TRACK, progress.update)
+        return {"bundle_id": engine.bundle_id, "exchange": exchanges.to_json()}
 
 
 def real() -> dict[str, Any]:
@@ -80,7 +72,7 @@ def real() -> dict[str, Any]:
     bundle_id = open_bundle(bundle_folder(MODEL)).bundle_id
     if not REAL_CLIPS.is_dir():
         reason = "no real clips beside the project (shared/data/ref-davis-mini)"
-        click.echo(f"  skipped: {reason}")
+        say(f"skipped: {reason}")
         return {"bundle_id": bundle_id, "skipped": reason}
     command = ["accuracy", "--bundle", MODEL, "--dataset", "ref-davis", "--root", str(REAL_CLIPS)]
     command = [sys.executable, "-m", "refsam_bench.cli", *command, "--json"]
@@ -106,18 +98,18 @@ def _brief(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress(total: int) -> Progress:
-    click.echo(f"  {total} videos")
+    say(f"{total} videos")
     return Progress("refsam-bench prove", total)
 
 
 STEPS: dict[str, Step] = {
-    "nano-accuracy": accuracy(RANKED_SLICES, NUM_RANKED),
-    "nano-reference": accuracy(RANKED_SLICES, NUM_RANKED, reference=True),
-    "nano-sibling": accuracy(RANKED_SLICES, NUM_RANKED, probe="sibling"),
-    "nano-track": accuracy(("track",), NUM_TRACK),
-    "nano-forget": accuracy(("track",), NUM_TRACK, probe="forget"),
-    "nano-exchange": exchange(NUM_TRACK),
-    "nano-others": accuracy(("relation", "motion"), NUM_TRACK),
+    "nano-accuracy": partial(accuracy, RANKED_SLICES, NUM_RANKED),
+    "nano-reference": partial(accuracy, RANKED_SLICES, NUM_RANKED, reference=True),
+    "nano-sibling": partial(accuracy, RANKED_SLICES, NUM_RANKED, probe="sibling"),
+    "nano-track": partial(accuracy, ("track",), NUM_TRACK),
+    "nano-forget": partial(accuracy, ("track",), NUM_TRACK, probe="forget"),
+    "nano-exchange": exchange,
+    "nano-others": partial(accuracy, ("relation", "motion"), NUM_TRACK),
     "nano-blind": blind,
     "nano-real": real,
 }

@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
@@ -22,13 +22,12 @@ from refsam_export.refsam.programs import trace_graphs
 from refsam_export.request import ExportRequest
 from refsam_export.variants import Written, write_variants
 from refsam_prove import Step
+from refsam_prove.exports import SEED, say
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
 from refsam_trt.contract.manifest import GraphEntry
 from refsam_trt.contract.plan_manifest import GraphReport
 from refsam_trt.contract.refsam import IMAGE_ENCODER
-from refsam_trt.errors import InternalError
 
-SEED = 0
 SIZES = Sizes(max_expressions=8)
 _PRECISION = "fp16"
 
@@ -46,27 +45,23 @@ OFFICIAL_FORM = ("vitb",)
 """Presets whose image encoder is built with SAM's own attention too, for comparison."""
 
 
-def plans(preset: str) -> Step:
-    """Return the step of a preset (`failures`: what does not hold)."""
-
-    def step() -> dict[str, Any]:
-        flavour = open_flavour("tensorrt-rtx")
-        reports = _reports(flavour, preset, "augmented", None)
-        record: dict[str, Any] = {
-            "preset": preset,
-            "precision": _PRECISION,
-            "seed": SEED,
-            "tensorrt_rtx": flavour.version,
-            "graphs": msgspec.to_builtins(reports),
-            "failures": failures(reports, BOUNDS[preset]),
-        }
-        if preset in OFFICIAL_FORM:
-            official = _reports(flavour, preset, "reference", IMAGE_ENCODER)
-            record["official_attention"] = msgspec.to_builtins(official)
-            record["failures"] += official_failures(official)
-        return record
-
-    return step
+def plans(preset: str) -> dict[str, Any]:
+    """Build the plans of a preset (`failures`: what does not hold)."""
+    flavour = open_flavour("tensorrt-rtx")
+    reports = _reports(flavour, preset, "augmented", None)
+    record: dict[str, Any] = {
+        "preset": preset,
+        "precision": _PRECISION,
+        "seed": SEED,
+        "tensorrt_rtx": flavour.version,
+        "graphs": msgspec.to_builtins(reports),
+        "failures": failures(reports, BOUNDS[preset]),
+    }
+    if preset in OFFICIAL_FORM:
+        official = _reports(flavour, preset, "reference", IMAGE_ENCODER)
+        record["official_attention"] = msgspec.to_builtins(official)
+        record["failures"] += official_failures(official)
+    return record
 
 
 def failures(reports: dict[str, GraphReport], bound: Bound) -> list[str]:
@@ -102,42 +97,38 @@ def official_failures(reports: dict[str, GraphReport]) -> list[str]:
 def _reports(
     flavour: Flavour, preset: str, attention: str, only: str | None
 ) -> dict[str, GraphReport]:
+    """Write graphs with one form of attention and build their plans, or `only` that of one."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        written = _write(preset, attention, folder)
+        written = _write(preset, attention, Path(scratch))
         gc.collect()  # the model
         (variant,) = written.variants.values()
-        return {
-            name: _report(flavour, name, entry, written.files[entry.file], folder)
-            for name, entry in variant.graphs.items()
-            if only in (None, name)
-        }
+        reports = {}
+        for name, entry in variant.graphs.items():
+            if only in (None, name):
+                say(f"building {name}")
+                report = build(flavour, written.files[entry.file], entry, SIZES)
+                say(
+                    f"{name}: fused attention in {report.num_fused_attention} of "
+                    f"{report.num_attention}, {report.activation_bytes} bytes of activations, "
+                    f"{len(report.precision_warnings)} warnings"
+                )
+                reports[name] = report
+        return reports
 
 
 def _write(preset: str, attention: str, folder: Path) -> Written:
     model = load_model(preset, random_init=SEED).model
-    request = ExportRequest(preset, folder, attention=attention, precisions=(_PRECISION,))
-    form = request.form
+    form = ExportRequest(preset, folder, attention=attention).form
     programs = trace_graphs(model, form.split, form.attention, form.rewrites)
-    return write_variants(
-        model, programs, form, (_PRECISION,), folder, lambda line: click.echo(f"  {line}")
-    )
+    return write_variants(model, programs, form, (_PRECISION,), folder, say)
 
 
-def _report(
-    flavour: Flavour, name: str, entry: GraphEntry, path: Path, folder: Path
-) -> GraphReport:
-    click.echo(f"  building {name}")
-    profiles = profiles_for(entry.spec, SIZES)
-    source = GraphSource(path, entry.spec, entry.precision, profiles)
-    report = build_plan(flavour, source, BuildOptions(), folder / f"{name}.plan")
-    if report is None:
-        raise InternalError(f"nobody stopped the build of {name}, but it has no plan")
-    click.echo(
-        f"  {name}: fused attention in {report.num_fused_attention} of {report.num_attention}, "
-        f"{report.activation_bytes} bytes of activations, {len(report.precision_warnings)} warnings"
-    )
+def build(flavour: Flavour, path: Path, entry: GraphEntry, sizes: Sizes) -> GraphReport:
+    """Build the plan of a graph, beside it, and return what is known about it."""
+    source = GraphSource(path, entry.spec, entry.precision, profiles_for(entry.spec, sizes))
+    report = build_plan(flavour, source, BuildOptions(), path.with_suffix(".plan"))
+    assert report is not None, "nobody stopped the build"
     return report
 
 
-STEPS = {f"plans-{preset}": plans(preset) for preset in BOUNDS}
+STEPS: dict[str, Step] = {f"plans-{preset}": partial(plans, preset) for preset in BOUNDS}

@@ -16,6 +16,13 @@ from typing import Any, NoReturn
 
 import click
 
+from refsam_export.exporter import export_bundle
+from refsam_export.request import ExportRequest
+from refsam_train.recipe import RECIPE_NAME, read_recipe
+from refsam_train.run.log import LOG_NAME
+from refsam_train.run.loop import CHECKPOINT_NAME
+from refsam_train.run.publish import publish
+from refsam_train.run.start import Sources
 from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import MODELS, SHIPPED
@@ -50,14 +57,6 @@ class ShipRequest:
     continued: bool = False
 
 
-@dataclass(frozen=True)
-class _Before:
-    """What ships already: its weights and what its record says of the runs that made them."""
-
-    weights: Path
-    runs: list[dict[str, Any]]
-
-
 def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
     """Publish, export, check and place; return what the record says.
 
@@ -68,9 +67,6 @@ def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
         OutputError: too large, something in the way, or a file that cannot be written.
         ParityError: the graphs differ from the PyTorch reference.
     """
-    from refsam_train.recipe import RECIPE_NAME, read_recipe
-    from refsam_train.run.log import LOG_NAME
-
     for run in request.runs:
         for name in (RECIPE_NAME, LOG_NAME):
             if not (run / name).is_file():
@@ -78,10 +74,10 @@ def ship(request: ShipRequest, report: Callable[[str], None]) -> dict[str, Any]:
     preset = read_recipe(request.runs[-1] / RECIPE_NAME).preset
     target = request.models / preset
     _check_places(request, preset, target)
-    before = _before(request, target) if request.continued else None
+    runs, weights = _before(request, target) if request.continued else ([], None)
     with tempfile.TemporaryDirectory(prefix=".ship-", dir=request.models) as scratch:
         staged = Path(scratch, "bundle")
-        runs, weights = _publish(request.runs, before, Path(scratch), report)
+        runs, weights = _publish(request.runs, runs, weights, Path(scratch), report)
         bundle_id = _export(preset, weights, staged, report)
         size_bytes = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
         if size_bytes > MAX_BYTES:
@@ -124,8 +120,8 @@ def _check_places(request: ShipRequest, preset: str, target: Path) -> None:
     refuse_folder(request.record, overwrite=True, marker=RECORD_FILE)
 
 
-def _before(request: ShipRequest, target: Path) -> _Before:
-    """Return the model that ships already and its runs."""
+def _before(request: ShipRequest, target: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Return what the record says of the runs of the model that ships already, and its weights."""
     path = request.record / RECORD_FILE
     if not (path.is_file() and target.is_dir()):
         raise CheckpointError(
@@ -137,20 +133,17 @@ def _before(request: ShipRequest, target: Path) -> _Before:
             f"{path}: speaks of bundle {record['bundle_id'][:12]}, {target} is "
             f"{bundle.bundle_id[:12]}; give all runs instead"
         )
-    return _Before(bundle.path(bundle.manifest.source), record["runs"])
+    return record["runs"], bundle.path(bundle.manifest.source)
 
 
 def _publish(
-    folders: Sequence[Path], before: _Before | None, target: Path, report: Callable[[str], None]
+    folders: Sequence[Path],
+    runs: list[dict[str, Any]],
+    weights: Path | None,
+    target: Path,
+    report: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], Path]:
     """Publish one run after the other; return what the record says of all, and the last file."""
-    from refsam_train.recipe import RECIPE_NAME, read_recipe
-    from refsam_train.run.loop import CHECKPOINT_NAME
-    from refsam_train.run.publish import publish
-    from refsam_train.run.start import Sources
-
-    runs = list(before.runs) if before else []
-    weights = before.weights if before else None
     last = len(runs) + len(folders)
     for number, folder in enumerate(folders, start=len(runs) + 1):
         recipe, sources = read_recipe(folder / RECIPE_NAME), Sources(checkpoint=weights)
@@ -167,9 +160,6 @@ def _publish(
 
 def _export(preset: str, weights: Path, output: Path, report: Callable[[str], None]) -> str:
     """Export to `output`, prove it and return the bundle id."""
-    from refsam_export.exporter import export_bundle
-    from refsam_export.request import ExportRequest
-
     request = ExportRequest(
         preset, output, checkpoint=weights, include_source=True, weight_storage="fp16"
     )
@@ -177,14 +167,11 @@ def _export(preset: str, weights: Path, output: Path, report: Callable[[str], No
 
 
 def _write_record(request: ShipRequest, record: dict[str, Any]) -> None:
-    from refsam_train.recipe import RECIPE_NAME
-    from refsam_train.run.log import LOG_NAME
-
     earlier, new = record["runs"][: -len(request.runs)], record["runs"][-len(request.runs) :]
     with atomic_folder(request.record, overwrite=True) as folder:
         for names in earlier:
-            shutil.copyfile(request.record / names["recipe"], folder / names["recipe"])
-            shutil.copyfile(request.record / names["log"], folder / names["log"])
+            for name in (names["recipe"], names["log"]):
+                shutil.copyfile(request.record / name, folder / name)
         for run, names in zip(request.runs, new, strict=True):
             shutil.copyfile(run / RECIPE_NAME, folder / names["recipe"])
             shutil.copyfile(run / LOG_NAME, folder / names["log"])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,17 @@ import click
 
 from refsam_bench.speed.measure import environment, measure_speed
 from refsam_bench.speed.request import SpeedRequest
-from refsam_export.exporter import export_bundle
-from refsam_export.request import ExportRequest
-from refsam_prove import Step
-from refsam_prove import nano as prove_nano
-from refsam_prove import plans as prove_plans
-from refsam_prove import precision as prove_precision
+from refsam_prove import Step, exports, nano, plans
+from refsam_prove.exports import export_random
 from refsam_prove.footprint.measure import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_prove.fuzz.record import fuzz_all
-from refsam_prove.quantised import calibration as prove_calibration
-from refsam_prove.quantised import steps as prove_quantised
+from refsam_prove.quantised import calibration
+from refsam_prove.quantised import steps as quantised
 from refsam_trt.errors import UsageError
 from refsam_trt.files.atomic import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-SEED = 0
 IMPORT_RUNS = 5
 
 
@@ -93,51 +89,20 @@ def import_time() -> dict[str, Any]:
     return {"num_runs": IMPORT_RUNS, **figures}
 
 
-def parity(preset: str, num_frames: int) -> Step:
-    """Export with random weights in both splits; the figures of the manifest."""
-
-    def step() -> dict[str, Any]:
-        splits = {}
-        for split in ("optimised", "baseline"):
-            with tempfile.TemporaryDirectory() as scratch:
-                request = ExportRequest(
-                    preset,
-                    Path(scratch) / "bundle",
-                    random_init=SEED,
-                    split=split,
-                    parity_frames=num_frames,
-                )
-                done = export_bundle(request, lambda line: click.echo(f"  {line}"))
-                (splits[split],) = done.parity.values()
-        return {"preset": preset, "splits": splits}
-
-    return step
-
-
-def speed(preset: str, num_frames: int, num_expressions: int) -> Step:
+def speed(preset: str, num_frames: int, num_expressions: int) -> dict[str, Any]:
     """Engine against the reference loop, interleaved."""
-
-    def step() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as scratch:
-            bundle = Path(scratch) / "bundle"
-            export = ExportRequest(preset, bundle, random_init=SEED, parity_frames=3)
-            export_bundle(export, lambda line: click.echo(f"  {line}"))
-            request = SpeedRequest(
-                bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
-            )
-            return {"preset": preset, "speed": measure_speed(request, lambda: None).to_json()}
-
-    return step
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "bundle"
+        export_random(preset, bundle, parity_frames=3)
+        request = SpeedRequest(
+            bundle, num_frames=num_frames, num_expressions=num_expressions, num_warmup=1
+        )
+        return {"preset": preset, "speed": measure_speed(request, lambda: None).to_json()}
 
 
-def footprint(request: FootprintRequest) -> Step:
+def footprint(request: FootprintRequest) -> dict[str, Any]:
     """Size of an installation, time and memory to the first mask (`failures` over the limits)."""
-
-    def export(bundle: Path) -> None:
-        request = ExportRequest("nano", bundle, random_init=SEED, parity_frames=3)
-        export_bundle(request, lambda line: click.echo(f"  {line}"))
-
-    return lambda: measure_footprint(request, export)
+    return measure_footprint(request, partial(export_random, "nano", parity_frames=3))
 
 
 def _git(*arguments: str) -> str:
@@ -146,17 +111,15 @@ def _git(*arguments: str) -> str:
 
 STEPS: dict[str, Step] = {
     "import": import_time,
-    "parity-nano": parity("nano", 5),
-    "parity-vitb": parity("vitb", 5),
-    "speed-nano": speed("nano", 20, 2),
-    "speed-vitb": speed("vitb", 4, 2),
-    "footprint-oldest": footprint(OLDEST),
-    "footprint-newest": footprint(NEWEST),
-    **prove_precision.STEPS,
-    **prove_plans.STEPS,
-    **prove_calibration.STEPS,
-    **prove_quantised.STEPS,
-    **prove_nano.STEPS,
+    "speed-nano": partial(speed, "nano", 20, 2),
+    "speed-vitb": partial(speed, "vitb", 4, 2),
+    "footprint-oldest": partial(footprint, OLDEST),
+    "footprint-newest": partial(footprint, NEWEST),
+    **exports.STEPS,
+    **plans.STEPS,
+    **calibration.STEPS,
+    **quantised.STEPS,
+    **nano.STEPS,
 }
 FUZZ = "fuzz"
 

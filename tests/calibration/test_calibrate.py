@@ -17,7 +17,7 @@ from refsam_calibration import calibrate as module
 from refsam_calibration import cli
 from refsam_calibration.gate import judge
 from refsam_calibration.gate.judge import LayerJudge
-from refsam_calibration.quantise.units import choose_units
+from refsam_calibration.quantise.layers import choose_units
 from refsam_calibration.ranges import measure
 from refsam_calibration.report import to_json
 from refsam_calibration.request import CalibrateRequest

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from calibration_model import LAYERS, options
 
-from refsam_calibration.quantise.units import Unit
+from refsam_calibration.quantise.layers import Unit
 from refsam_calibration.request import CalibrateRequest
 from refsam_trt.errors import OutputError, UsageError
 

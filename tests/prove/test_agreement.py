@@ -4,8 +4,8 @@ import pytest
 from calibration_model import clips
 from exported import exported
 
+from refsam_calibration.quantise.layers import DEFAULT_KINDS, choose_units
 from refsam_calibration.quantise.quantised_bundle import write_quantised_bundle
-from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.measure import measure_ranges
 from refsam_calibration.ranges.ranges import RangeOptions, write_ranges
 from refsam_calibration.ranges.videos import digest_of, open_videos

@@ -8,6 +8,7 @@ import pytest
 
 from refsam_calibration.clips import read_clips
 from refsam_calibration.gate.judge import Judgement
+from refsam_prove import exports
 from refsam_prove.quantised import calibration as prove_calibration
 from refsam_prove.quantised.agreement import measure_agreement
 from refsam_prove.quantised.calibration import (
@@ -17,8 +18,7 @@ from refsam_prove.quantised.calibration import (
     memory,
     memory_failures,
 )
-from refsam_prove.quantised.forms import compare_forms
-from refsam_prove.quantised.memory import calibration_peak_mib
+from refsam_prove.quantised.forms import calibration_peak_mib, compare_forms
 from refsam_prove.steps import STEPS
 from refsam_trt.command.in_process import in_process
 from refsam_trt.errors import AccuracyGateError
@@ -46,7 +46,7 @@ def test_each_count_of_frames_is_measured_in_a_process_of_its_own(monkeypatch):
         return 100.0 + len(calls)
 
     monkeypatch.setattr(prove_calibration, "in_process", run)
-    record = memory("nano", 16, 512)()
+    record = memory("nano", 16, 512)
     assert calls == [(calibration_peak_mib, "nano", n) for n in (16, 512)]
     assert record["peak_mib"] == {"16": 101.0, "512": 102.0}
     assert record["growth"] == pytest.approx(102 / 101)
@@ -59,7 +59,7 @@ def test_the_peak_is_that_of_a_calibration():
 
 def test_forms_are_measured_in_a_process_of_their_own(monkeypatch):
     monkeypatch.setattr(prove_calibration, "in_process", lambda *call: call)
-    assert forms("vitb", 6)()["forms"] == (compare_forms, "vitb", 6)
+    assert forms("vitb", 6)["forms"] == (compare_forms, "vitb", 6)
 
 
 FOUND = {
@@ -96,7 +96,7 @@ def test_the_model_that_ships_is_exported_quantised_and_compared(monkeypatch, tm
     shipped = SimpleNamespace(bundle_id="its id", manifest=manifest, path=lambda n: tmp_path / n)
     monkeypatch.setattr(prove_calibration, "bundle_folder", lambda name: name)
     monkeypatch.setattr(prove_calibration, "open_bundle", lambda folder: shipped)
-    monkeypatch.setattr(prove_calibration, "export_bundle", lambda r, report: exported.append(r))
+    monkeypatch.setattr(exports, "export_bundle", lambda request, say: exported.append(request))
 
     def run(*call):
         calls.append(call)

@@ -52,18 +52,18 @@ def test_less_than_the_bound_is_a_failure():
 
 def test_speed_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, calls: Calls):
     monkeypatch.setattr(prove_quantised, "has_vnni", lambda: True)
-    record = speed("vitb", 8, 1.5)()
+    record = speed("vitb", 8, 1.5)
     assert calls == [(encoder_speed, "vitb", 8, 2)]
     assert record["gate"]["speedup"] == {"p50": 1.4}
     assert len(record["failures"]) == 1
-    assert speed("vitb", 8)()["failures"] == []
+    assert speed("vitb", 8)["failures"] == []
 
 
 def test_a_cpu_without_vnni_is_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, calls: Calls
 ):
     monkeypatch.setattr(Path, "read_text", lambda *a, **k: "flags : avx2 avx512f")
-    record = speed("vitb", 8, 1.5)()
+    record = speed("vitb", 8, 1.5)
     assert calls == []
     assert record["skipped"] == (
         "this CPU has no VNNI, so integer products are not what they are made for"
@@ -77,7 +77,7 @@ def test_vnni_is_found_in_the_flags(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_plans_of_both_schemes_are_built(calls: Calls):
-    record = plans("nano")()
+    record = plans("nano")
     assert calls == [(rtx_plan, "nano", "int8-fp16"), (rtx_plan, "nano", "fp8-fp16")]
     assert set(record["plans"]) == {"int8-fp16", "fp8-fp16"}
     assert record["failures"] == []

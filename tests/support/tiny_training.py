@@ -66,13 +66,7 @@ def fresh_model(recipe: Recipe) -> LoadedModel:
 
 
 def source_of(recipe: Recipe) -> SyntheticClips:
-    data = recipe.data
-    return SyntheticClips(
-        data.slices,
-        max_stride=data.max_stride,
-        expressions_per_clip=data.expressions_per_clip,
-        late_starts=data.late_starts,
-    )
+    return SyntheticClips(recipe.data)
 
 
 def batch_of(recipe: Recipe, loaded: LoadedModel, step: int = 0, place: Place = Place()) -> Batch:  # noqa: B008

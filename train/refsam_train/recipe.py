@@ -175,7 +175,9 @@ def _check(path: Path, recipe: Recipe) -> None:
         problems.append("data.late_starts: only clips of data.slices.track have it")
     if recipe.data.num_frames == 1 and (recipe.loss.recall or recipe.data.muted_share):
         problems.append("loss.recall, data.muted_share: of clips; give num_frames above 1")
-    if recipe.data.misled_share and min(recipe.data.num_frames, _heard(recipe)) == 1:
+    offered = recipe.data.expressions_per_clip
+    decoded = min(recipe.loss.decoded or offered, offered)
+    if recipe.data.misled_share and min(recipe.data.num_frames, decoded) == 1:
         problems.append("data.misled_share: needs two frames and two decoded expressions of a clip")
     if recipe.loss.recall and recipe.data.kind != "synthetic":
         problems.append("loss.recall: only synthetic frames are surely square; leave it out")
@@ -185,46 +187,37 @@ def _check(path: Path, recipe: Recipe) -> None:
         raise UsageError(f"{path}: {'; '.join(problems)}")
 
 
-def _heard(recipe: Recipe) -> int:
-    """Return how many expressions of a clip the decoder may see."""
-    offered = recipe.data.expressions_per_clip
-    return min(recipe.loss.decoded or offered, offered)
-
-
-_AT_LEAST_ONE = (
-    "steps",
-    "accumulate",
-    "checkpoint_every",
-    "evaluate_every",
-    "data.clips_per_batch",
-    "data.expressions_per_clip",
-    "data.num_frames",
-    "data.max_stride",
-)
-_AT_LEAST_ZERO = (
-    "data.workers",
-    "optimiser.warmup_steps",
-    "optimiser.decay_steps",
-    "optimiser.clip_norm",
-    "optimiser.matrix_rate",
-    "loss.cells",
-    "loss.decoded",
-    "loss.recall",
-)
+_LEAST = {
+    "steps": 1,
+    "accumulate": 1,
+    "checkpoint_every": 1,
+    "evaluate_every": 1,
+    "data.clips_per_batch": 1,
+    "data.expressions_per_clip": 1,
+    "data.num_frames": 1,
+    "data.max_stride": 1,
+    "data.workers": 0,
+    "optimiser.warmup_steps": 0,
+    "optimiser.decay_steps": 0,
+    "optimiser.clip_norm": 0,
+    "optimiser.matrix_rate": 0,
+    "loss.cells": 0,
+    "loss.decoded": 0,
+    "loss.recall": 0,
+}
 _SHARES = ("data.single_frame_share", "data.crowd_share", "data.muted_share", "data.misled_share")
 
 
 def _out_of_range(recipe: Recipe) -> list[str]:
-    def values(names: tuple[str, ...]) -> dict[str, float]:
-        return {name: operator.attrgetter(name)(recipe) for name in names}
-
-    shares = values(_SHARES)
+    problems = [
+        f"{name} {value}: expected {least} or more"
+        for name, least in _LEAST.items()
+        if (value := operator.attrgetter(name)(recipe)) < least
+    ]
+    shares = {name: operator.attrgetter(name)(recipe) for name in _SHARES}
     # One draw decides whether an expression is muted, misled or neither.
     both = ("data.muted_share", "data.misled_share")
     shares[" + ".join(both)] = sum(shares[name] for name in both)
-    ones, zeros = values(_AT_LEAST_ONE), values(_AT_LEAST_ZERO)
-    problems = [f"{n} {value}: expected 1 or more" for n, value in ones.items() if value < 1]
-    problems += [f"{n} {value}: expected 0 or more" for n, value in zeros.items() if value < 0]
     problems += [f"{n} {v}: expected 0 to 1" for n, v in shares.items() if not 0.0 <= v <= 1.0]
     if not 0.0 <= recipe.average < 1.0:
         problems.append(f"average {recipe.average}: expected 0 to below 1")

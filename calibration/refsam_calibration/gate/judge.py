@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from refsam_bench.accuracy.metrics import region_similarity
-from refsam_bench.datasets.outcome import Case, Dataset, Outcome
+from refsam_bench.datasets.outcome import Dataset, Outcome
 from refsam_bench.datasets.ref_davis import RefDavis
 from refsam_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refsam_bench.datasets.synthetic import Synthetic, SyntheticRequest
@@ -24,7 +24,7 @@ from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import AnnotatedSet, RefDavisSet, SyntheticSet
 from refsam_calibration.gate.journal import Journal
 from refsam_calibration.quantise.fake_quantisation import fake_quantised
-from refsam_calibration.ranges.ranges import Ranges, model_sha256
+from refsam_calibration.ranges.ranges import Ranges, sha256_of
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_trt.command.progress import StepCounter
 from refsam_trt.errors import DatasetError
@@ -150,7 +150,7 @@ class LayerJudge:
         self._loaded, self._ranges, self._data_set = loaded, ranges, data_set
         self._purpose, self._steps = purpose, steps
         about = {
-            "model": model_sha256(loaded.model),
+            "model": sha256_of(loaded.model),
             "ranges": hashlib.sha256(msgspec.json.encode(ranges)).hexdigest(),
             "data_set": data_set.description(),
             "files": files,
@@ -193,7 +193,11 @@ class LayerJudge:
 
 def compare(reference: Outcome, quantised: Outcome, num_layers: int) -> Judgement:
     """Return how one outcome differs from the reference's on the same data set."""
-    ious = list(_ious(reference, quantised))
+    ious = [
+        (case, frame, region_similarity(answer.masks[index], reference.answers[case].masks[index]))
+        for case, answer in quantised.answers.items()
+        for index, frame in enumerate(case.frames)
+    ]
     return Judgement(
         num_layers=num_layers,
         content_sha256=quantised.content_sha256,
@@ -205,13 +209,6 @@ def compare(reference: Outcome, quantised: Outcome, num_layers: int) -> Judgemen
             for case, frame, iou in sorted(ious, key=lambda item: item[-1])[:NUM_WORST]
         ),
     )
-
-
-def _ious(reference: Outcome, quantised: Outcome) -> Iterator[tuple[Case, str, float]]:
-    for case, answer in quantised.answers.items():
-        expected = reference.answers[case].masks
-        for index, frame in enumerate(case.frames):
-            yield case, frame, region_similarity(answer.masks[index], expected[index])
 
 
 def _key(layers: Iterable[str]) -> str:

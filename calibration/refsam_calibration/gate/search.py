@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from refsam_calibration.gate.judge import Judgement, LayerJudge
-from refsam_calibration.quantise.units import Unit
+from refsam_calibration.quantise.layers import Unit
 from refsam_trt.errors import AccuracyGateError
 
 _NAMED = 5

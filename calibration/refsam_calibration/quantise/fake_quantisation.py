@@ -6,12 +6,13 @@ product in float); integer kernels agree with it up to the rounding of float sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refsam_calibration.quantise.schemes import (
     Scheme,
@@ -40,7 +41,8 @@ def fake_quantised(model: nn.Module, ranges: Mapping[str, float], scheme: Scheme
     try:
         for name, layer in layers.items():
             layer.weight.data = fake_quantised_weight(weights[name], scheme)
-            handles.append(layer.register_forward_pre_hook(_hook(ranges[name], scheme)))
+            scale = scale_of(torch.tensor(ranges[name], dtype=torch.float32), scheme)
+            handles.append(layer.register_forward_pre_hook(partial(_quantise, scale, scheme)))
         yield
     finally:
         for handle in handles:
@@ -49,11 +51,7 @@ def fake_quantised(model: nn.Module, ranges: Mapping[str, float], scheme: Scheme
             layer.weight.data = weights[name]
 
 
-def _hook(amax: float, scheme: Scheme) -> Callable[..., Any]:
-    scale = scale_of(torch.tensor(amax, dtype=torch.float32), scheme)
-
-    def quantise(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        (values,) = arguments
-        return (fake_quantise(values, scale, scheme),)
-
-    return quantise
+def _quantise(
+    scale: Tensor, scheme: Scheme, module: nn.Module, arguments: tuple[Tensor]
+) -> tuple[Tensor]:
+    return (fake_quantise(*arguments, scale, scheme),)

@@ -6,7 +6,7 @@ they are: they are small, and their inputs have outliers that eight bits do not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +15,7 @@ from refsam_trt.errors import UsageError
 
 LayerKind = Literal["qkv", "proj", "lin1", "lin2", "adapter"]
 KINDS: tuple[str, ...] = get_args(LayerKind)
+DEFAULT_KINDS = ("qkv", "proj", "lin1", "lin2")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class QuantisableLayer:
     def flops(self) -> int:
         """Operations per frame without the bias; a multiply-add is two."""
         return 2 * self.num_tokens * self.in_features * self.out_features
+
+    @property
+    def unit(self) -> str:
+        """Name of its `Unit`."""
+        return f"blocks.{self.block}.{self.kind}"
 
 
 def quantisable_layers(config: ModelConfig) -> dict[str, QuantisableLayer]:
@@ -69,18 +75,56 @@ def select_layers(config: ModelConfig, names: Iterable[str]) -> dict[str, Quanti
     return {name: layer for name, layer in known.items() if name in selected}
 
 
-def flops_share(config: ModelConfig, names: Iterable[str]) -> float:
-    """Return which share of the FLOPs of the encoder's linear layers a set of layers has, 0 to 1.
+@dataclass(frozen=True)
+class Unit:
+    """Layers of one block and one kind, which are quantised together.
+
+    Attributes:
+        name: such as `blocks.3.qkv`.
+        layers: module paths within `RefSam`, in the order that they run in.
+        share: of the FLOPs of all linear layers of the encoder, 0 to 1.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    share: float
+
+
+def choose_units(config: ModelConfig, offered: Iterable[str]) -> list[Unit]:
+    """Return units in the order that they run in.
+
+    Args:
+        config: of the model.
+        offered: kinds (`qkv`: of every block), units (`blocks.3.qkv`) or layers by module path.
 
     Raises:
-        UsageError: as `select_layers`.
+        UsageError: a name is none of them, or no layer is left.
     """
-    layers = select_layers(config, names)
-    return _flops(layers) / _flops(quantisable_layers(config))
-
-
-def _flops(layers: Mapping[str, QuantisableLayer]) -> int:
-    return sum(layer.flops for layer in layers.values())
+    layers = quantisable_layers(config)
+    paths: set[str] = set()
+    for name in offered:
+        matching = {p for p, layer in layers.items() if name in (layer.kind, layer.unit, p)}
+        # A preset may have no layer of a kind, but names of single ones are those of layers.
+        if not matching and name not in KINDS:
+            path, layer = next(iter(layers.items()))
+            raise UsageError(
+                f"--layers {name}: no such layers; give kinds ({', '.join(KINDS)}), one block's "
+                f"such as {layer.unit}, or a layer such as {path}"
+            )
+        paths |= matching
+    if not paths:
+        raise UsageError(
+            f"--layers: {config.preset} has no such layer; name some of {', '.join(KINDS)}"
+        )
+    groups: dict[str, list[str]] = {}
+    for path, layer in layers.items():
+        if path in paths:
+            groups.setdefault(layer.unit, []).append(path)
+    total = sum(layer.flops for layer in layers.values())
+    return [
+        Unit(name, tuple(members), sum(layers[path].flops for path in members) / total)
+        for name, members in groups.items()
+    ]
 
 
 def _of_block(config: ModelConfig, block: int) -> Iterable[QuantisableLayer]:

@@ -14,10 +14,9 @@ from refsam_calibration.quantise.quantised_graphs import check_ranges, write_qua
 from refsam_calibration.quantise.schemes import SCHEMES, Scheme
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.variants import GraphForm
-from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.write import write_bundle
-from refsam_trt.contract.manifest import GraphEntry, Quantisation, Variant
+from refsam_trt.contract.manifest import Quantisation, Variant
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.errors import UsageError
 from refsam_trt.files.target import refuse_folder
@@ -37,8 +36,6 @@ def write_quantised_bundle(
     scheme: Scheme,
     record: Mapping[str, Any],
     output: Path,
-    *,
-    overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle with the variants of `bundle`, and quantised ones of the same form.
 
@@ -54,66 +51,65 @@ def write_quantised_bundle(
         record: what calibration found (ranges, ranking, verified accuracy), as JSON has it; goes
             into the manifest.
         output: folder of the new bundle; its parent must exist.
-        overwrite: replace a bundle there.
 
     Raises:
         UsageError: a bundle without those variants or quantised already, an unknown scheme, or
             ranges that cannot be used.
         OutputError: the output exists already, or cannot be written.
     """
-    refuse_folder(output, overwrite=overwrite, marker=MANIFEST_FILE)
-    if scheme not in SCHEMES:
-        raise UsageError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    if bundle.manifest.quantisation is not None:
-        raise UsageError(
-            f"{bundle.folder}: quantised already ({bundle.manifest.quantisation.scheme}); give the "
-            f"bundle that it was made from, {bundle.manifest.quantisation.base_bundle}"
-        )
+    refuse_folder(output)
+    bases = base_variants(bundle, scheme)
     checked = check_ranges(model, ranges)
-    bases = {base: _base_variant(bundle, base) for base in BASES[scheme]}
     with tempfile.TemporaryDirectory(prefix=".quantise-", dir=output.parent) as scratch:
         files = _copied(bundle, Path(scratch))
         variants = dict(bundle.manifest.variants)
         for base, variant in bases.items():
-            form = _form(variant)
+            form = form_of(variant)
             name = form.variant(f"{scheme}-{base}")
             file = f"graphs/{name}/{IMAGE_ENCODER}.onnx"
             path = Path(scratch) / file
             entry = write_quantised_encoder(model, checked, scheme, base, form, path, file)
             files |= {file: path, f"{file}.data": path.with_name(f"{path.name}.data")}
-            variants[name] = _quantised(variant, entry, scheme, form)
+            graphs = {**variant.graphs, IMAGE_ENCODER: entry}
+            variants[name] = msgspec.structs.replace(
+                variant, precision=scheme, rewrites=form.rewrites, graphs=graphs
+            )
         quantisation = Quantisation(scheme, bundle.bundle_id, tuple(checked), dict(record))
         manifest = msgspec.structs.replace(
             bundle.manifest, variants=variants, quantisation=quantisation, files={}
         )
-        return write_bundle(output, manifest=manifest, files=files, overwrite=overwrite)
+        return write_bundle(output, manifest=manifest, files=files)
 
 
-def _base_variant(bundle: Bundle, base: str) -> Variant:
+def base_variants(bundle: Bundle, scheme: Scheme) -> dict[str, Variant]:
+    """Return the variants that quantised ones are made from, by their precision.
+
+    Raises:
+        UsageError: the bundle is quantised already, lacks such a variant, or there is no such
+            scheme.
+    """
     manifest = bundle.manifest
-    have = sorted({variant.precision for variant in manifest.variants.values()})
-    if base not in have:
+    if scheme not in SCHEMES:
+        raise UsageError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
+    if manifest.quantisation is not None:
         raise UsageError(
-            f"{bundle.folder}: no {base} variant to quantise, only {', '.join(have)}; export the "
-            "bundle anew with refsam-export ... --precision fp32,fp16"
+            f"{bundle.folder}: quantised already ({manifest.quantisation.scheme}); give the bundle "
+            f"that it was made from, {manifest.quantisation.base_bundle}"
         )
-    return manifest.variants[choose_variant(manifest, None, base)]
+    have = sorted({variant.precision for variant in manifest.variants.values()})
+    if missing := [base for base in BASES[scheme] if base not in have]:
+        raise UsageError(
+            f"{bundle.folder}: no {missing[0]} variant to quantise, only {', '.join(have)}; export "
+            "the bundle anew with refsam-export ... --precision fp32,fp16"
+        )
+    return {b: manifest.variants[choose_variant(manifest, None, b)] for b in BASES[scheme]}
 
 
-def quantised_form(bundle: Bundle, base: str) -> GraphForm:
-    """Return the form of the graphs that are quantised between nodes of a base."""
-    return _form(_base_variant(bundle, base))
-
-
-def _form(variant: Variant) -> GraphForm:
+def form_of(variant: Variant) -> GraphForm:
+    """Return the form of the graphs that are quantised from those of a variant."""
     rewrites = tuple(name for name in variant.rewrites if name != _MERGED)
     storage = "fp16" if variant.weight_storage == "fp16" else "fp32"
     return GraphForm(variant.split, variant.attention, rewrites, storage)  # type: ignore[arg-type]
-
-
-def _quantised(variant: Variant, entry: GraphEntry, scheme: str, form: GraphForm) -> Variant:
-    graphs = {**variant.graphs, IMAGE_ENCODER: entry}
-    return msgspec.structs.replace(variant, precision=scheme, rewrites=form.rewrites, graphs=graphs)
 
 
 def _copied(bundle: Bundle, scratch: Path) -> dict[str, Path]:

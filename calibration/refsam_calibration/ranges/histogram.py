@@ -20,12 +20,10 @@ class Histogram:
 
     Attributes:
         amax: the largest |x| so far.
-        num_values: how many there were.
     """
 
     def __init__(self) -> None:
         self.amax = 0.0
-        self.num_values = 0
         self._counts = torch.zeros(NUM_BINS, dtype=torch.int64)
         self._exponent: int | None = None
 
@@ -39,13 +37,12 @@ class Histogram:
         """A copy of the counts, int64 [NUM_BINS]."""
         return self._counts.clone()
 
-    def add(self, values: Tensor) -> None:
+    def see(self, values: Tensor) -> None:
         """Count values, float32 of any shape, all finite."""
         for chunk in values.detach().reshape(-1).split(_CHUNK):
             self._add(chunk.abs())
 
     def _add(self, magnitudes: Tensor) -> None:
-        self.num_values += len(magnitudes)
         largest = float(magnitudes.max())
         self.amax = max(self.amax, largest)
         self._grow(largest)

@@ -8,13 +8,14 @@ from typing import Any
 
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.ranges.clipping import clipped_amax
+from refsam_calibration.ranges.histogram import Histogram
 from refsam_calibration.ranges.ranges import (
     SCHEMA,
     LayerRange,
     RangeOptions,
     Ranges,
-    encoder_sha256,
     options_digest,
+    sha256_of,
 )
 from refsam_calibration.ranges.smoothing import (
     ALPHAS,
@@ -24,9 +25,8 @@ from refsam_calibration.ranges.smoothing import (
     norm_readers,
 )
 from refsam_calibration.ranges.videos import CalibrationVideo
-from refsam_calibration.ranges.watching import ChannelWatcher, RangeWatcher, Watcher, watching
+from refsam_calibration.ranges.watching import ChannelWatcher, Watcher, watching
 from refsam_export.refsam.checkpoint import LoadedModel
-from refsam_export.refsam.model.refsam import RefSam
 
 
 def measure_ranges(
@@ -54,12 +54,11 @@ def measure_ranges(
     Raises:
         CalibrationError: NaN or infinity in an input, a layer that is never called, no frame.
     """
-    model = loaded.model
-    model_sha256 = encoder_sha256(model)
+    model_sha256 = sha256_of(loaded.model.image_encoder)
     smoothing = _smooth(loaded, videos, options, progress, seed)
-    fold_smoothing(model, {name: norm.exponents for name, norm in smoothing.items()})
-    watchers = {name: RangeWatcher() for name in options.layers}
-    _run(loaded, videos, watchers, progress)
+    fold_smoothing(loaded.model, {name: norm.exponents for name, norm in smoothing.items()})
+    histograms = {name: Histogram() for name in options.layers}
+    _run(loaded, videos, histograms, progress)
     return Ranges(
         schema=SCHEMA,
         model_sha256=model_sha256,
@@ -68,7 +67,7 @@ def measure_ranges(
         options=options,
         num_frames=digest[1],
         smoothing=smoothing,
-        layers={name: _range(watcher, options) for name, watcher in watchers.items()},
+        layers={name: _range(histogram, options) for name, histogram in histograms.items()},
     )
 
 
@@ -87,7 +86,11 @@ def _smooth(
     if options.alpha == "none":
         return {}
     model = loaded.model
-    readers = _quantised_readers(model, options)
+    readers = {
+        norm: quantised
+        for norm, names in norm_readers(model).items()
+        if (quantised := [name for name in names if name in options.layers])
+    }
     weights: dict[str, list[Any]] = {
         norm: [model.get_submodule(name).weight for name in names]
         for norm, names in readers.items()
@@ -113,16 +116,6 @@ def _smooth(
     }
 
 
-def _quantised_readers(model: RefSam, options: RangeOptions) -> dict[str, list[str]]:
-    """Return the norms of which a reader is to be quantised, with those readers."""
-    layers = set(options.layers)
-    readers = {
-        norm: [name for name in names if name in layers]
-        for norm, names in norm_readers(model).items()
-    }
-    return {norm: names for norm, names in readers.items() if names}
-
-
 def _run(
     loaded: LoadedModel,
     videos: Sequence[CalibrationVideo],
@@ -136,9 +129,9 @@ def _run(
                 progress()
 
 
-def _range(watcher: RangeWatcher, options: RangeOptions) -> LayerRange:
-    amax = clipped_amax(watcher.histogram, options.method, options.scheme, options.percentile)
-    return LayerRange(amax=amax, largest=watcher.amax)
+def _range(histogram: Histogram, options: RangeOptions) -> LayerRange:
+    amax = clipped_amax(histogram, options.method, options.scheme, options.percentile)
+    return LayerRange(amax=amax, largest=histogram.amax)
 
 
 def trim_heap() -> bool:

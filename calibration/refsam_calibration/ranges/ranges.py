@@ -98,17 +98,8 @@ def ranges_key(model_sha256: str, data_sha256: str, options: RangeOptions) -> st
     ).hexdigest()
 
 
-def model_sha256(model: RefSam) -> str:
-    """Return a SHA-256 of names, shapes and values of all tensors of the model."""
-    return _sha256_of(model)
-
-
-def encoder_sha256(model: RefSam) -> str:
-    """Return a SHA-256 of names, shapes and values of the image encoder's tensors."""
-    return _sha256_of(model.image_encoder)
-
-
-def _sha256_of(module: nn.Module) -> str:
+def sha256_of(module: nn.Module) -> str:
+    """Return a SHA-256 of names, shapes and values of all tensors of a module."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -143,7 +134,7 @@ def read_ranges(path: Path, model: RefSam) -> Ranges:
         raise CalibrationError(
             f"{path}: not ranges of refsam-calibrate ({problem}); measure them anew"
         )
-    expected = encoder_sha256(model)
+    expected = sha256_of(model.image_encoder)
     if ranges.model_sha256 != expected:
         raise CalibrationError(
             f"{path}: ranges of another model (image encoder {ranges.model_sha256[:16]}, this "

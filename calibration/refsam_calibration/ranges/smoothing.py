@@ -113,7 +113,7 @@ def _scale_after(
     amax = float(torch.ldexp(seen.channel_amax, -exponents).max())
     if method != "minmax":
         histogram = Histogram()
-        histogram.add(torch.ldexp(seen.rows, -exponents))
+        histogram.see(torch.ldexp(seen.rows, -exponents))
         amax = clipped_amax(histogram, method, scheme, percentile)
     return scale_of(torch.tensor(amax), scheme)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def _videos(source: Source, folder: Path, rng: np.random.Generator) -> Iterator[
             total = opened.num_frames or sum(1 for _ in opened)
         indices = spread(total, source.frames_per_video, rng.random())
         yield CalibrationVideo(
-            str(path), source.expressions, lambda: _frames_at(open_frames(path), indices)
+            str(path), source.expressions, partial(_frames_at, partial(open_frames, path), indices)
         )
     else:
         yield from _folder_videos(source, folder / source.root, rng)
@@ -134,17 +135,14 @@ def _folder_videos(
         drawn = sorted(rng.permutation(len(texts))[: source.expressions_per_video])
         video = DatasetVideo(name, images, entry.frames, {})
         indices = spread(len(entry.frames), source.frames_per_video, rng.random())
-        yield CalibrationVideo(str(images), tuple(texts[i] for i in drawn), _opener(video, indices))
+        frames = partial(_frames_at, video.open, indices)
+        yield CalibrationVideo(str(images), tuple(texts[i] for i in drawn), frames)
 
 
-def _opener(video: DatasetVideo, indices: list[int]) -> Callable[[], Iterator[Frame]]:
-    return lambda: _frames_at(video.open(), indices)
-
-
-def _frames_at(source: FrameSource, numbers: list[int]) -> Iterator[Frame]:
+def _frames_at(opener: Callable[[], FrameSource], numbers: list[int]) -> Iterator[Frame]:
     """Yield some frames of a source, which is closed afterwards."""
     left = set(numbers)
-    with source:
+    with opener() as source:
         for index, frame in enumerate(source):
             if index in left:
                 yield frame

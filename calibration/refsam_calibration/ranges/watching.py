@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from refsam_calibration.ranges.histogram import Histogram
 from refsam_trt.errors import CalibrationError
 
 NUM_ROWS = 512
 
 
 class Watcher(Protocol):
-    """Takes note of one layer's inputs."""
+    """Takes note of one layer's inputs; a `Histogram` is one."""
 
     def see(self, values: Tensor) -> None:
         """Note an input, float32 [..., in_features], all finite and not all of them zero ever."""
@@ -24,22 +24,6 @@ class Watcher(Protocol):
     @property
     def amax(self) -> float:
         """The largest magnitude so far."""
-
-
-class RangeWatcher:
-    """Keeps a histogram of all values."""
-
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-
-    def see(self, values: Tensor) -> None:
-        """Note an input (see `Watcher`)."""
-        self.histogram.add(values)
-
-    @property
-    def amax(self) -> float:
-        """The largest magnitude so far."""
-        return self.histogram.amax
 
 
 class ChannelWatcher:
@@ -88,7 +72,7 @@ def watching(model: nn.Module, watchers: Mapping[str, Watcher]) -> Iterator[None
     """
     fired: set[str] = set()
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(_hook(name, watcher, fired))
+        model.get_submodule(name).register_forward_pre_hook(partial(_see, name, watcher, fired))
         for name, watcher in watchers.items()
     ]
     try:
@@ -109,16 +93,15 @@ def watching(model: nn.Module, watchers: Mapping[str, Watcher]) -> Iterator[None
             )
 
 
-def _hook(name: str, watcher: Watcher, fired: set[str]) -> Callable[..., None]:
-    def see(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        (values,) = arguments
-        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            bad = int((~torch.isfinite(values)).sum())
-            raise CalibrationError(
-                f"{name}: {bad} of {values.numel()} values of its input are NaN or infinite; no "
-                "range can hold them: check the weights with refsam-bench parity"
-            )
-        fired.add(name)
-        watcher.see(values)
-
-    return see
+def _see(
+    name: str, watcher: Watcher, fired: set[str], module: nn.Module, arguments: tuple[Tensor]
+) -> None:
+    (values,) = arguments
+    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise CalibrationError(
+            f"{name}: {bad} of {values.numel()} values of its input are NaN or infinite; no range "
+            "can hold them: check the weights with refsam-bench parity"
+        )
+    fired.add(name)
+    watcher.see(values)

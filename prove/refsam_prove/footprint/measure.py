@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -128,13 +128,13 @@ def _measure(python: Path, bundle: Path) -> dict[str, Any]:
         "installed_mb": sum(sizes.values()) / 1e6,
         "shipped_models_mb": sum(p.stat().st_size for p in models.rglob("*") if p.is_file()) / 1e6,
         "bytes_per_distribution": sizes,
-        "first_mask_s": _median(runs, lambda run: run["mask_s"] - run["spawned_s"]),
+        "first_mask_s": statistics.median(run["mask_s"] - run["spawned_s"] for run in runs),
         "stages_s": {
-            name: _median(runs, lambda run, a=start, b=stop: run[b] - run[a])
+            name: statistics.median(run[stop] - run[start] for run in runs)
             for name, (start, stop) in _STAGES.items()
         },
-        "cpu_s": _median(runs, lambda run: run["cpu_s"]),
-        "resident_mb": _median(runs, lambda run: run["resident_mb"]),
+        "cpu_s": statistics.median(run["cpu_s"] for run in runs),
+        "resident_mb": statistics.median(run["resident_mb"] for run in runs),
         "num_runs": NUM_RUNS,
         "load_average": [load_before, os.getloadavg()[0]],
     }
@@ -146,10 +146,6 @@ def _first_mask(python: Path, bundle: Path) -> dict[str, float]:
     output = _run([python, "-I", first_mask.__file__, bundle])
     times: dict[str, float] = json.loads(output)
     return {"spawned_s": spawned_s, **times}
-
-
-def _median(runs: list[dict[str, float]], figure: Callable[..., float]) -> float:
-    return statistics.median(figure(run) for run in runs)
 
 
 def _broken(request: FootprintRequest, measured: dict[str, Any]) -> list[str]:
@@ -169,7 +165,7 @@ def _broken(request: FootprintRequest, measured: dict[str, Any]) -> list[str]:
     return failures
 
 
-def _run(command: Sequence[object]) -> str:
+def _run(command: list[Any]) -> str:
     """Return what a program printed; what it said besides is shown only if it failed."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from refsam_prove.fuzz.program import ROOT, TOTAL_S, Fuzzed, fuzz, target_names
 from refsam_trt.files.atomic import atomic_path
 
@@ -48,11 +50,22 @@ def fuzz_all(
     digests = {name: code_digest(loaded_code(name, root), root) for name in target_names()}
     targets = _kept(path, digests)
 
+    def record() -> dict[str, Any]:
+        failures = [f"{name}: {told}" for name, done in targets.items() for told in done.failures]
+        return {
+            **about,
+            "code": digests,
+            "wanted_cpu_s": total_s,
+            "cpu_s": round(sum(done.cpu_s for done in targets.values()), 1),
+            "num_executions": sum(done.num_executions for done in targets.values()),
+            "targets": {name: dataclasses.asdict(done) for name, done in targets.items()},
+            "failures": failures,
+        }
+
     def keep(done: Fuzzed) -> None:
         targets[done.target] = done
         with atomic_path(path) as temporary:
-            text = json.dumps(_record(about, digests, total_s, targets), indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
 
     for name in target_names():
         done = targets.get(name, Fuzzed(name))
@@ -61,7 +74,7 @@ def fuzz_all(
         done = fuzz(name, total_s / len(target_names()), done, keep)
         told = "; ".join(done.failures) or "nothing found"
         say(f"fuzz {name}: {done.cpu_s:.0f} CPU seconds, {done.num_executions} inputs, {told}")
-    return _record(about, digests, total_s, targets)
+    return record()
 
 
 def loaded_code(name: str, root: Path) -> list[Path]:
@@ -87,27 +100,8 @@ def code_digest(paths: Sequence[Path], root: Path) -> str:
 def _kept(path: Path, digests: Mapping[str, str]) -> dict[str, Fuzzed]:
     """Return what an earlier run did to this very code; a target that is no more is left out."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"targets": {}}
-    earlier = {name: Fuzzed(**entry) for name, entry in record["targets"].items()}
     return {
-        name: dataclasses.replace(done, failures=tuple(done.failures))
-        for name, done in earlier.items()
+        name: done
+        for name, done in msgspec.convert(record["targets"], dict[str, Fuzzed]).items()
         if name in digests and record["code"].get(name) == digests[name]
-    }
-
-
-def _record(
-    about: Mapping[str, Any],
-    digests: Mapping[str, str],
-    total_s: float,
-    targets: Mapping[str, Fuzzed],
-) -> dict[str, Any]:
-    failures = [f"{name}: {told}" for name, done in targets.items() for told in done.failures]
-    return {
-        **about,
-        "code": dict(digests),
-        "wanted_cpu_s": total_s,
-        "cpu_s": round(sum(done.cpu_s for done in targets.values()), 1),
-        "num_executions": sum(done.num_executions for done in targets.values()),
-        "targets": {name: dataclasses.asdict(done) for name, done in targets.items()},
-        "failures": failures,
     }

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 from refsam_calibration.calibrate import Display, calibrate
 from refsam_calibration.gate.judge import Judgement
 from refsam_calibration.report import to_json
 from refsam_calibration.request import CalibrateRequest
-from refsam_export.exporter import export_bundle
-from refsam_export.request import ExportRequest
 from refsam_prove import Step
+from refsam_prove.exports import SHIPPED, export_shipped, say
 from refsam_prove.quantised.agreement import measure_agreement
-from refsam_prove.quantised.forms import compare_forms
-from refsam_prove.quantised.memory import calibration_peak_mib
+from refsam_prove.quantised.forms import calibration_peak_mib, compare_forms
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.in_process import in_process
 from refsam_trt.command.progress import Progress
 from refsam_trt.errors import AccuracyGateError
 
-MODEL = "nano"
 CLIPS = Path(__file__).resolve().parents[3] / "calibration" / "clips.toml"
 NUM_VERIFIED = 200
 MAX_DROP_POINTS = 0.5
@@ -35,23 +32,19 @@ LARGEST_GROWTH = 1.05
 VITB_LIMIT_MIB = 6 * 1024
 
 
-def memory(preset: str, few: int, many: int, limit_mib: float | None = None) -> Step:
+def memory(preset: str, few: int, many: int, limit_mib: float | None = None) -> dict[str, Any]:
     """Peak memory of calibrating with few frames and with many (`failures`: what grew)."""
-
-    def step() -> dict[str, Any]:
-        peaks = {}
-        for num_frames in (few, many):
-            click.echo(f"  {preset}, {num_frames} frames")
-            peaks[num_frames] = in_process(calibration_peak_mib, preset, num_frames)
-        return {
-            "preset": preset,
-            "random_weights": True,
-            "peak_mib": {str(num_frames): peak for num_frames, peak in peaks.items()},
-            "growth": peaks[many] / peaks[few],
-            "failures": memory_failures(preset, peaks, limit_mib),
-        }
-
-    return step
+    peaks = {}
+    for num_frames in (few, many):
+        say(f"{preset}, {num_frames} frames")
+        peaks[num_frames] = in_process(calibration_peak_mib, preset, num_frames)
+    return {
+        "preset": preset,
+        "random_weights": True,
+        "peak_mib": {str(num_frames): peak for num_frames, peak in peaks.items()},
+        "growth": peaks[many] / peaks[few],
+        "failures": memory_failures(preset, peaks, limit_mib),
+    }
 
 
 def memory_failures(preset: str, peaks: dict[int, float], limit_mib: float | None) -> list[str]:
@@ -68,34 +61,22 @@ def memory_failures(preset: str, peaks: dict[int, float], limit_mib: float | Non
     return failures
 
 
-def forms(preset: str, num_frames: int) -> Step:
+def forms(preset: str, num_frames: int) -> dict[str, Any]:
     """Errors of int8 with plain min-max ranges, with chosen ones, and with smoothing as well."""
-
-    def step() -> dict[str, Any]:
-        return {
-            "preset": preset,
-            "num_frames": num_frames,
-            "random_weights": True,
-            "forms": in_process(compare_forms, preset, num_frames),
-        }
-
-    return step
+    return {
+        "preset": preset,
+        "num_frames": num_frames,
+        "random_weights": True,
+        "forms": in_process(compare_forms, preset, num_frames),
+    }
 
 
 def gate() -> dict[str, Any]:
     """Quantise the model that ships as far as half a point of J&F allows (`failures`)."""
-    shipped = open_bundle(bundle_folder(MODEL))
+    shipped = open_bundle(bundle_folder(SHIPPED))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        source = shipped.path(shipped.manifest.source or "source.safetensors")
-        export = ExportRequest(
-            shipped.manifest.preset,
-            folder / "base",
-            checkpoint=source,
-            precisions=("fp32", "fp16"),
-            include_source=True,
-        )
-        export_bundle(export, lambda line: click.echo(f"  {line}"))
+        export_shipped(shipped, folder / "base", ("fp32", "fp16"))
         request = CalibrateRequest(
             folder / "base",
             clips=CLIPS,
@@ -108,7 +89,7 @@ def gate() -> dict[str, Any]:
         except AccuracyGateError as error:
             return {
                 "bundle_id": shipped.bundle_id,
-                "failures": [f"{MODEL}: the gate says no: {error}"],
+                "failures": [f"{SHIPPED}: the gate says no: {error}"],
             }
         ranges_file = Path(figures["ranges_file"])
         kernels = in_process(measure_agreement, folder / "int8", ranges_file, NUM_VERIFIED)
@@ -123,34 +104,31 @@ def gate() -> dict[str, Any]:
 
 def calibrated_figures(request: CalibrateRequest) -> dict[str, Any]:
     """Do a calibration and return its figures as `refsam-calibrate --json` prints them."""
-    display = Display(
-        lambda line: click.echo(f"  {line}"), lambda label, total: Progress(label, total)
-    )
-    return to_json(calibrate(request, display))
+    return to_json(calibrate(request, Display(say, Progress)))
 
 
 def gate_failures(figures: dict[str, Any], kernels: Judgement) -> list[str]:
     """Return what does not hold of a quantised bundle that the gate let through."""
     failures = []
     if figures["search"]["share"] < MIN_SHARE:
-        failures.append(f"{MODEL}: {figures['search']['share']:.1%} of the linear FLOPs in int8")
+        failures.append(f"{SHIPPED}: {figures['search']['share']:.1%} of the linear FLOPs in int8")
     if figures["verified"]["drop_points"] > MAX_DROP_POINTS:
-        failures.append(f"{MODEL}: {figures['verified']['drop_points']:.2f} points of J&F lost")
+        failures.append(f"{SHIPPED}: {figures['verified']['drop_points']:.2f} points of J&F lost")
     lost = 100 * (figures["verified"]["reference_j_and_f"] - kernels.j_and_f)
     if lost > MAX_DROP_POINTS:
-        failures.append(f"{MODEL}: the integer kernels lose {lost:.2f} points of J&F")
+        failures.append(f"{SHIPPED}: the integer kernels lose {lost:.2f} points of J&F")
     if kernels.mask_iou < MIN_AGREEMENT:
         failures.append(
-            f"{MODEL}: mask IoU {kernels.mask_iou:.4f} between integer kernels and fake "
+            f"{SHIPPED}: mask IoU {kernels.mask_iou:.4f} between integer kernels and fake "
             f"quantisation, at least {MIN_AGREEMENT} expected"
         )
     return failures
 
 
 STEPS: dict[str, Step] = {
-    "calibration-forms-nano": forms("nano", 12),
-    "calibration-forms-vitb": forms("vitb", 6),
-    "calibration-memory-nano": memory("nano", 16, 512),
-    "calibration-memory-vitb": memory("vitb", 4, 16, VITB_LIMIT_MIB),
+    "calibration-forms-nano": partial(forms, "nano", 12),
+    "calibration-forms-vitb": partial(forms, "vitb", 6),
+    "calibration-memory-nano": partial(memory, "nano", 16, 512),
+    "calibration-memory-vitb": partial(memory, "vitb", 4, 16, VITB_LIMIT_MIB),
     "calibration-nano": gate,
 }

@@ -1,13 +1,11 @@
-"""What each part of our quantisation is worth: plain min-max, chosen ranges, smoothing as well.
+"""Calibrations of random weights: what each part of them is worth, and what memory they need.
 
-Random weights, all layers of the default kinds in int8. Ranges come from training seeds, errors
-from frames of the tuning seed.
+All layers of the default kinds in int8. Ranges come from training seeds, errors from frames of the
+tuning seed. Forms: plain min-max ranges, chosen ranges, smoothing as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,17 @@ from torch import Tensor
 
 from refsam_bench.accuracy.metrics import region_similarity
 from refsam_bench.datasets.synthetic import RANKED_SLICES
+from refsam_bench.speed.memory import peak_rss_mib
 from refsam_bench.synthetic import TUNE_SEED, generate
 from refsam_bench.trackers.reference import ReferenceTracker
 from refsam_calibration.clips import Clips, SyntheticClips
 from refsam_calibration.quantise.fake_quantisation import fake_quantised
-from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
+from refsam_calibration.quantise.layers import DEFAULT_KINDS, choose_units
 from refsam_calibration.ranges.measure import measure_ranges
-from refsam_calibration.ranges.ranges import RangeOptions
+from refsam_calibration.ranges.ranges import RangeOptions, Ranges
 from refsam_calibration.ranges.videos import digest_of, open_videos
 from refsam_export.refsam.checkpoint import LoadedModel, load_model
+from refsam_prove.exports import SEED
 
 # The smoothed form last: the model keeps the smoothing, of which the others must see nothing.
 FORMS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "mse": {"method": "mse", "alpha": "none"},
     "mse, smoothed": {"method": "mse", "alpha": "auto"},
 }
-_SEED = 0
 _FRAME_INDICES = (0, 8)
 
 
@@ -54,43 +53,47 @@ def compare_forms(preset: str, num_frames: int) -> dict[str, dict[str, float]]:
         preset: of the model, whose weights are random.
         num_frames: to calibrate with, and to measure on: a multiple of 2.
     """
-    loaded = load_model(preset, random_init=_SEED)
-    units = choose_units(loaded.model.config, DEFAULT_KINDS)
-    layers = tuple(name for unit in units for name in unit.layers)
-    source = SyntheticClips(num_videos=num_frames // 2, frames_per_video=2)
-    videos = open_videos(Clips(schema=1, calibrate=(source,)), Path())
-    digest = digest_of(videos)
+    loaded = load_model(preset, random_init=SEED)
     expected = _run(loaded, num_frames // 2)
     figures = {}
-    for name, changes in FORMS.items():
-        options = RangeOptions(scheme="int8", layers=layers, **changes)
-        ranges = measure_ranges(loaded, videos, options, digest=digest, progress=lambda: None)
+    for name, options in FORMS.items():
+        ranges = _calibrate(loaded, num_frames // 2, 2, **options)
         with fake_quantised(loaded.model, ranges.amax, "int8"):
             figures[name] = _figures(_run(loaded, num_frames // 2), expected)
     return figures
 
 
+def calibration_peak_mib(preset: str, num_frames: int) -> float:
+    """Calibrate with so many frames, a multiple of 4; return the peak of the whole process."""
+    ranges = _calibrate(load_model(preset, random_init=SEED), num_frames // 4, 4)
+    assert ranges.num_frames == num_frames
+    return peak_rss_mib()
+
+
+def _calibrate(loaded: LoadedModel, num_videos: int, num_frames: int, **options: Any) -> Ranges:
+    """Measure int8 ranges of all layers of the default kinds on synthetic clips."""
+    source = SyntheticClips(num_videos=num_videos, frames_per_video=num_frames)
+    videos = open_videos(Clips(schema=1, calibrate=(source,)), Path())
+    units = choose_units(loaded.model.config, DEFAULT_KINDS)
+    layers = tuple(name for unit in units for name in unit.layers)
+    settings = RangeOptions(scheme="int8", layers=layers, **options)
+    digest = digest_of(videos)
+    return measure_ranges(loaded, videos, settings, digest=digest, progress=lambda: None)
+
+
 def _run(loaded: LoadedModel, num_videos: int) -> _Run:
     run = _Run([], [])
-    with _embeddings(loaded, run.embeddings):
-        for index in range(num_videos):
-            name = RANKED_SLICES[index % len(RANKED_SLICES)]
-            video = generate(TUNE_SEED, index, slice=name, frame_indices=_FRAME_INDICES)
-            text = video.expressions[0].text
-            for (mask,) in ReferenceTracker(loaded).track(video.frames, [text]):
-                run.masks.append(mask)
-    return run
-
-
-@contextmanager
-def _embeddings(loaded: LoadedModel, kept: list[Tensor]) -> Iterator[None]:
     handle = loaded.model.image_encoder.register_forward_hook(
-        lambda module, arguments, output: kept.append(output[0])
+        lambda module, arguments, output: run.embeddings.append(output[0])
     )
-    try:
-        yield
-    finally:
-        handle.remove()
+    for index in range(num_videos):
+        name = RANKED_SLICES[index % len(RANKED_SLICES)]
+        video = generate(TUNE_SEED, index, slice=name, frame_indices=_FRAME_INDICES)
+        text = video.expressions[0].text
+        for (mask,) in ReferenceTracker(loaded).track(video.frames, [text]):
+            run.masks.append(mask)
+    handle.remove()
+    return run
 
 
 def _figures(quantised: _Run, expected: _Run) -> dict[str, float]:

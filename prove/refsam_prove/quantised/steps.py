@@ -5,11 +5,11 @@ Random weights.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import click
-
 from refsam_prove import Step
+from refsam_prove.exports import say
 from refsam_prove.quantised.trial import adapter_speed, encoder_speed, rtx_plan
 from refsam_trt.command.in_process import in_process
 from refsam_trt.doctor import cpu
@@ -20,22 +20,18 @@ VITB_SPEEDUP = 1.5
 PLANS = ("int8-fp16", "fp8-fp16")
 
 
-def speed(preset: str, num_rounds: int, min_speedup: float | None = None) -> Step:
+def speed(preset: str, num_rounds: int, min_speedup: float | None = None) -> dict[str, Any]:
     """Image encoder in int8 against fp32, in turn; the verdict of the speed gate is reported.
 
     `failures`: less than `min_speedup`. Skipped, with the reason, where the CPU has no VNNI.
     """
-
-    def step() -> dict[str, Any]:
-        if not has_vnni():
-            reason = "this CPU has no VNNI, so integer products are not what they are made for"
-            click.echo(f"  skipped: {reason}")
-            return {"preset": preset, "skipped": reason}
-        figures = in_process(encoder_speed, preset, num_rounds, NUM_THREADS)
-        click.echo(f"  {figures['gate']['verdict']}")
-        return {**figures, "failures": speed_failures(figures, min_speedup)}
-
-    return step
+    if not has_vnni():
+        reason = "this CPU has no VNNI, so integer products are not what they are made for"
+        say(f"skipped: {reason}")
+        return {"preset": preset, "skipped": reason}
+    figures = in_process(encoder_speed, preset, num_rounds, NUM_THREADS)
+    say(figures["gate"]["verdict"])
+    return {**figures, "failures": speed_failures(figures, min_speedup)}
 
 
 def speed_failures(figures: dict[str, Any], min_speedup: float | None) -> list[str]:
@@ -49,28 +45,20 @@ def speed_failures(figures: dict[str, Any], min_speedup: float | None) -> list[s
     ]
 
 
-def adapters(preset: str, num_rounds: int) -> Step:
+def adapters(preset: str, num_rounds: int) -> dict[str, Any]:
     """Image encoder in int8 with and without its adapters, in turn: whether they pay."""
-
-    def step() -> dict[str, Any]:
-        if not has_vnni():
-            return {"preset": preset, "skipped": "this CPU has no VNNI"}
-        figures = in_process(adapter_speed, preset, num_rounds, NUM_THREADS)
-        click.echo(f"  with adapters in int8 {figures['speedup']['p50']:.2f} times as fast")
-        return {**figures, "failures": []}
-
-    return step
+    if not has_vnni():
+        return {"preset": preset, "skipped": "this CPU has no VNNI"}
+    figures = in_process(adapter_speed, preset, num_rounds, NUM_THREADS)
+    say(f"with adapters in int8 {figures['speedup']['p50']:.2f} times as fast")
+    return {**figures, "failures": []}
 
 
-def plans(preset: str) -> Step:
+def plans(preset: str) -> dict[str, Any]:
     """Build the quantised image encoder for TensorRT-RTX (`failures`: what was not quantised)."""
-
-    def step() -> dict[str, Any]:
-        built = {precision: in_process(rtx_plan, preset, precision) for precision in PLANS}
-        failures = [line for plan in built.values() for line in plan_failures(plan)]
-        return {"preset": preset, "random_weights": True, "plans": built, "failures": failures}
-
-    return step
+    built = {precision: in_process(rtx_plan, preset, precision) for precision in PLANS}
+    failures = [line for plan in built.values() for line in plan_failures(plan)]
+    return {"preset": preset, "random_weights": True, "plans": built, "failures": failures}
 
 
 def plan_failures(plan: dict[str, Any]) -> list[str]:
@@ -94,9 +82,9 @@ def has_vnni() -> bool:
 
 
 STEPS: dict[str, Step] = {
-    "int8-speed-nano": speed("nano", 60),
-    "int8-speed-vitb": speed("vitb", 8, VITB_SPEEDUP),
-    "int8-adapters-vitb": adapters("vitb", 8),
-    "int8-plans-nano": plans("nano"),
-    "int8-plans-vitb": plans("vitb"),
+    "int8-speed-nano": partial(speed, "nano", 60),
+    "int8-speed-vitb": partial(speed, "vitb", 8, VITB_SPEEDUP),
+    "int8-adapters-vitb": partial(adapters, "vitb", 8),
+    "int8-plans-nano": partial(plans, "nano"),
+    "int8-plans-vitb": partial(plans, "vitb"),
 }

@@ -6,7 +6,7 @@ import pytest
 
 from refsam_calibration.gate.judge import Judgement, WorstFrame
 from refsam_calibration.gate.search import largest_set, layers_of, rate
-from refsam_calibration.quantise.units import Unit
+from refsam_calibration.quantise.layers import Unit
 from refsam_trt.errors import AccuracyGateError
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from refsam_calibration.quantise.layers import (
     KINDS,
-    flops_share,
+    choose_units,
     quantisable_layers,
     select_layers,
 )
@@ -72,14 +72,9 @@ def test_kinds_are_told_apart():
     assert set(kinds) == set(KINDS)
 
 
-def test_shares_add_up_to_all_of_it():
-    layers = quantisable_layers(NANO)
-    by_kind = [[n for n, layer in layers.items() if layer.kind == kind] for kind in KINDS]
-    assert sum(flops_share(NANO, names) for names in by_kind) == pytest.approx(1)
-    assert flops_share(NANO, layers) == 1
-    assert flops_share(NANO, []) == 0
+def test_shares_are_those_of_the_flops():
     # Per token 3 D^2 of qkv; D^2, 4 D^2 and 4 D^2 beside it; D^2 of adapters in every second block.
-    assert flops_share(NANO, by_kind[0]) == pytest.approx(3 / 12.5)
+    assert sum(unit.share for unit in choose_units(NANO, ["qkv"])) == pytest.approx(3 / 12.5)
 
 
 def test_selected_layers_keep_the_order_of_the_model():

@@ -15,7 +15,7 @@ from reference_models import model
 
 import refsam_trt
 from refsam_calibration.quantise.layers import quantisable_layers
-from refsam_calibration.quantise.quantised_bundle import _form, write_quantised_bundle
+from refsam_calibration.quantise.quantised_bundle import form_of, write_quantised_bundle
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
 from refsam_trt.errors import BackendError, BundleError, OutputError, UsageError
@@ -325,7 +325,7 @@ def test_a_base_without_fp16_is_refused(made: Quantised, tmp_path: Path):
 def test_the_rewrite_that_merges_layers_is_left_out(made: Quantised):
     variant = made.base.manifest.variants["fp32-augmented-optimised"]
     merged = msgspec.structs.replace(variant, rewrites=("adapter-after-merge", "merged-mlp"))
-    assert _form(merged).rewrites == ("adapter-after-merge",)
+    assert form_of(merged).rewrites == ("adapter-after-merge",)
 
 
 def test_fewer_layers_and_no_others_are_quantised(made: Quantised, tmp_path: Path):

@@ -3,8 +3,7 @@
 import pytest
 from calibration_model import BLOCKS
 
-from refsam_calibration.quantise.layers import quantisable_layers
-from refsam_calibration.quantise.units import DEFAULT_KINDS, choose_units
+from refsam_calibration.quantise.layers import DEFAULT_KINDS, choose_units, quantisable_layers
 from refsam_export.refsam.model.config import preset
 from refsam_trt.errors import UsageError
 

@@ -21,7 +21,7 @@ def with_outlier() -> torch.Tensor:
 
 def histogram(values: torch.Tensor) -> Histogram:
     found = Histogram()
-    found.add(values)
+    found.see(values)
     return found
 
 

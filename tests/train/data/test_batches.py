@@ -18,8 +18,9 @@ from refsam_bench.synthetic.language.meaning import fits
 from refsam_export.refsam.model.config import preset
 from refsam_train.data import synthetic_clips
 from refsam_train.data.batches import Place, StepBatches, batches_from
+from refsam_train.data.cells import cell_labels
 from refsam_train.data.clips import Batch, Clip, Collator
-from refsam_train.learn.cells import cell_labels
+from refsam_train.recipe import Data
 from refsam_trt.errors import DatasetError, UsageError
 
 
@@ -129,9 +130,15 @@ def test_clips_about_the_past_begin_at_the_first_frame(
 
 def test_clips_of_track_start_late_if_asked_for_and_only_where_their_words_are_true() -> None:
     """By itself the first frame of such a clip tells which object is meant: no other is."""
-    source = synthetic_clips.SyntheticClips(
-        {"track": 1.0}, max_stride=1, expressions_per_clip=2, late_starts=True
+    data = Data(
+        kind="synthetic",
+        clips_per_batch=1,
+        slices={"track": 1.0},
+        max_stride=1,
+        expressions_per_clip=2,
+        late_starts=True,
     )
+    source = synthetic_clips.SyntheticClips(data)
     starts = []
     for index in range(24):
         clip = source.clip((5, index), 4)
@@ -179,7 +186,9 @@ def test_a_clip_names_different_objects_before_it_repeats_one(tmp_path: Path) ->
 
 def test_weights_of_slices_must_be_positive() -> None:
     with pytest.raises(UsageError, match=r"data.slices .*expected weights above 0"):
-        synthetic_clips.SyntheticClips({"attribute": 0.0}, max_stride=1, expressions_per_clip=1)
+        synthetic_clips.SyntheticClips(
+            Data(kind="synthetic", clips_per_batch=1, slices={"attribute": 0.0})
+        )
 
 
 def _plain_clip(size_hw: tuple[int, int], text: str = "red circle") -> Clip:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from refsam_bench.synthetic import vocabulary
+from refsam_train.data.cells import UNNAMED
 from refsam_train.data.crowds import crowd_clip
 from refsam_train.data.synthetic_clips import SyntheticClips
-from refsam_train.learn.cells import UNNAMED
+from refsam_train.recipe import Data
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -55,9 +56,8 @@ def test_the_same_key_gives_the_same_crowd_and_another_one_another() -> None:
 
 
 def test_the_share_of_crowds_is_kept_and_clips_of_several_frames_are_videos() -> None:
-    source = SyntheticClips(
-        {"attribute": 1.0}, max_stride=2, expressions_per_clip=1, crowd_share=0.5
-    )
+    data = Data(kind="synthetic", clips_per_batch=1, slices={"attribute": 1.0}, crowd_share=0.5)
+    source = SyntheticClips(data)
     names = [source.clip((0, index), 1).name for index in range(60)]
     assert 18 <= sum(name.startswith("crowd") for name in names) <= 42
     assert all(source.clip((1, index), 2).name.startswith("synthetic") for index in range(6))

@@ -14,14 +14,8 @@ from refsam_bench.synthetic import SyntheticVideo, generate
 from refsam_bench.synthetic.palette import COLOURS
 from refsam_bench.synthetic.shapes import OUTLINES
 from refsam_bench.synthetic.texture import PATTERNS
-from refsam_train.learn.cells import (
-    UNNAMED,
-    CellHeads,
-    CellLabels,
-    Shown,
-    cell_labels,
-    shown_objects,
-)
+from refsam_train.data.cells import UNNAMED, CellLabels, Shown, cell_labels, shown_objects
+from refsam_train.learn.cells import CellHeads
 from refsam_train.learn.forward import ClipTraining
 from refsam_train.learn.groups import trained_parameters
 from refsam_train.recipe import Loss

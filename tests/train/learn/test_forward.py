@@ -15,15 +15,15 @@ from torch import Tensor
 
 from refsam_export.refsam.model.config import ModelConfig
 from refsam_export.refsam.model.refsam import RefSam
+from refsam_train.data.cells import CellLabels
 from refsam_train.data.clips import Batch, Clip, Collator, MaskGroup
 from refsam_train.learn import forward
 from refsam_train.learn.activation_checkpoints import ForgetfulEncoder
-from refsam_train.learn.cells import CellLabels
 from refsam_train.learn.forward import (
     ClipTraining,
-    clip_logits,
     encode_frames,
     encode_texts,
+    follow,
     image_logits,
     low_res_masks,
 )
@@ -42,13 +42,12 @@ def test_shared_step_equals_the_reference_expression_by_expression(tmp_path: Pat
     # Large texts: otherwise attention is uniform and its errors are invisible (refsam-model 5.1).
     model.config = _without_text_norm(model)
     batch = _doubled(batch_of(recipe, loaded))
-    found = clip_logits(
-        model, batch, encode_frames(model, batch), encode_texts(model, batch)
-    ).double()
+    logits, _ = follow(model, batch, encode_frames(model, batch), encode_texts(model, batch))
+    found = logits.double()
     assert float(found.std()) > 1e-3
     for row in range(len(batch.clip_of)):
         expected = _slow_logits(model, batch, row)
-        # clip_logits gives float32: half a unit of its last place.
+        # follow gives float32: half a unit of its last place.
         torch.testing.assert_close(found[:, row], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -57,9 +56,8 @@ def test_gradient_flows_back_through_the_track_token(tmp_path: Path) -> None:
     loaded = fresh_model(recipe)
     model = loaded.model.requires_grad_(True)
     batch = batch_of(recipe, loaded)
-    clip_logits(model, batch, encode_frames(model, batch), encode_texts(model, batch))[
-        1
-    ].sum().backward()
+    logits, _ = follow(model, batch, encode_frames(model, batch), encode_texts(model, batch))
+    logits[1].sum().backward()
     grad = model.track_token_mlp.linear1.weight.grad
     assert grad is not None
     assert float(grad.abs().max()) > 0.0
@@ -70,9 +68,8 @@ def test_one_frame_leaves_the_tracking_module_alone(tmp_path: Path) -> None:
     loaded = fresh_model(recipe)
     model = loaded.model.requires_grad_(True)
     batch = batch_of(recipe, loaded)
-    clip_logits(
-        model, batch, encode_frames(model, batch), encode_texts(model, batch)
-    ).sum().backward()
+    logits, _ = follow(model, batch, encode_frames(model, batch), encode_texts(model, batch))
+    logits.sum().backward()
     assert model.track_token_mlp.linear1.weight.grad is None
 
 
@@ -225,7 +222,7 @@ def test_dice_at_image_size_is_that_of_the_enlarged_logits(tmp_path: Path) -> No
     loaded = fresh_model(recipe)
     batch = batch_of(recipe, loaded)
     with torch.no_grad():
-        logits = clip_logits(
+        logits, _ = follow(
             loaded.model,
             batch,
             encode_frames(loaded.model, batch),

@@ -13,7 +13,6 @@ from tiny_training import batch_of, fresh_model, read_tiny
 from refsam_train.learn import forward
 from refsam_train.learn.forward import (
     ClipTraining,
-    clip_logits,
     encode_frames,
     encode_texts,
     follow,
@@ -32,7 +31,6 @@ def test_every_frame_gives_a_token_and_the_next_frame_sees_it(tmp_path: Path) ->
     model, batch = loaded.model, batch_of(recipe, loaded)
     frames, text = encode_frames(model, batch), encode_texts(model, batch)
     logits, tracks = follow(model, batch, frames, text)
-    assert torch.equal(clip_logits(model, batch, frames, text), logits)
     assert tracks.shape == (*logits.shape[:2], 256)
     with torch.no_grad():
         model.track_token_mlp.norm.bias.add_(1.0)

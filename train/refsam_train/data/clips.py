@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from refsam_export.refsam.model.config import ModelConfig
-from refsam_train.learn.cells import CellLabels, Shown, cell_labels
+from refsam_train.data.cells import CellLabels, Shown, cell_labels
 from refsam_trt.errors import DatasetError
 from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
 from refsam_trt.text.tokenizer import tidied
@@ -141,8 +141,7 @@ class Collator:
         Raises:
             DatasetError: an expression has more tokens than the model accepts.
         """
-        frames = [self._network_input(clip) for clip in clips]
-        images = np.stack(frames, axis=1)
+        images = np.stack([self._network_input(clip) for clip in clips], axis=1)
         input_ids, attention_mask = self._tokens(clips)
         counts = torch.tensor([len(clip.texts) for clip in clips])
         clip_of = torch.repeat_interleave(torch.arange(len(clips)), counts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from refsam_bench.synthetic import Slice
 from refsam_bench.synthetic.compose import draw_look
@@ -21,8 +20,8 @@ from refsam_bench.synthetic.render import canvas_of, render_frame
 from refsam_bench.synthetic.scene import Keyframe, Scene, SceneObject
 from refsam_bench.synthetic.shapes import OUTLINES
 from refsam_bench.synthetic.texture import PATTERNS
+from refsam_train.data.cells import shown_objects
 from refsam_train.data.clips import Clip
-from refsam_train.learn.cells import shown_objects
 
 SIZE_HW: Final = (256, 256)
 
@@ -38,9 +37,10 @@ CROWD_SLICES: Final[tuple[Slice, ...]] = ("attribute", "attribute", "attribute",
 
 def crowd_clip(seed: int, index: int, num_expressions: int) -> Clip:
     """Return a clip of one frame with at most so many expressions, of different objects."""
-    draws = Draws(seed, index, _CROWD, _SCENE)
-    scene = _scene(draws)
-    frame, label_map = _picture(scene, seed, index)
+    scene = _scene(Draws(seed, index, _CROWD, _SCENE))
+    canvas = canvas_of(scene, Draws(seed, index, _CROWD, _BACKDROP), SIZE_HW)
+    noise = Draws(seed, index, _CROWD, _NOISE).noise(3, *SIZE_HW)
+    frame, label_map, _ = render_frame(scene, canvas, noise, 0.0, SIZE_HW)
     named = _expressions(Draws(seed, index, _CROWD, _WORDS), scene, num_expressions)
     masks = np.stack([(label_map == object_id)[None] for _, object_id in named])
     texts = tuple(text for text, _ in named)
@@ -62,15 +62,6 @@ def _scene(draws: Draws) -> Scene:
         shape, colour = draws.pick(tuple(OUTLINES)), draws.pick(tuple(COLOURS))
         objects.append(SceneObject(object_id, shape, colour, pattern, (start,), (tilt, tilt)))
     return Scene((1.0, 1.0), tuple(objects), None, draw_look(draws, "attribute"))
-
-
-def _picture(
-    scene: Scene, seed: int, index: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    canvas = canvas_of(scene, Draws(seed, index, _CROWD, _BACKDROP), SIZE_HW)
-    noise = Draws(seed, index, _CROWD, _NOISE).noise(3, *SIZE_HW)
-    frame, label_map, _ = render_frame(scene, canvas, noise, 0.0, SIZE_HW)
-    return frame, label_map
 
 
 def _expressions(draws: Draws, scene: Scene, count: int) -> list[tuple[str, int]]:

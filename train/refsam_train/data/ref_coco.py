@@ -39,17 +39,15 @@ class ImageSample:
     outline: Outline
 
 
+@dataclass(frozen=True)
 class ImageClips:
     """Draws images; a clip of several frames shows the same image, augmented anew in every frame.
 
-    Args:
-        samples: from `read_image_samples`.
-        sizes: of the augmentation, None for none.
+    samples: from `read_image_samples`. sizes: of the augmentation, None for none.
     """
 
-    def __init__(self, samples: tuple[ImageSample, ...], sizes: Sizes | None) -> None:
-        self._samples = samples
-        self._sizes = sizes
+    samples: tuple[ImageSample, ...]
+    sizes: Sizes | None
 
     def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
         """Return the clip of this key.
@@ -58,7 +56,7 @@ class ImageClips:
             DatasetError: the image has another size than its entry says.
         """
         rng = np.random.default_rng(key)
-        sample = self._samples[rng.integers(len(self._samples))]
+        sample = self.samples[rng.integers(len(self.samples))]
         frame = read_rgb(sample.path)
         if frame.shape[:2] != sample.size_hw:
             raise DatasetError(
@@ -68,7 +66,7 @@ class ImageClips:
         mask = outline_mask(sample.outline, sample.size_hw)
         frames, masks = np.stack([frame] * num_frames), np.stack([mask] * num_frames)
         clip = Clip(frames, masks[None], (sample.text,), f"{sample.path}: {sample.text!r}")
-        return clip if self._sizes is None else augment(clip, self._sizes, rng)
+        return clip if self.sizes is None else augment(clip, self.sizes, rng)
 
 
 def read_image_samples(root: Path) -> tuple[ImageSample, ...]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from refsam_bench.synthetic import Expression, SyntheticVideo, generate
 from refsam_bench.synthetic.language.meaning import fits
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
+from refsam_train.data.cells import shown_objects
 from refsam_train.data.clips import Clip
 from refsam_train.data.crowds import crowd_clip
-from refsam_train.learn.cells import shown_objects
+from refsam_train.recipe import Data
 from refsam_trt.errors import UsageError
 
 # Expressions that are true from the first frame on, but not of any frame by itself.
@@ -20,47 +19,28 @@ _PHRASES_PER_OBJECT = 2
 
 
 class SyntheticClips:
-    """Draws clips from synthetic videos.
-
-    Args:
-        slices: how often each slice is drawn, relative to the others.
-        max_stride: a clip takes every frame, every second, ... up to this.
-        expressions_per_clip: at most so many, of as many different objects as there are.
-        crowd_share: share of clips of one frame that are crowds instead.
-        late_starts: clips of `track` begin anywhere as long as their expressions are true, not
-            always where their video does.
+    """Draws clips from synthetic videos as the recipe says.
 
     Raises:
-        UsageError: a weight that is not above 0.
+        UsageError: the weight of a slice is not above 0.
     """
 
-    def __init__(
-        self,
-        slices: Mapping[str, float],
-        *,
-        max_stride: int,
-        expressions_per_clip: int,
-        crowd_share: float = 0.0,
-        late_starts: bool = False,
-    ) -> None:
-        if not slices or min(slices.values()) <= 0.0:
-            raise UsageError(f"data.slices {dict(slices)}: expected weights above 0")
-        self._slices = tuple(slices)
-        self._shares = np.array(list(slices.values())) / sum(slices.values())
-        self._max_stride = max_stride
-        self._expressions_per_clip = expressions_per_clip
-        self._crowd_share = crowd_share
-        self._late_starts = late_starts
+    def __init__(self, data: Data) -> None:
+        if not data.slices or min(data.slices.values()) <= 0.0:
+            raise UsageError(f"data.slices {data.slices}: expected weights above 0")
+        self._data = data
+        self._slices = tuple(data.slices)
+        self._shares = np.array(list(data.slices.values())) / sum(data.slices.values())
 
     def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
         """Return the clip of this key; seeds stay below those that tune and evaluate."""
         rng = np.random.default_rng(key)
         name = self._slices[rng.choice(len(self._slices), p=self._shares)]
         seed, index = int(rng.integers(TUNE_SEED)), int(rng.integers(1 << 20))
-        if num_frames == 1 and rng.random() < self._crowd_share:
-            return crowd_clip(seed, index, self._expressions_per_clip)
+        if num_frames == 1 and rng.random() < self._data.crowd_share:
+            return crowd_clip(seed, index, self._data.expressions_per_clip)
         frames = self._frames(rng, name, num_frames)
-        if name == "track" and self._late_starts:
+        if name == "track" and self._data.late_starts:
             begin = generate(seed, index, slice="track", frame_indices=(0,))
             frames = _later(rng, frames, begin)
         video = generate(
@@ -80,7 +60,7 @@ class SyntheticClips:
     def _frames(self, rng: np.random.Generator, name: str, num_frames: int) -> tuple[int, ...]:
         """Return which frames of a video of the usual length: evenly spaced, in order."""
         longest = (NUM_FRAMES - 1) // max(num_frames - 1, 1)
-        stride = 1 + int(rng.integers(min(self._max_stride, longest)))
+        stride = 1 + int(rng.integers(min(self._data.max_stride, longest)))
         last_start = 0 if name in _FROM_THE_START else NUM_FRAMES - 1 - stride * (num_frames - 1)
         start = int(rng.integers(last_start + 1))
         return tuple(start + stride * step for step in range(num_frames))
@@ -92,7 +72,7 @@ class SyntheticClips:
         shuffled = [offered[i] for i in rng.permutation(len(offered))]
         firsts = {expression.object_id: expression for expression in reversed(shuffled)}
         in_turn = sorted(shuffled, key=lambda e: firsts[e.object_id] is not e)  # keeps their order
-        return in_turn[: self._expressions_per_clip]
+        return in_turn[: self._data.expressions_per_clip]
 
 
 def _later(

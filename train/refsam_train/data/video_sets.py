@@ -36,27 +36,25 @@ class VideoSample:
     object_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
 class VideoClips:
-    """Draws clips around random frames of random expressions.
+    """Draws clips around random frames of random expressions, which `read_video_samples` reads.
 
-    Args:
-        samples: from `read_video_samples`.
-        sizes: of the augmentation, None for none.
+    sizes: of the augmentation, None for none.
     """
 
-    def __init__(self, samples: tuple[VideoSample, ...], sizes: Sizes | None) -> None:
-        self._samples = samples
-        self._sizes = sizes
+    samples: tuple[VideoSample, ...]
+    sizes: Sizes | None
 
     def clip(self, key: tuple[int, ...], num_frames: int) -> Clip:
         """Return the clip of this key; drawn again when the object is in none of its frames."""
         rng = np.random.default_rng(key)
         for _ in range(_DRAWS):
-            sample = self._samples[rng.integers(len(self._samples))]
+            sample = self.samples[rng.integers(len(self.samples))]
             clip = _read_clip(sample, _frame_numbers(rng, len(sample.frames), num_frames))
             if clip.masks.any():
                 break
-        return clip if self._sizes is None else augment(clip, self._sizes, rng)
+        return clip if self.sizes is None else augment(clip, self.sizes, rng)
 
 
 def read_video_samples(root: Path, split: str) -> tuple[VideoSample, ...]:
@@ -107,7 +105,8 @@ def _check_frames(images: Path, annotations: Path, frames: tuple[str, ...]) -> s
     for frame in frames:
         image_path, mask_path = images / f"{frame}.jpg", annotations / f"{frame}.png"
         label_map = read_label_map(mask_path)
-        size_hw = _image_size(image_path)
+        with _opened(image_path) as image:
+            size_hw = image.height, image.width
         if label_map.shape != size_hw:
             raise DatasetError(
                 f"{mask_path}: found {_size(label_map.shape)} pixels (height x width), but "
@@ -121,11 +120,6 @@ def _object_id(value: str, where: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 254:
         raise DatasetError(f"{where}: obj_id {value!r}; expected a whole number from 1 to 254")
     return int(value)
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.height, image.width
 
 
 def _size(hw: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ from refsam_bench.synthetic import SLICES, Slice, generate
 from refsam_bench.synthetic.video import NUM_FRAMES, TUNE_SEED
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_train.data.clips import Clip, Collator
-from refsam_train.learn.forward import clip_logits, encode_frames, encode_texts, image_logits
+from refsam_train.learn.forward import encode_frames, encode_texts, follow, image_logits
 from refsam_train.learn.losses import mask_iou
 from refsam_train.recipe import Data
 
@@ -57,7 +57,7 @@ class TuningSet:
         self, model: RefSam, clips: Sequence[Clip], device: torch.device
     ) -> list[tuple[str, float]]:
         batch = self._collator(clips).to(device)
-        logits = clip_logits(model, batch, encode_frames(model, batch), encode_texts(model, batch))
+        logits, _ = follow(model, batch, encode_frames(model, batch), encode_texts(model, batch))
         (group,) = batch.groups
         logits = image_logits(logits, model.config.image_size, group)
         scores = mask_iou(logits, group.masks).mean(0).tolist()

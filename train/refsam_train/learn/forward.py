@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from refsam_export.refsam.model.config import EMBED_DIM
 from refsam_export.refsam.model.refsam import RefSam
+from refsam_train.data.cells import CellLabels
 from refsam_train.data.clips import Batch, MaskGroup
-from refsam_train.learn.cells import CellHeads, CellLabels
+from refsam_train.learn.cells import CellHeads
 from refsam_train.learn.losses import dice_loss, focal_loss, mask_iou
 from refsam_train.learn.match import Match
 from refsam_train.learn.shared_step import FrameSide, TextSide, frame_side, shared_step, text_side
@@ -44,11 +45,6 @@ def encode_texts(model: RefSam, batch: Batch) -> TextSide:
     """Return the text side of all expressions."""
     words, sentence = model.encode_text(batch.input_ids, batch.attention_mask)
     return text_side(model, words, batch.attention_mask.bool(), sentence)
-
-
-def clip_logits(model: RefSam, batch: Batch, frames: FrameSide, text: TextSide) -> Tensor:
-    """Return the logits of `follow`."""
-    return follow(model, batch, frames, text)[0]
 
 
 def follow(

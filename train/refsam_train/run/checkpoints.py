@@ -70,14 +70,12 @@ def load_checkpoint(path: Path, state: RunState, *, digest: str) -> int:
         for name, parameter in state.parameters.items():
             parameter.copy_(tensors[_MODEL + name])
             moments = {
-                key: tensors[f"{_OPTIMISER}{name}.{key}"]
+                key: tensors[place].to(parameter.device)
                 for key in _MOMENTS
-                if f"{_OPTIMISER}{name}.{key}" in tensors
+                if (place := f"{_OPTIMISER}{name}.{key}") in tensors
             }
             if moments:
-                state.optimiser.state[parameter] = {
-                    key: value.to(parameter.device) for key, value in moments.items()
-                }
+                state.optimiser.state[parameter] = moments
         for name, value in state.average.items():
             value.copy_(tensors[_AVERAGE + name])
     return int(record["step"])

@@ -109,8 +109,7 @@ class Trainer:
         """Train to the last step and save; after a signal finish the step, save, pass it on."""
         last = min(self.recipe.steps, self._options.max_steps or self.recipe.steps)
         workers = self._options.workers
-        if workers is None:
-            workers = self.recipe.data.workers
+        workers = self.recipe.data.workers if workers is None else workers
         batches = batches_from(self._batches, self.step, workers)
         shown = self._options.show_progress and self._options.place.rank == 0
         progress = Progress(self.recipe.name, max(last - self.step, 0), enabled=shown)

@@ -55,12 +55,13 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
             f"{sources.checkpoint}: an ablation without Dense Attention; training needs "
             "hda_levels 1 or 4"
         )
+    needs_text = any(k.startswith("text_encoder.") for k in (*loaded.missing, *recipe.fresh))
     with seeded(recipe.seed):
-        text_encoder = (
-            build_text_encoder(loaded.text_config) if _needs_text(loaded, recipe) else None
-        )
+        text_encoder = build_text_encoder(loaded.text_config) if needs_text else None
         fresh = RefSam(loaded.model.config, text_encoder, loaded.model.text_width)
-        _adapters_as_identity(fresh)
+        for name, parameter in fresh.named_parameters():
+            if "_Adapter.D_fc2." in name:  # adapters are the identity then
+                nn.init.zeros_(parameter)
         if recipe.mode == "full":
             _fill_for_full_training(fresh)
     initial, tensors = canonical_tensors(fresh), canonical_tensors(loaded.model)
@@ -72,22 +73,12 @@ def start_model(recipe: Recipe, sources: Sources) -> LoadedModel:
     return loaded
 
 
-def _needs_text(loaded: LoadedModel, recipe: Recipe) -> bool:
-    return any(k.startswith("text_encoder.") for k in (*loaded.missing, *recipe.fresh))
-
-
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw initial values from this seed and leave PyTorch's own state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _adapters_as_identity(model: RefSam) -> None:
-    for name, parameter in model.named_parameters():
-        if "_Adapter.D_fc2." in name:
-            nn.init.zeros_(parameter)
 
 
 def _fill_for_full_training(model: RefSam) -> None:

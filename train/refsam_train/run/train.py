@@ -92,13 +92,7 @@ def open_source(recipe: Recipe, data_root: Path | None) -> ClipSource:
     if data.kind == "synthetic":
         if data_root is not None:
             raise UsageError(f"recipe {recipe.name} makes its own data: leave --data out")
-        return SyntheticClips(
-            data.slices,
-            max_stride=data.max_stride,
-            expressions_per_clip=data.expressions_per_clip,
-            crowd_share=data.crowd_share,
-            late_starts=data.late_starts,
-        )
+        return SyntheticClips(data)
     if data_root is None:
         raise UsageError(f"recipe {recipe.name} needs {data.kind}: give its folder with --data")
     sizes = None if data.augmentation == "none" else data.augmentation
