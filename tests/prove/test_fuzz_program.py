@@ -52,6 +52,7 @@ if not os.path.exists("starve"):
 print(json.dumps([sys.argv[1:], os.environ["RUST_BACKTRACE"]]), flush=True)
 print({STATISTICS!r}, file=sys.stderr)
 """
+    (tmp_path / "tests" / "support").mkdir()
     (tmp_path / "tests" / "support" / "fuzz_one.py").write_text(program)
     # Both targets run other.py, and `sound` the reader too.
     modules = f"""
