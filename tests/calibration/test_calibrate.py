@@ -315,4 +315,4 @@ def test_a_work_folder_that_cannot_be_made_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("")
     ended = run("--work", tmp_path / "file" / "work", "--stop-after", "ranges")
     assert ended.code == 2
-    assert "cannot be made" in ended.message
+    assert "cannot be written (Not a directory); choose another place" in ended.message

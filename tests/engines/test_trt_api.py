@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106", "rtx-1.7.1.116")
 RTX = ("rtx-1.7.1.116",)
-SUPPORTED = {ROOT / "refsam_trt/backends/rtx.py": RTX}
+SUPPORTED = {ROOT / "refsam_trt/backends/tensorrt/rtx.py": RTX}
 """Files for some versions only; all others run on all of them."""
 
 OBJECTS = {
@@ -40,7 +40,7 @@ def names_of(version: str) -> dict[str, list[str]]:
 
 
 def files_using_tensorrt() -> list[Path]:
-    roots = [ROOT / "refsam_trt", ROOT / "engines", ROOT / "bench"]
+    roots = [ROOT / "refsam_trt", ROOT / "engines", ROOT / "bench", ROOT / "prove"]
     files = (path for root in roots for path in root.rglob("*.py"))
     return sorted(path for path in files if "trt." in used_text(path))
 
@@ -113,7 +113,7 @@ def test_every_name_exists(version: str):
 
 def test_the_files_that_use_tensorrt_are_found():
     found = {path.name for path in files_using_tensorrt()}
-    assert {"build.py", "network.py", "trt_log.py"} <= found
+    assert {"build.py", "network.py", "log.py"} <= found
 
 
 @pytest.mark.parametrize(

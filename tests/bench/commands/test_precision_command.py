@@ -11,6 +11,7 @@ from commands_in_process import Commands
 from exported import exported
 
 from refsam_bench.cli import main
+from refsam_bench.datasets import synthetic
 from refsam_bench.precision import half as precision
 from refsam_bench.precision.half import (
     HalfComparison,
@@ -40,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _short_videos(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("ERROR", logger="refsam_trt")
     monkeypatch.setattr(
-        precision,
+        synthetic,
         "generate",
         lambda seed, index, slice: generate(seed, index, slice=slice, num_frames=NUM_FRAMES),
     )
@@ -50,7 +51,7 @@ def _short_videos(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 def figures(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> HalfFigures:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            precision,
+            synthetic,
             "generate",
             lambda seed, index, slice: generate(seed, index, slice=slice, num_frames=NUM_FRAMES),
         )
