@@ -63,13 +63,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         weights=manifest.weights,
     )
 
-    def assembled(_: Any, request: Any, written: Any, folder: Path) -> Any:
+    def written(_: Any, request: Any, folder: Path, report: Any) -> Any:
         shutil.copytree(fake, folder / "graphs")
-        return {name: folder / "graphs" / name for name in manifest.files}, manifest
+        return {}, {name: folder / "graphs" / name for name in manifest.files}, manifest
 
     monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded)
-    monkeypatch.setattr(exporter, "write_variants", lambda *_: None)
-    monkeypatch.setattr(exporter, "_assembled", assembled)
+    monkeypatch.setattr(exporter, "_written", written)
     monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
     monkeypatch.setattr(exporter, "in_process", lambda *_: PARITY)
 
