@@ -25,6 +25,7 @@ from refsam_export.precision.range_audit import MAX_ABSOLUTE, RangeFigures
 from refsam_export.precision.typed_program import rounded_module
 from refsam_export.refsam.programs import trace_graphs
 from refsam_export.request import ExportRequest
+from refsam_export.variants import Written
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.contract import refsam
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
@@ -156,7 +157,7 @@ def test_an_overflow_is_refused_although_onnxruntime_hides_it(
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bundle.path(name).read_bytes())
-    written = exporter.Written({NAME: bundle.manifest.variants[NAME]}, copies)
+    written = Written({NAME: bundle.manifest.variants[NAME]}, copies)
     monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
     monkeypatch.setattr(exporter, "trace_graphs", lambda *_: {})
     monkeypatch.setattr(exporter, "write_variants", lambda *_: written)
