@@ -49,6 +49,8 @@ def least_error(embeddings: list[Tensor], twin: RefSam, images: list[Tensor]) ->
 def encoded(path: Path, images: list[Tensor], *, optimise: bool) -> list[Tensor]:
     """Return what ONNX Runtime makes of the images."""
     options = onnxruntime.SessionOptions()
+    # As `OrtCpuBackend` sets it: products saturate at 16 bits on CPUs without VNNI otherwise.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -106,9 +108,15 @@ def test_the_comparison_sees_one_layer(
 
 
 def test_fp8_graphs_are_fake_quantisation(images: list[Tensor], tmp_path: Path):
-    """On an fp32 base and without optimisation, which is how ONNX Runtime computes fp8 at all."""
+    """On an fp32 base and without optimisation, which is how ONNX Runtime computes fp8 at all.
+
+    The first layer and the last block: with every layer in fp8, whose steps are coarse, some CPUs
+    round a value of each of these frames to the other code in between.
+    """
     of = model("tiny")
-    ranges, path = largest_inputs(of), tmp_path / "x.onnx"
+    of_all, path = largest_inputs(of), tmp_path / "x.onnx"
+    ranges = {name: amax for name, amax in of_all.items() if name == FIRST or ".7." in name}
+    assert len(ranges) == 9
     form = ExportRequest("tiny", tmp_path).form
     write_quantised_encoder(of, ranges, "fp8", "fp32", form, path, path.name)
     found = encoded(path, images, optimise=False)
