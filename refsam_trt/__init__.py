@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from refsam_trt.result.polygons import Polygon
     from refsam_trt.result.result import FrameResults, Result
+    from refsam_trt.session.encoding import EncodedFrame
     from refsam_trt.session.engine import Engine
     from refsam_trt.session.load import load
     from refsam_trt.session.session import Session
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "EncodedFrame": "session.encoding",
     "Engine": "session.engine",
     "FrameResults": "result.result",
     "Polygon": "result.polygons",
@@ -45,6 +47,7 @@ __all__ = [
     "BackendError",
     "BundleError",
     "DeviceMemoryError",
+    "EncodedFrame",
     "Engine",
     "ExpressionError",
     "FrameResults",

@@ -123,3 +123,23 @@ def test_no_folder_is_crowded():
         for folder in counts
     }
     assert {name: count for name, count in counts.items() if count > bounds[name]} == {}
+
+
+def test_the_runtime_meets_a_family_in_one_line(imports: dict[str, set[str]]):
+    """A family is its contract, its folder, its export, and its line of the registry."""
+    family = ("refsam_trt.contract.refsam", "refsam_trt.families.refsam")
+    meets = {
+        name
+        for name, others in imports.items()
+        if name.startswith("refsam_trt.")
+        and not name.startswith(family)
+        and any(other.startswith(family) for other in others)
+    }
+    assert meets == set()
+    names = {
+        name: text.count("refsam_trt.families.refsam")
+        for name, path in modules().items()
+        if name.startswith("refsam_trt.") and not name.startswith(family)
+        if "refsam_trt.families.refsam" in (text := path.read_text())
+    }
+    assert names == {"refsam_trt.contract.registry": 1}

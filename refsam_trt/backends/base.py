@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +67,38 @@ class Context(Protocol):
         """
 
 
+class Event(Protocol):
+    """A point in the work of a stream, which lies behind everything that was begun before it."""
+
+
+class Stream(Protocol):
+    """A queue of device work; whatever any thread begins inside it takes effect in order.
+
+    A context manager that is entered again and again, by one thread at a time. Outside of all
+    streams, the calls of one thread take effect in order.
+    """
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def record(self) -> Event:
+        """Return the point that the stream's work has come to."""
+
+    def wait(self, event: Event) -> None:
+        """Let all that follows on this stream begin only after an event of another one.
+
+        The host does not wait.
+        """
+
+
+class Download(Protocol):
+    """A copy on its way to the host."""
+
+    def result(self) -> np.ndarray:
+        """Return the copy, which is the caller's, once it has arrived."""
+
+
 class Graph(Protocol):
     """A loaded graph; may be shared by threads, each with a context of its own."""
 
@@ -82,7 +113,8 @@ class Graph(Protocol):
 class Backend(Protocol):
     """A device with its runtime library. May be shared by threads.
 
-    Streams live inside: calls on one stream take effect in order, and `download` waits for them.
+    Every call works on the stream that the thread has entered; transfers that return are done for
+    all streams, graphs that were run only for their own (see `Stream.wait`).
     """
 
     @property
@@ -104,12 +136,8 @@ class Backend(Protocol):
             BackendError: unreadable, other tensors than `spec`, or a dtype unknown here.
         """
 
-    def new_stream(self) -> AbstractContextManager[Any]:
-        """Return a stream: what any thread does inside it takes effect in order.
-
-        May be entered again and again, by one thread at a time. Outside of all streams, calls of
-        one thread take effect in order.
-        """
+    def new_stream(self) -> Stream:
+        """Return a stream of the caller's."""
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Buffer:
         """Return a new buffer with undefined content."""
@@ -120,8 +148,26 @@ class Backend(Protocol):
         The array may be changed as soon as the call returns.
         """
 
+    def begin_download(self, buffer: Buffer) -> Download:
+        """Begin to copy to the host, behind the work of this stream, without waiting for it.
+
+        The buffer must stay as it is until the copy has arrived.
+        """
+
     def download(self, buffer: Buffer) -> np.ndarray:
         """Return a copy on the host, after waiting for the work of this stream."""
+
+    def adopt(self, array: Any) -> Buffer:
+        """Return a buffer that is another library's array where it lies; nothing is copied.
+
+        Args:
+            array: dense, with `__dlpack__` or `__cuda_array_interface__`. Kept alive with the
+                buffer; must not be written to while it is in use.
+
+        Raises:
+            VideoError: on another device than the backend's, or not dense.
+            BackendError: the backend computes on the CPU.
+        """
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy device to device; same shape and dtype, no shared memory."""

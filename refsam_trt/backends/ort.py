@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import numpy as np
 
 from refsam_trt.backends.base import (
     Buffer,
+    Download,
+    Event,
     Graph,
+    Stream,
     Transfers,
     check_call,
     check_same,
@@ -139,9 +142,9 @@ class OrtCpuBackend:
         check_session(path, session, spec)
         return OrtGraph(path, session, spec)
 
-    def new_stream(self) -> nullcontext[None]:
-        """Return nothing to enter: every call is done when it returns."""
-        return nullcontext()
+    def new_stream(self) -> Stream:
+        """Return a stream that orders nothing: every call is done when it returns."""
+        return HostStream()
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Buffer:
         """Return a new buffer with undefined content."""
@@ -155,11 +158,22 @@ class OrtCpuBackend:
         self.transfers.uploaded(array.nbytes)
         return target
 
+    def begin_download(self, buffer: Buffer) -> Download:
+        """Return a copy that has arrived."""
+        return Arrived(self.download(buffer))
+
     def download(self, buffer: Buffer) -> np.ndarray:
         """Return a copy on the host."""
         array = self._array_of(buffer).copy()
         self.transfers.downloaded(array.nbytes)
         return array
+
+    def adopt(self, array: Any) -> Buffer:
+        """Refuse: arrays of the host are uploaded."""
+        raise BackendError(
+            "frame: an array on a GPU, but the backend runs on the CPU; copy the frame to the "
+            "host, or load the bundle with a CUDA backend"
+        )
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy between two buffers of the same shape and dtype."""
@@ -183,6 +197,34 @@ class OrtCpuBackend:
         if self._num_threads is not None:
             options.intra_op_num_threads = self._num_threads
         return options
+
+
+class HostStream:
+    """A stream of a backend whose calls are done when they return."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def record(self) -> Event:
+        """Return a point that was reached."""
+        return self
+
+    def wait(self, event: Event) -> None:
+        """Wait for nothing."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A download that is done."""
+
+    array: np.ndarray
+
+    def result(self) -> np.ndarray:
+        """Return the copy."""
+        return self.array
 
 
 def array_of(buffer: Buffer) -> np.ndarray:

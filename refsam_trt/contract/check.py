@@ -5,12 +5,9 @@ What is refused here is well-formed, but no session could run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from refsam_trt import limits
-from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import Manifest, Variant
 from refsam_trt.contract.precision import (
     BASES,
@@ -18,6 +15,7 @@ from refsam_trt.contract.precision import (
     QUANTISED,
     stated_by_graphs,
 )
+from refsam_trt.contract.registry import REGISTRY, contract_of
 from refsam_trt.contract.specs import EXPORT_AGAIN
 from refsam_trt.contract.vocabulary import vocabulary_problem
 from refsam_trt.errors import BundleError
@@ -30,10 +28,10 @@ def check_contract(manifest: Manifest) -> None:
         BundleError: an unknown family, no variant, graphs or tensors that are not the family's,
             state that no graph has, or a size or constant that makes no sense.
     """
-    if manifest.family not in CONTRACT_CHECKS:
+    if manifest.family not in REGISTRY:
         raise BundleError(
             f"model family {manifest.family!r}, this version knows "
-            f"{', '.join(sorted(CONTRACT_CHECKS))}; update refsam_trt"
+            f"{', '.join(sorted(REGISTRY))}; update refsam_trt"
         )
     if not manifest.variants:
         raise BundleError(f"the manifest has no variant, so no graphs; {EXPORT_AGAIN}")
@@ -42,7 +40,7 @@ def check_contract(manifest: Manifest) -> None:
         _check_precision(name, variant)
         _check_quantisation(manifest, name, variant)
         _check_state(manifest, name, variant)
-    CONTRACT_CHECKS[manifest.family](manifest)
+    contract_of(manifest.family).check(manifest)
 
 
 def _check_values(manifest: Manifest) -> None:
@@ -102,7 +100,3 @@ def _check_state(manifest: Manifest, name: str, variant: Variant) -> None:
                 f"variant {name!r}: no graph has the state tensor {', '.join(sorted(missing))}; "
                 f"{EXPORT_AGAIN}"
             )
-
-
-CONTRACT_CHECKS: dict[str, Callable[[Manifest], None]] = {refsam.FAMILY: refsam.check}
-"""Per family, the check of what only the family knows."""

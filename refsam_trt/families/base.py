@@ -1,14 +1,16 @@
-"""What a model family does with its graphs between frames, behind one set of calls.
+"""What a model family does with its graphs, cut where frames can overlap.
 
-A session knows no family: it gives frames and expressions, and gets raw results, possibly late.
+A session knows no family. An encoder turns frames into features, which depend on nothing but the
+frame; a track decodes them one after the other, remembers, and gives raw results, possibly late.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -59,38 +61,63 @@ class FamilyParts:
         return self.backend.load(path, entry.spec)
 
 
-class VideoAdapter(Protocol):
-    """One video of one session; used by one thread at a time. Ids are the session's.
+@dataclass(frozen=True)
+class Row:
+    """One expression of a session: its id there, its cleaned-up text, and `Family.embed`'s work."""
 
-    It has a stream of its own on the backend, so that sessions of one thread do not wait for each
-    other, and a session that another thread goes on with finds everything done that was begun.
+    id: int
+    text: str
+    embedding: Any
+
+
+class Features(Protocol):
+    """What an encoder made of one frame, on the device; any number of tracks may read it."""
+
+    def release(self) -> None:
+        """Give the memory back to the encoder, once every `Track.decode` on it has returned."""
+
+
+class Encoder(Protocol):
+    """Runs what depends on the frame alone; used by one thread at a time.
+
+    It has a stream of its own, so the next frame is encoded while tracks decode this one.
     """
 
-    def add_expression(self, expression_id: int, text: str) -> None:
-        """Decode this expression from the next frame on, as one that has not been tracked yet.
+    def encode(self, image: np.ndarray | Buffer) -> Features:
+        """Encode one frame, float32 [1, 3, S, S].
 
         Raises:
-            ExpressionError: unusable text; nothing has changed then.
+            BackendError: the device failed; the same frame may be tried again.
         """
 
-    def remove_expression(self, expression_id: int) -> None:
-        """Forget an expression that was added."""
 
-    @property
-    def expressions(self) -> dict[int, str]:
-        """Cleaned-up text per id, in the order they were added."""
+class Track(Protocol):
+    """What is remembered of one video; used by one thread at a time.
+
+    It has a stream of its own, so a session that another thread goes on with finds everything done
+    that was begun. A call that raises has changed nothing.
+    """
+
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """Decode these expressions from the next frame on.
+
+        What is remembered of rows that were there before (by id) stays; new ones come behind them.
+        """
+
+    def decode(self, features: Any, frame_index: int) -> Sequence[RawFrame]:
+        """Take one frame and return the results that are due: of none, one or several frames.
+
+        `features` is what an encoder of the same family returned.
+        """
+
+    def finish(self) -> Iterator[RawFrame]:
+        """Give the results of every frame that `decode` still owes, in order, one by one."""
+
+    def forget(self, ids: Collection[int]) -> None:
+        """Forget what was tracked of some expressions."""
 
     def reset(self) -> None:
         """Forget the video; the expressions stay."""
-
-    def reset_track(self, expression_id: int) -> None:
-        """Forget what was tracked of one expression."""
-
-    def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame | None:
-        """Take one frame, float32 [1, 3, S, S]; return the results of one frame if any are due."""
-
-    def finish(self) -> list[RawFrame]:
-        """Return the results of every frame that `step` still owed, in order."""
 
     def save(self) -> dict[str, np.ndarray]:
         """Return what must be kept to go on later; the expressions are the session's to keep.
@@ -100,18 +127,36 @@ class VideoAdapter(Protocol):
         """
 
     def restore(self, tensors: dict[str, np.ndarray]) -> None:
-        """Go on from what `save` returned, the same expressions having been added.
+        """Go on from what `save` returned, the same rows having been set.
 
         Raises:
             StateError: tensors that `save` cannot have returned.
         """
 
 
-class FamilyAdapter(Protocol):
+class Family(Protocol):
     """One family's graphs, loaded once per engine and shared by its sessions and their threads."""
 
-    def open_video(self) -> VideoAdapter:
-        """Return a new, empty video with execution contexts of its own."""
+    @property
+    def is_late(self) -> bool:
+        """Whether results may come later than their frame."""
+
+    @property
+    def can_embed(self) -> bool:
+        """Whether any expression can be embedded, and not only those of a cache."""
+
+    def embed(self, text: str) -> tuple[str, Any]:
+        """Return the cleaned-up text of an expression, and what tracks need of it.
+
+        Raises:
+            ExpressionError: unusable text.
+        """
+
+    def open_encoder(self) -> Encoder:
+        """Return an encoder with an execution context of its own."""
+
+    def open_track(self) -> Track:
+        """Return the memory of a new video, with an execution context of its own."""
 
     def close(self) -> None:
-        """Give up the graphs; videos must not be used afterwards."""
+        """Give up the graphs; encoders and tracks must not be used afterwards."""

@@ -41,7 +41,8 @@ class FrameSource(Protocol):
 
     `name`: the file's stem or the folder's name. `original_hw`: size of every frame, after
     rotation. `num_frames`: None when unknown; for a video it is what the file states, which may
-    differ from what can be decoded. `fps`: None for images or when unknown.
+    differ from what can be decoded. `fps`: None for images or when unknown. `is_live`: frames come
+    by themselves, and only once.
 
     An iteration begins at the first frame and yields arrays of the caller's; iterations do not
     disturb each other. It raises VideoError at a frame that is damaged or of another size.
@@ -51,6 +52,7 @@ class FrameSource(Protocol):
     original_hw: tuple[int, int]
     num_frames: int | None
     fps: float | None
+    is_live: bool = False
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]: ...
 

@@ -131,6 +131,8 @@ class LiveStream(FrameSource):
         MissingExtraError: PyAV is not installed.
     """
 
+    is_live = True
+
     def __init__(
         self, name: str, url: str, input_format: str | None, options: dict[str, str]
     ) -> None:

@@ -24,3 +24,8 @@ class RawFrame:
     texts: tuple[str, ...]
     low_res_logits: np.ndarray
     predicted_iou: np.ndarray
+
+    @classmethod
+    def empty(cls, frame_index: int) -> RawFrame:
+        """Return the results of a frame without expressions."""
+        return cls(frame_index, (), (), np.empty((0, 0, 0), np.float32), np.empty(0, np.float32))

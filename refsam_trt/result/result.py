@@ -101,12 +101,23 @@ class Result:
 
     @cached_property
     def _decision(self) -> tuple[np.ndarray, float | None]:
+        return _decide(self.logits, self.threshold)
+
+    def _logits_kept_as_mask(self) -> np.ndarray:
+        """Return `logits`; the mask, which costs little beside them, is kept for later."""
         logits = self.logits
-        mask = mask_from_logits(logits, self.threshold)
-        mask.flags.writeable = False
-        inside = logits[mask].astype(np.float64)
-        # This is 1 / (1 + exp(-x)), in a form that cannot overflow.
-        return mask, float(np.mean(0.5 * (1 + np.tanh(inside / 2)))) if inside.size else None
+        if "_decision" not in vars(self):  # where a cached_property keeps its value
+            vars(self)["_decision"] = _decide(logits, self.threshold)
+        return logits
+
+
+def _decide(logits: np.ndarray, threshold: float) -> tuple[np.ndarray, float | None]:
+    """Return mask and confidence."""
+    mask = mask_from_logits(logits, threshold)
+    mask.flags.writeable = False
+    inside = logits[mask].astype(np.float64)
+    # This is 1 / (1 + exp(-x)), in a form that cannot overflow.
+    return mask, float(np.mean(0.5 * (1 + np.tanh(inside / 2)))) if inside.size else None
 
 
 class FrameResults(Sequence[Result]):
@@ -146,9 +157,13 @@ class FrameResults(Sequence[Result]):
         Raises:
             UsageError: more than 255 results.
         """
+        return self._label_map.copy()
+
+    @cached_property
+    def _label_map(self) -> np.ndarray:
         if not self._results:
             return np.zeros(self.frame_hw, np.uint8)
-        return label_map_from_logits(result.logits for result in self._results)
+        return label_map_from_logits(result._logits_kept_as_mask() for result in self._results)
 
     def plot(self, frame: np.ndarray) -> np.ndarray:
         """Return a copy of `frame` (uint8 [H, W, 3], RGB) with all masks and texts drawn on.

@@ -91,6 +91,13 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
     help="Whose a track token is. object: with --dataset ref-davis, the four annotators of an "
     "object share one, as in the released scripts; slower, and only to compare with them.",
 )
+@click.option(
+    "--drop-late",
+    "is_dropping",
+    is_flag=True,
+    help="Of a camera or a stream that is faster than this machine, drop the oldest frames and say "
+    "how many.  [default: every frame is done, as late as it may be]",
+)
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace what a run wrote before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.version_option(package_name="refsam-trt")
@@ -102,7 +109,7 @@ def command(as_json: bool, **options: Any) -> None:
     image, a camera (camera:0, /dev/video0) or the address of a stream (rtsp://, http://). Put
     quotes around each expression.
 
-    Ctrl-C and SIGTERM end the work after the frame in hand; what is finished stays. After an error
+    Ctrl-C and SIGTERM end the work after the frames in hand; what is finished stays. After an error
     nothing is left.
 
     Exit codes: 0 done, 2 unusable input, 130 and 143 interrupted.
@@ -135,6 +142,7 @@ def _as_json(report: RunReport) -> dict[str, Any]:
     return {
         "output": str(report.output),
         "num_frames": report.num_frames,
+        "num_dropped": report.num_dropped,
         "fps": round(report.fps, 3),
         "files": list(report.files),
         "bundle_id": report.bundle_id,
@@ -153,6 +161,8 @@ def _print(report: RunReport) -> None:
         f"{report.num_frames} frames, {report.fps:.1f} per second on {report.backend}, reading and "
         "writing included"
     )
+    if report.num_dropped:
+        click.echo(f"{report.num_dropped} frames were dropped to keep up with the source")
     tops: dict[str, int] = {}
     for file in report.files:
         top, slash, _ = file.partition("/")

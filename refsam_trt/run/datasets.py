@@ -27,7 +27,7 @@ from refsam_trt.run.meta_expressions import (
     keys_by_object,
     load_meta_expressions,
 )
-from refsam_trt.run.outputs import FinishedFrame, FrameWriter
+from refsam_trt.run.outputs import Draw, FinishedFrame, FrameWriter, draw_masks
 
 DatasetKind = Literal["ref-davis", "ref-youtube-vos"]
 
@@ -114,6 +114,15 @@ def load_dataset(kind: DatasetKind, root: Path) -> list[DatasetVideo]:
     if not videos:
         raise DatasetError(f"{path}: names no video to run; expected at least one under 'videos'")
     return [_video(kind, root, name, video, path) for name, video in videos.items()]
+
+
+def draw_for_dataset(kind: DatasetKind) -> Draw:
+    """Return what computes what a data set's outputs need of a frame."""
+    return draw_masks if kind == "ref-youtube-vos" else _draw_nothing
+
+
+def _draw_nothing(results: FrameResults) -> None:
+    """Leave label maps to be merged from logits, annotator by annotator, when they are written."""
 
 
 @contextmanager

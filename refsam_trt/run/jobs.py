@@ -16,14 +16,17 @@ from refsam_trt.run.datasets import (
     YOUTUBE_THRESHOLD,
     DatasetKind,
     DatasetVideo,
+    draw_for_dataset,
     load_dataset,
     open_dataset_outputs,
 )
 from refsam_trt.run.outputs import (
     DEFAULT_OUTPUTS,
+    Draw,
     FrameWriter,
     OutputTarget,
     check_outputs,
+    draw_for,
     open_outputs,
 )
 from refsam_trt.run.shared_tracks import TrackStateScope
@@ -50,6 +53,7 @@ class RunRequest:
             are merged by a rule of their own, so not with Ref-DAVIS17.
         track_state_scope: whose a track token is: `object` shares it between the annotators of
             Ref-DAVIS17, as the released scripts do; only with that data set.
+        is_dropping: of a live source, take the newest frame whenever one can be done.
         is_overwrite: replace what an earlier run wrote.
 
     Raises:
@@ -72,6 +76,7 @@ class RunRequest:
     text_cache: TextCacheChoice = "off"
     threshold: float | None = None
     track_state_scope: TrackStateScope = "expression"
+    is_dropping: bool = False
     is_overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -137,6 +142,7 @@ class Job:
         num_frames: before selection, None if unknown.
         open: gives its frames.
         outputs: opens its results: folder, frames and whether weights are random.
+        draw: computes what they need of a frame.
     """
 
     name: str
@@ -144,6 +150,7 @@ class Job:
     num_frames: int | None
     open: Callable[[], FrameSource]
     outputs: Callable[[Path, FrameSource, bool], AbstractContextManager[FrameWriter]]
+    draw: Draw
 
 
 def open_jobs(request: RunRequest, stack: ExitStack) -> list[Job]:
@@ -165,6 +172,7 @@ def _dataset_job(kind: DatasetKind, video: DatasetVideo) -> Job:
         num_frames=len(video.frames),
         open=video.open,
         outputs=lambda folder, _, __: open_dataset_outputs(kind, folder, video),
+        draw=draw_for_dataset(kind),
     )
 
 
@@ -178,4 +186,5 @@ def _video_job(request: RunRequest, source: FrameSource) -> Job:
         outputs=lambda folder, source, is_random: open_outputs(
             OutputTarget(folder, source, expressions, stride, is_random), request.outputs
         ),
+        draw=draw_for(request.outputs),
     )

@@ -43,6 +43,8 @@ class FinishedFrame:
 
 
 FrameWriter = Callable[[FinishedFrame], None]
+Draw = Callable[[FrameResults], None]
+"""Computes what outputs need of results, which keep it: work for a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,22 @@ def check_outputs(save: Sequence[str], num_expressions: int) -> None:
             f"found {num_expressions} expressions, expected at most {MAX_LABELS} for masks and "
             "overlay, which give each its own label and colour; save rle or json only, or run twice"
         )
+
+
+def draw_for(save: Sequence[str]) -> Draw:
+    """Return what computes what the outputs named in `save` need of a frame."""
+    return draw_label_map if "masks" in save else draw_masks
+
+
+def draw_label_map(results: FrameResults) -> None:
+    """Compute the label map of a frame, and with it all masks."""
+    results.label_map()
+
+
+def draw_masks(results: FrameResults) -> None:
+    """Compute all masks of a frame."""
+    for result in results:
+        _ = result.mask
 
 
 @contextmanager

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import refsam_trt
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.command.progress import Progress
-from refsam_trt.contract import refsam
 from refsam_trt.contract.vocabulary import unseen_words
 from refsam_trt.errors import (
     ExpressionError,
@@ -31,12 +27,11 @@ from refsam_trt.errors import (
 from refsam_trt.files.atomic import atomic_folder
 from refsam_trt.files.target import refuse_folder
 from refsam_trt.media.sources import public_name
-from refsam_trt.result.result import FrameResults
 from refsam_trt.run.interruption import Interruption
 from refsam_trt.run.jobs import Job, RunRequest, open_jobs
 from refsam_trt.run.meta_expressions import NUM_ANNOTATORS
-from refsam_trt.run.outputs import FinishedFrame
 from refsam_trt.run.shared_tracks import SharedTracks, Stepper
+from refsam_trt.run.stages import SelectedFrames, finished_frames
 from refsam_trt.session.engine import Engine
 from refsam_trt.session.load import load
 from refsam_trt.session.session import Session
@@ -54,6 +49,7 @@ class RunReport:
         output: the folder.
         num_frames: frames finished, over all videos.
         num_frames_expected: as the source says, which may be wrong; None if it does not.
+        num_dropped: frames of a live source that were left out to keep up with it.
         fps: frames per second, reading and writing included.
         files: paths below `output`, sorted.
         bundle_id, variant, backend, is_random_init: of the engine.
@@ -65,6 +61,7 @@ class RunReport:
     output: Path
     num_frames: int
     num_frames_expected: int | None
+    num_dropped: int
     fps: float
     files: tuple[str, ...]
     bundle_id: str
@@ -118,8 +115,7 @@ def _check_expressions(request: RunRequest, jobs: list[Job], bundle: Bundle) -> 
 
 def _check_embeddings(request: RunRequest, jobs: list[Job], engine: Engine) -> None:
     """Refuse an expression that no cache knows where none can be computed, before any video."""
-    graphs = engine.manifest.variants[engine.variant].graphs
-    if request.text_mode == "cache-only" or refsam.TEXT_ENCODER not in graphs:
+    if not engine.family.can_embed:
         with engine.open_video() as video:
             _try_expressions(
                 request, jobs, lambda text: video.remove_expression(video.add_expression(text))
@@ -165,6 +161,7 @@ def _run_jobs(request: RunRequest, jobs: list[Job], engine: Engine) -> RunReport
         output=request.output,
         num_frames=num_frames,
         num_frames_expected=expected,
+        num_dropped=sum(video["num_dropped"] for video in videos.values()),
         fps=num_frames / seconds,
         files=files,
         bundle_id=engine.bundle_id,
@@ -201,15 +198,22 @@ def _run_job(
         for text in job.expressions:
             session.add_expression(text)
         with job.outputs(folder, source, engine.is_random_init) as write:
-            frames = stop.until(request.selection.of(source))
-            for index, frame, results in _finished(session, frames):
-                write(FinishedFrame(source.frame_name(index), index, frame, results))
+            frames = SelectedFrames(
+                source, request.selection, stop, is_dropping=request.is_dropping
+            )
+            for done in finished_frames(session, frames, job.draw, is_late=engine.family.is_late):
+                write(done)
                 num_done += 1
                 progress.update()
             if not num_done:
                 raise _StoppedEarly if stop.reason else _nothing_selected(request, job)
         height, width = source.original_hw
-    return {"expressions": job.expressions, "num_frames": num_done, "size": [height, width]}
+    return {
+        "expressions": job.expressions,
+        "num_frames": num_done,
+        "num_dropped": frames.num_dropped,
+        "size": [height, width],
+    }
 
 
 def _open_session(
@@ -229,20 +233,6 @@ def _nothing_selected(request: RunRequest, job: Job) -> VideoError:
         f"{job.name}: the video ends before frame {request.selection.start}, so nothing was done; "
         "choose a smaller --start"
     )
-
-
-def _finished(
-    session: Stepper, frames: Iterable[tuple[int, NDArray[np.uint8]]]
-) -> Iterator[tuple[int, NDArray[np.uint8], FrameResults]]:
-    """Yield (index, frame, its results), results being late in some families of models."""
-    waiting: dict[int, tuple[int, NDArray[np.uint8]]] = {}
-    for number, indexed in enumerate(frames):
-        waiting[number] = indexed
-        results = session.step(indexed[1])
-        if results:
-            yield (*waiting.pop(results.frame_index), results)
-    for results in session.finish():
-        yield (*waiting.pop(results.frame_index), results)
 
 
 @contextmanager

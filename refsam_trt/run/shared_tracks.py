@@ -7,12 +7,13 @@ one from that of the last in the frame before (refsam-model 7.4). Only for compa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
 from refsam_trt.result.result import FrameResults
+from refsam_trt.session.encoding import EncodedFrame
 from refsam_trt.session.session import Session
 
 TrackStateScope = Literal["expression", "object"]
@@ -25,17 +26,17 @@ class Stepper(Protocol):
     def add_expression(self, text: str) -> int:
         """Look for an expression (see `Session`)."""
 
-    def step(self, frame: np.ndarray) -> FrameResults:
-        """Take a frame (see `Session`)."""
+    def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResults]:
+        """Yield the results that are due for every frame (see `Session`)."""
 
-    def finish(self) -> list[FrameResults]:
-        """Return what is still owed (see `Session`)."""
+    def finish(self) -> Iterator[FrameResults]:
+        """Give what is still owed (see `Session`)."""
 
 
 class SharedTracks:
     """A `Stepper` through a video with one session per annotator, all on one engine.
 
-    Slow: every session encodes the image again.
+    A frame is encoded once; the first session does it for all.
 
     Args:
         sessions: new ones, annotator by annotator; they stay the caller's.
@@ -55,23 +56,28 @@ class SharedTracks:
         self._num_expressions += 1
         return self._num_expressions - 1
 
-    def step(self, frame: np.ndarray) -> FrameResults:
-        """Return the results of one frame, in the order the expressions were added.
+    def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResults]:
+        """Yield the results of every frame, in the order the expressions were added.
 
         Args:
-            frame: as `Session.step` takes it.
+            frames: as `Session.step` takes them.
 
         Raises:
             VideoError, BackendError: as `Session.step`.
         """
-        by_annotator = []
+        for frame in frames:
+            with self._sessions[0].encode(frame) as encoded:
+                yield self._decode(encoded)
+
+    def _decode(self, encoded: EncodedFrame) -> FrameResults:
+        by_annotator: list[FrameResults] = []
         for number, session in enumerate(self._sessions):
             # Before the first annotator comes the last one, who is still at the frame before.
             session.copy_tracks(self._sessions[number - 1])
-            by_annotator.append(session.step(frame))
+            by_annotator += session.decode(encoded)
         results = [result for row in zip(*by_annotator, strict=True) for result in row]
         return FrameResults(by_annotator[0].frame_index, by_annotator[0].frame_hw, results)
 
-    def finish(self) -> list[FrameResults]:
-        """Return nothing: families that decide late have no track tokens to share."""
-        return []
+    def finish(self) -> Iterator[FrameResults]:
+        """Give nothing: families that decide late have no track tokens to share."""
+        return iter(())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,15 @@ import numpy as np
 from refsam_trt.backends.base import Backend, TransferCounts
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.bundle.plans import Plans
-from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import Manifest
+from refsam_trt.contract.registry import runtime_of
 from refsam_trt.errors import UsageError
-from refsam_trt.families.base import FamilyAdapter, FamilyParts
-from refsam_trt.families.refsam.family import RefsamFamily
+from refsam_trt.families.base import Family, FamilyParts
 from refsam_trt.result.result import Result
 from refsam_trt.session.frame_input import Color
-from refsam_trt.session.session import Session, SessionModel
+from refsam_trt.session.model import SessionModel
+from refsam_trt.session.session import Session
 from refsam_trt.text.encoder import TextMode
-
-FAMILIES: dict[str, Callable[[FamilyParts], FamilyAdapter]] = {refsam.FAMILY: RefsamFamily}
-"""By the manifest's `family`; `open_bundle` refuses all others."""
 
 
 class Engine:
@@ -57,12 +54,12 @@ class Engine:
         graphs = manifest.variants[variant]
         parts = FamilyParts(bundle, graphs, backend, text, text_cache, plans)
         self._model = SessionModel(
-            family=FAMILIES[manifest.family](parts),
+            family=runtime_of(manifest.family).open_family(parts),
             preprocess=manifest.preprocess,
             bundle_id=bundle.bundle_id,
             variant=variant,
             precision=graphs.precision,
-            adopt=getattr(backend, "adopt", None),
+            adopt=backend.adopt,
         )
 
     def __enter__(self) -> Engine:
@@ -100,7 +97,7 @@ class Engine:
         return self.manifest.weights.random_init_seed is not None
 
     @property
-    def family(self) -> FamilyAdapter:
+    def family(self) -> Family:
         """The model family's adapter."""
         return self._model.family
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refsam_trt.backends.base import Buffer
-from refsam_trt.errors import BackendError, VideoError
+from refsam_trt.errors import VideoError
 from refsam_trt.image.preprocess import Preprocessor, checked_hw
 
 _HOST = 1
@@ -48,7 +48,7 @@ def frame_size(frame: Any, declared_hw: tuple[int, int] | None) -> tuple[int, in
 
 
 def network_image(
-    frame: Any, preprocessor: Preprocessor, color: Color, adopt: Adopt | None
+    frame: Any, preprocessor: Preprocessor, color: Color, adopt: Adopt
 ) -> np.ndarray | Buffer:
     """Return the network's input, float32 [1, 3, S, S], where the frame lies.
 
@@ -57,7 +57,7 @@ def network_image(
             `color` says, with `__dlpack__` or `__cuda_array_interface__`.
         preprocessor: of this video.
         color: channel order of frames on the host.
-        adopt: what the backend makes a buffer of such an array with; None if it has no GPU.
+        adopt: what the backend makes a buffer of such an array with.
 
     Raises:
         VideoError: an array of another kind.
@@ -65,11 +65,6 @@ def network_image(
     """
     if not is_on_device(frame):
         return preprocessor(frame[..., ::-1] if color == "bgr" else frame)
-    if adopt is None:
-        raise BackendError(
-            "frame: an array on a GPU, but the backend runs on the CPU; copy the frame to the "
-            "host, or load the bundle with a CUDA backend"
-        )
     buffer = adopt(frame)
     size = preprocessor.config.image_size
     expected = ("float32", (1, 3, size, size))

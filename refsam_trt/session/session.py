@@ -4,49 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
-
-import numpy as np
+from typing import Any
 
 from refsam_trt.errors import StateError, UsageError, VideoError
-from refsam_trt.families.base import FamilyAdapter, VideoAdapter
+from refsam_trt.families.base import Row, Track
 from refsam_trt.image.postprocess import Postprocessor
-from refsam_trt.image.preprocess import PreprocessConfig, Preprocessor
+from refsam_trt.image.preprocess import Preprocessor
 from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.result.result import FrameResults, frame_results
-from refsam_trt.session.frame_input import Adopt, Color, frame_size, network_image
-from refsam_trt.session.state_file import (
-    SCHEMA,
-    SavedExpression,
-    SavedSession,
-    read_state,
-    refuse_other,
-    write_state,
-)
-
-
-@dataclass(frozen=True)
-class SessionModel:
-    """What a session runs: the engine's, shared by all its sessions."""
-
-    family: FamilyAdapter
-    preprocess: PreprocessConfig
-    bundle_id: str
-    variant: str
-    precision: str
-    adopt: Adopt | None = None
+from refsam_trt.session.encoding import EncodedFrame, FrameEncoder, check_size
+from refsam_trt.session.expressions import Expressions
+from refsam_trt.session.frame_input import Color
+from refsam_trt.session.model import SessionModel
+from refsam_trt.session.pipeline import DEPTH
+from refsam_trt.session.state_file import described, read_state, refuse_other, write_state
 
 
 class Session:
     """One video on an engine; `Engine.open_video` makes it. A context manager.
 
-    Sessions are independent of each other and may run in different threads; one session is used by
-    one thread at a time. Whatever it returns is the caller's and stays valid for ever.
+    Sessions are independent of each other; each is used by one thread at a time. Whatever it
+    returns is the caller's and stays valid for ever. UsageError
+    is raised by calls to a closed session, by all but `reset` and `load_state` to one whose video
+    is finished, while `run` goes on by those that take frames or replace the memory, and for ids
+    that no expression has.
 
     Invariant: `num_frames` frames have been decoded since the video began, all of `frame_hw`; a
-    call that raises has changed neither these nor the tracks.
+    call that raises has changed neither these nor the tracks. The rows of `_track` are those of
+    `_table`.
     """
 
     def __init__(
@@ -58,18 +44,17 @@ class Session:
         threshold: float,
         on_close: Callable[[Session], None],
     ) -> None:
-        if color not in get_args(Color):
-            raise UsageError(f"color={color!r} is not one of {', '.join(get_args(Color))}")
         if not math.isfinite(threshold):
             raise UsageError(f"threshold={threshold}: expected a finite logit")
         self._model = model
-        self._color = color
         self._threshold = threshold
         self._on_close = on_close
         self._declared_hw = original_hw
-        self._video: VideoAdapter | None = model.family.open_video()
-        self._next_id = 0
         self._begin()
+        self._frames = FrameEncoder(model, color, original_hw)
+        self._track: Track | None = model.family.open_track()
+        self._table = Expressions()
+        self._is_running = False
 
     def _begin(self, frame_hw: tuple[int, int] | None = None, num_frames: int = 0) -> None:
         """Set what belongs to one video; refuses a size that cannot be used before it does so."""
@@ -87,12 +72,9 @@ class Session:
 
     @property
     def expressions(self) -> dict[int, str]:
-        """Id -> expression as it was understood, in the order they were added; a copy.
-
-        Raises:
-            UsageError: the session is closed.
-        """
-        return self._open_video().expressions
+        """Id -> expression as it was understood, in the order they were added; a copy."""
+        self._open_track()
+        return self._table.texts
 
     @property
     def num_frames(self) -> int:
@@ -105,114 +87,139 @@ class Session:
         return self._preprocessor.geometry.original_hw if self._preprocessor else None
 
     def add_expression(self, text: str) -> int:
-        """Look for an expression from the next frame on; allowed at any time.
+        """Look for an expression from the next frame on, and return its id.
 
-        Returns:
-            Its id, which the session never uses again. Adding a text again gives a second,
-            independent track.
+        Ids are never used again. Adding a text again gives a second, independent track.
 
         Raises:
             ExpressionError: empty, too long, or unknown where only cached expressions work.
-            UsageError: the session is closed or the video finished.
         """
-        video = self._running_video()
-        expression_id = self._next_id
-        video.add_expression(expression_id, text)
-        self._next_id += 1
-        return expression_id
+        self._unfinished_track()
+        self._set_table(self._table.with_added(*self._model.family.embed(text)))
+        return self._table.rows[-1].id
 
     def remove_expression(self, expression_id: int) -> None:
-        """Stop looking for an expression and forget its track.
-
-        Raises:
-            UsageError: no such expression, or the session is closed or the video finished.
-        """
-        self._video_with(expression_id).remove_expression(expression_id)
+        """Stop looking for an expression and forget its track."""
+        self._set_table(self._table.without(expression_id))
 
     def reset_track(self, expression_id: int) -> None:
-        """Forget one expression's track: its next frame is decoded like a first one.
-
-        Raises:
-            UsageError: no such expression, or the session is closed or the video finished.
-        """
-        self._video_with(expression_id).reset_track(expression_id)
+        """Forget one expression's track: its next frame is decoded like a first one."""
+        track = self._unfinished_track()
+        self._table.check_has(expression_id)
+        track.forget([expression_id])
 
     def copy_tracks(self, other: Session) -> None:
         """Remember what another session remembers of its expressions, instead: first for first.
 
         Raises:
             StateError: the other one has more or fewer, or the family cannot be interrupted.
-            UsageError: one of the two is closed, its video finished, or they run different models.
+            UsageError: another engine's session.
         """
         if other._model is not self._model:
             raise UsageError("tracks are copied between sessions of one engine only")
-        self._running_video().restore(other._running_video().save())
+        self._unfinished_track().restore(other._unfinished_track().save())
 
     def reset(self) -> None:
-        """Forget the video: tracks, frame counter and frame size. The expressions stay.
-
-        Raises:
-            UsageError: the session is closed.
-        """
-        self._open_video().reset()
+        """Forget the video: tracks, frame counter and frame size. The expressions stay."""
+        self._refuse_running()
+        self._open_track().reset()
         self._begin()
 
     def step(self, frame: Any) -> FrameResults:
-        """Take the next frame and return the results that are due.
+        """Take the next frame and return its results, in the order the expressions were added.
 
         Args:
             frame: uint8 [H, W, 3], channels in the order of `color`, any strides; only read, and
                 not needed after the call; all frames of a video have the same size. On CUDA
                 backends also network inputs on the GPU (see `frame_input`).
 
-        Returns:
-            The results of one frame, in the order the expressions were added. RefSAM gives those
-            of this very frame; a family that decides late gives none yet, or an earlier frame's.
-
         Raises:
             VideoError: not such an array, or another size than the video's.
-            UsageError: the session is closed or the video finished.
+            UsageError: the model gives results later than their frame.
             BackendError: the device failed; the same frame may be tried again.
         """
-        video = self._running_video()
-        preprocessor = self._preprocessor_for(frame)
-        image = network_image(frame, preprocessor, self._color, self._model.adopt)
-        raw = video.step(image, self._num_frames)
-        self._preprocessor = preprocessor
-        self._num_frames += 1
-        if raw is None:
-            return FrameResults(self._num_frames - 1, preprocessor.geometry.original_hw, ())
-        return self._wrap(raw, preprocessor)
+        track = self._idle_track()
+        if self._model.family.is_late:
+            raise UsageError(
+                "this model gives results later than their frame; use run(frames) and then "
+                "finish(), or decode(encode(frame))"
+            )
+        prepared = self._frames.prepare(frame, self._num_frames, self._preprocessor)
+        if not self._table.rows:  # no graph needs to run
+            return self._advance(prepared.preprocessor, [RawFrame.empty(self._num_frames)])[0]
+        with self._frames.encode(prepared) as encoded:
+            return self._decode(track, encoded)[0]
 
-    def finish(self) -> list[FrameResults]:
-        """End the video and return what `step` still owed, one item per frame, in order.
+    def encode(self, frame: Any) -> EncodedFrame:
+        """Do what depends on a frame alone, as `step` takes it: for `decode`, here or elsewhere."""
+        self._idle_track()
+        prepared = self._frames.prepare(frame, self._num_frames, self._preprocessor)
+        return self._frames.encode(prepared)
 
-        RefSAM never owes anything. Afterwards only `reset`, `load_state` and `close` are allowed.
+    def decode(self, frame: EncodedFrame) -> list[FrameResults]:
+        """Take the next frame, encoded, and return the results that are due.
+
+        The frame may be of another session of this engine; it is not changed, and not released.
+        RefSAM gives the results of this very frame; a family that decides late gives those of
+        none, one or several earlier ones, in order.
 
         Raises:
-            UsageError: the session is closed or the video finished already.
+            VideoError: another size than the video's.
+            UsageError: a frame of another engine.
+            BackendError: as `step`.
+        """
+        track = self._idle_track()
+        if frame.family is not self._model.family:
+            raise UsageError("this frame was encoded by another engine; encode it with this one")
+        return self._decode(track, frame)
+
+    def run(self, frames: Iterable[Any], ahead: int = DEPTH) -> Iterator[FrameResults]:
+        """Yield what is due for every frame, while the next ones are taken and encoded.
+
+        The results are those of `decode(encode(frame))`, frame by frame; `finish` is left to the
+        caller. Expressions may be added, removed and reset between two results, which holds for
+        every frame that has not been yielded. Frames are taken by another thread, before they are
+        needed; an error of theirs comes behind the results before it.
+
+        Args:
+            frames: as `step` takes them.
+            ahead: frames that may wait between taking, preprocessing, encoding and decoding; 0
+                does all on the caller's thread, one after the other.
+
+        Raises:
+            VideoError, BackendError: as `step`.
+        """
+        track, self._is_running = self._idle_track(), True
+        try:
+            for encoded in self._frames.encoded(
+                frames, self._num_frames, self._preprocessor, ahead
+            ):
+                with encoded:
+                    due = self._decode(track, encoded)
+                yield from due
+        finally:
+            self._is_running = False
+
+    def finish(self) -> Iterator[FrameResults]:
+        """End the video and give what is still owed, one item per frame; RefSAM owes nothing.
+
+        Raises:
             BackendError: the device failed.
         """
-        rest = self._running_video().finish()
+        rest, preprocessor = self._idle_track().finish(), self._preprocessor
         self._is_finished = True
-        preprocessor = self._preprocessor
-        return [self._wrap(raw, preprocessor) for raw in rest] if preprocessor else []
-
-    def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResults]:
-        """Yield for every frame what `step` returns, errors too; `finish` is left to the caller."""
-        for frame in frames:
-            yield self.step(frame)
+        return iter(()) if preprocessor is None else (self._wrap(raw, preprocessor) for raw in rest)
 
     def save_state(self, path: str | Path) -> None:
         """Write tracks, expressions and frame counter to one file, whole or not at all.
 
         Raises:
             StateError: the model family cannot be interrupted.
-            UsageError: the session is closed or the video finished.
             OutputError: the file cannot be written.
         """
-        tensors = self._running_video().save()
-        write_state(Path(path), self._described(), tensors)
+        tensors = self._unfinished_track().save()
+        saved = described(self._model, self._table, self._num_frames, self.frame_hw)
+        write_state(Path(path), saved, tensors)
 
     def load_state(self, path: str | Path) -> None:
         """Become the session that was saved, whatever this one was before.
@@ -220,56 +227,42 @@ class Session:
         On the same machine and backend it goes on bit for bit as the saved one would have.
 
         Raises:
-            StateError: damaged, or of another bundle, variant, precision or version; this session
-                is as it was then.
+            StateError: damaged, or of another bundle, variant, precision or version.
             ExpressionError: an expression of the file is unknown where only cached ones work.
-            UsageError: the session is closed.
         """
-        self._open_video()
+        self._open_track()
+        self._refuse_running()
         saved, tensors = read_state(Path(path))
-        refuse_other(Path(path), saved, self._described(), self._declared_hw)
-        video = self._model.family.open_video()
-        for expression in saved.expressions:
-            video.add_expression(expression.id, expression.text)
-        video.restore(tensors)
+        refuse_other(Path(path), saved, self._model, self._declared_hw)
+        family = self._model.family
+        rows = tuple(Row(e.id, *family.embed(e.text)) for e in saved.expressions)
+        track = family.open_track()
+        track.set_rows(rows)
+        track.restore(tensors)
         try:
             self._begin(saved.frame_hw, saved.num_frames)
         except VideoError as error:
             raise StateError(f"{path}: {error}") from error
-        self._video = video
-        self._next_id = saved.next_expression_id
+        self._track, self._table = track, Expressions(rows, saved.next_expression_id)
 
     def close(self) -> None:
         """Give the device memory back; closing twice is allowed."""
-        if self._video is not None:
-            self._video = None
+        if self._track is not None:
+            self._track = None
             self._on_close(self)
 
-    def _described(self) -> SavedSession:
-        """Return what a state file says of this session besides its tensors."""
-        model = self._model
-        return SavedSession(
-            schema=SCHEMA,
-            bundle_id=model.bundle_id,
-            variant=model.variant,
-            precision=model.precision,
-            expressions=tuple(SavedExpression(i, t) for i, t in self.expressions.items()),
-            next_expression_id=self._next_id,
-            num_frames=self._num_frames,
-            frame_hw=self.frame_hw,
-        )
+    def _decode(self, track: Track, frame: EncodedFrame) -> list[FrameResults]:
+        if self._preprocessor is not None:
+            check_size(frame.frame_hw, self._num_frames, self._preprocessor)
+        raw_frames = track.decode(frame.features, self._num_frames)
+        return self._advance(self._preprocessor or frame.preprocessor, raw_frames)
 
-    def _preprocessor_for(self, frame: Any) -> Preprocessor:
-        frame_hw = frame_size(frame, self._declared_hw)
-        if self._preprocessor is None:
-            return Preprocessor(frame_hw, self._model.preprocess)
-        expected_hw = self._preprocessor.geometry.original_hw
-        if frame_hw != expected_hw:
-            raise VideoError(
-                f"frame {self._num_frames}: found {frame_hw} (height, width), expected "
-                f"{expected_hw} like the rest of the video; call reset() to begin another video"
-            )
-        return self._preprocessor
+    def _advance(
+        self, preprocessor: Preprocessor, raw_frames: Iterable[RawFrame]
+    ) -> list[FrameResults]:
+        self._preprocessor = preprocessor
+        self._num_frames += 1
+        return [self._wrap(raw, preprocessor) for raw in raw_frames]
 
     def _wrap(self, raw: RawFrame, preprocessor: Preprocessor) -> FrameResults:
         geometry = preprocessor.geometry
@@ -280,20 +273,28 @@ class Session:
             self._postprocessor = Postprocessor(geometry, (height, width))
         return frame_results(raw, self._postprocessor, geometry.original_hw, self._threshold)
 
-    def _open_video(self) -> VideoAdapter:
-        if self._video is None:
-            raise UsageError("the session is closed; open another one with engine.open_video()")
-        return self._video
+    def _set_table(self, table: Expressions) -> None:
+        self._unfinished_track().set_rows(table.rows)
+        self._table = table
 
-    def _running_video(self) -> VideoAdapter:
-        video = self._open_video()
+    def _open_track(self) -> Track:
+        if self._track is None:
+            raise UsageError("the session is closed; open another one with engine.open_video()")
+        return self._track
+
+    def _unfinished_track(self) -> Track:
+        track = self._open_track()
         if self._is_finished:
             raise UsageError("the video is finished; call reset() to begin another one")
-        return video
+        return track
 
-    def _video_with(self, expression_id: int) -> VideoAdapter:
-        video = self._running_video()
-        if expression_id not in video.expressions:
-            known = ", ".join(map(str, video.expressions)) or "none"
-            raise UsageError(f"no expression has the id {expression_id!r}; ids in use: {known}")
-        return video
+    def _idle_track(self) -> Track:
+        track = self._unfinished_track()
+        self._refuse_running()
+        return track
+
+    def _refuse_running(self) -> None:
+        if self._is_running:
+            raise UsageError(
+                "run() goes on and has taken later frames already; use up its results, or close it"
+            )

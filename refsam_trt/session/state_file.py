@@ -14,6 +14,8 @@ import numpy as np
 from refsam_trt.errors import StateError
 from refsam_trt.files.atomic import atomic_path
 from refsam_trt.limits import MAX_STATE_BYTES
+from refsam_trt.session.expressions import Expressions
+from refsam_trt.session.model import SessionModel
 
 METADATA_KEY = "refsam_state"
 SCHEMA = 1
@@ -40,6 +42,22 @@ class SavedSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     next_expression_id: int
     num_frames: int
     frame_hw: tuple[int, int] | None
+
+
+def described(
+    model: SessionModel, table: Expressions, num_frames: int, frame_hw: tuple[int, int] | None
+) -> SavedSession:
+    """Return what a state file says of a session besides its tensors."""
+    return SavedSession(
+        schema=SCHEMA,
+        bundle_id=model.bundle_id,
+        variant=model.variant,
+        precision=model.precision,
+        expressions=tuple(SavedExpression(row.id, row.text) for row in table.rows),
+        next_expression_id=table.next_id,
+        num_frames=num_frames,
+        frame_hw=frame_hw,
+    )
 
 
 def write_state(path: Path, saved: SavedSession, tensors: dict[str, np.ndarray]) -> None:
@@ -78,14 +96,14 @@ def read_state(path: Path) -> tuple[SavedSession, dict[str, np.ndarray]]:
 
 
 def refuse_other(
-    path: Path, saved: SavedSession, current: SavedSession, declared_hw: tuple[int, int] | None
+    path: Path, saved: SavedSession, current: SessionModel, declared_hw: tuple[int, int] | None
 ) -> None:
     """Refuse a state that was saved on another model or with frames of another size.
 
     Args:
         path: of the state, for the message.
         saved: what the file says.
-        current: what the session that reads it would write.
+        current: what the session that reads it runs.
         declared_hw: size of the frames that the session was opened for, None for any.
 
     Raises:

@@ -27,6 +27,22 @@ def enqueue(stream_handle: int, work: Callable[[], None]) -> None:
     _QUEUES[stream_handle].append(work)
 
 
+class Event:
+    """A point of a stream: `sync` does what lies before it, and nothing behind it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._is_reached = False
+        enqueue(handle, self._reach)
+
+    def _reach(self) -> None:
+        self._is_reached = True
+
+    def sync(self) -> None:
+        while not self._is_reached:
+            _QUEUES[self._handle].pop(0)()
+
+
 class Stream:
     def __init__(self) -> None:
         self.handle = 1000 + len(_QUEUES)
@@ -36,6 +52,12 @@ class Stream:
         queue = _QUEUES[self.handle]
         while queue:
             queue.pop(0)()
+
+    def record(self) -> Event:
+        return Event(self.handle)
+
+    def wait(self, event: Event) -> None:
+        enqueue(self.handle, event.sync)
 
     def create_graph_builder(self) -> "GraphBuilder":
         return GraphBuilder()

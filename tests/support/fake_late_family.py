@@ -5,6 +5,8 @@ scores the proposals for an expression. The host averages the scores over the vi
 proposal, and only then does the mask graph run, frame by frame.
 """
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fake_bundle
@@ -13,14 +15,16 @@ import numpy as np
 import onnx
 from onnx import parser
 
-from refsam_trt.backends.base import Buffer
-from refsam_trt.contract.manifest import Variant
+from refsam_trt.backends.base import Buffer, Event
+from refsam_trt.contract.manifest import Manifest, Variant
+from refsam_trt.contract.registry import FamilyModules
 from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import StateError
-from refsam_trt.families.base import FamilyParts
+from refsam_trt.families.base import FamilyParts, Row
 from refsam_trt.result.raw_frame import RawFrame
 
 FAMILY = "late"
+MODULES = FamilyModules(contract=__name__, runtime=__name__)
 NUM_PROPOSALS, LOW_RES = 3, 8
 
 _GRAPHS = {
@@ -97,56 +101,111 @@ def _tensors(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     )
 
 
+def check(manifest: Manifest) -> None:
+    """Refuse manifests that lack graphs which no such model can do without."""
+    for variant in manifest.variants.values():
+        assert {"backbone", "mask"} <= variant.graphs.keys()
+
+
+def open_family(parts: FamilyParts) -> "LateFamily":
+    """Load the graphs."""
+    return LateFamily(parts)
+
+
 class LateFamily:
     """The five graphs."""
+
+    is_late = True
+    can_embed = True
 
     def __init__(self, parts: FamilyParts) -> None:
         self.backend = parts.backend
         self.graphs = {name: parts.load_graph(name) for name in _GRAPHS}
 
-    def open_video(self) -> "LateVideo":
-        return LateVideo(self)
+    def embed(self, text: str) -> tuple[str, np.ndarray]:
+        return text, np.array([[len(text)]], np.float32)
+
+    def open_encoder(self) -> "LateEncoder":
+        return LateEncoder(self)
+
+    def open_track(self) -> "LateTrack":
+        return LateTrack(self)
 
     def close(self) -> None:
         self.graphs.clear()
 
 
-class LateVideo:
+class _Runner:
+    """Execution contexts of some graphs on one stream."""
+
+    def __init__(self, family: LateFamily, *names: str) -> None:
+        self.backend = family.backend
+        self.stream = family.backend.new_stream()
+        self._graphs = {name: family.graphs[name] for name in names}
+        self._contexts = {name: graph.context() for name, graph in self._graphs.items()}
+
+    def run(self, name: str, inputs: dict[str, Buffer]) -> dict[str, Buffer]:
+        spec = self._graphs[name].spec
+        outputs = {t.name: self.backend.empty(t.shape({}), t.dtype) for t in spec.outputs}
+        self._contexts[name].run(inputs, outputs)
+        return outputs
+
+
+@dataclass(frozen=True)
+class LateFeatures:
+    tensors: dict[str, Buffer]
+    ready: Event
+
+    def release(self) -> None:
+        """Keep the memory: a track may hold on to it until the end of the video."""
+
+
+class LateEncoder(_Runner):
+    """Backbone and proposer."""
+
+    def __init__(self, family: LateFamily) -> None:
+        super().__init__(family, "backbone", "proposer")
+
+    def encode(self, image: np.ndarray | Buffer) -> LateFeatures:
+        with self.stream:
+            uploaded = self.backend.upload(image) if isinstance(image, np.ndarray) else image
+            features = self.run("backbone", {"image": uploaded})
+            tensors = features | self.run("proposer", features)
+            return LateFeatures(tensors, self.stream.record())
+
+
+class LateTrack(_Runner):
     """Keeps every frame's features on the device until `finish`."""
 
     def __init__(self, family: LateFamily) -> None:
-        self._backend = family.backend
-        self._specs = {name: graph.spec for name, graph in family.graphs.items()}
-        self._contexts = {name: graph.context() for name, graph in family.graphs.items()}
-        self.expressions: dict[int, str] = {}
-        self._frames: list[dict[str, Buffer]] = []
+        super().__init__(family, "text", "fusion", "mask")
+        self._rows: Sequence[Row] = ()
+        self._frames: list[LateFeatures] = []
 
-    def add_expression(self, expression_id: int, text: str) -> None:
-        self.expressions[expression_id] = text
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
 
-    def remove_expression(self, expression_id: int) -> None:
-        del self.expressions[expression_id]
+    def forget(self, ids: Collection[int]) -> None:
+        pass
 
     def reset(self) -> None:
         self._frames.clear()
 
-    def reset_track(self, expression_id: int) -> None:
-        pass
+    def decode(self, features: LateFeatures, frame_index: int) -> list[RawFrame]:
+        assert frame_index == len(self._frames)
+        self._frames.append(features)
+        return []
 
-    def step(self, image: np.ndarray, frame_index: int) -> None:
-        features = self._run("backbone", {"image": self._backend.upload(image)})
-        self._frames.append(features | self._run("proposer", features))
-
-    def finish(self) -> list[RawFrame]:
-        if not self._frames:
-            return []
-        choices = {id_: self._match(text) for id_, text in self.expressions.items()}
-        frames = [
-            self._raw_frame(index, tensors["features"], choices)
-            for index, tensors in enumerate(self._frames)
-        ]
-        self._frames.clear()
-        return frames
+    def finish(self) -> Iterator[RawFrame]:
+        frames, self._frames = self._frames, []
+        with self.stream:
+            for frame in frames:
+                self.stream.wait(frame.ready)
+            choices = [self._match(row.embedding, frames) for row in self._rows] if frames else []
+        for index, frame in enumerate(frames):
+            with self.stream:
+                raw = self._raw_frame(index, frame.tensors["features"], choices)
+            yield raw
 
     def save(self) -> dict[str, np.ndarray]:
         raise StateError("this family decides at the end of a video and cannot be interrupted")
@@ -154,27 +213,19 @@ class LateVideo:
     def restore(self, tensors: dict[str, np.ndarray]) -> None:
         raise StateError("this family cannot go on from a saved state")
 
-    def _match(self, text: str) -> np.ndarray:
-        length = self._backend.upload(np.array([[len(text)]], np.float32))
-        query = self._run("text", {"length": length})
+    def _match(self, length: np.ndarray, frames: list[LateFeatures]) -> np.ndarray:
+        query = self.run("text", {"length": self.backend.upload(length)})
         scores = [
-            self._run("fusion", query | {"proposals": frame["proposals"]})["scores"]
-            for frame in self._frames
+            self.run("fusion", query | {"proposals": frame.tensors["proposals"]})["scores"]
+            for frame in frames
         ]
-        mean = np.mean([self._backend.download(score)[0] for score in scores], axis=0)
+        mean = np.mean([self.backend.download(score)[0] for score in scores], axis=0)
         return np.eye(NUM_PROPOSALS, dtype=np.float32)[int(mean.argmax())]
 
-    def _raw_frame(self, index: int, features: Buffer, choices: dict[int, np.ndarray]) -> RawFrame:
+    def _raw_frame(self, index: int, features: Buffer, choices: list[np.ndarray]) -> RawFrame:
         logits = []
-        for choice in choices.values():
-            inputs = {"features": features, "choice": self._backend.upload(choice[None])}
-            logits.append(self._backend.download(self._run("mask", inputs)["low_res_logits"])[0, 0])
-        scores = np.zeros(len(choices), np.float32)
-        texts = tuple(self.expressions.values())
-        return RawFrame(index, tuple(choices), texts, np.stack(logits), scores)
-
-    def _run(self, name: str, inputs: dict[str, Buffer]) -> dict[str, Buffer]:
-        spec = self._specs[name]
-        outputs = {t.name: self._backend.empty(t.shape({}), t.dtype) for t in spec.outputs}
-        self._contexts[name].run(inputs, outputs)
-        return outputs
+        for choice in choices:
+            inputs = {"features": features, "choice": self.backend.upload(choice[None])}
+            logits.append(self.backend.download(self.run("mask", inputs)["low_res_logits"])[0, 0])
+        ids, texts = zip(*((row.id, row.text) for row in self._rows), strict=True)
+        return RawFrame(index, ids, texts, np.stack(logits), np.zeros(len(choices), np.float32))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refsam_trt.backends.base import Backend, Buffer, Context, Graph, Transfers
+from refsam_trt.backends.base import Backend, Buffer, Context, Download, Graph, Stream, Transfers
 from refsam_trt.contract.specs import DType, GraphSpec
 
 PERCENTILES = (50, 90, 95, 99)
@@ -115,7 +115,7 @@ class TimedBackend:
         """Load a graph; its runs count as a stage named after the file."""
         return _TimedGraph(self._backend.load(path, spec), path.stem, self._stopwatch)
 
-    def new_stream(self) -> AbstractContextManager[Any]:
+    def new_stream(self) -> Stream:
         """Return a stream of the other backend."""
         return self._backend.new_stream()
 
@@ -128,6 +128,10 @@ class TimedBackend:
         with self._stopwatch.stage("upload"):
             return self._backend.upload(array, out)
 
+    def begin_download(self, buffer: Buffer) -> Download:
+        """Begin a copy to the host; waiting for it is timed."""
+        return _TimedDownload(self._backend.begin_download(buffer), self._stopwatch)
+
     def download(self, buffer: Buffer) -> np.ndarray[Any, Any]:
         """Copy to the host, timed; includes waiting for the device."""
         with self._stopwatch.stage("download"):
@@ -137,9 +141,22 @@ class TimedBackend:
         """Copy device to device."""
         self._backend.copy(source, target)
 
+    def adopt(self, array: Any) -> Buffer:
+        """Return a buffer of the other backend."""
+        return self._backend.adopt(array)
+
     def close(self) -> None:
         """Close the other backend."""
         self._backend.close()
+
+
+class _TimedDownload:
+    def __init__(self, download: Download, stopwatch: Stopwatch) -> None:
+        self._download, self._stopwatch = download, stopwatch
+
+    def result(self) -> np.ndarray[Any, Any]:
+        with self._stopwatch.stage("download"):
+            return self._download.result()
 
 
 class _TimedGraph:

@@ -62,8 +62,8 @@ class EngineTracker:
     ) -> Iterator[FrameResults]:
         with self._engine.open_video() as video:
             ids = [video.add_expression(text) for text in texts]
-            for frame in frames:
-                yield video.step(frame)
+            for results in video.run(frames):
+                yield results
                 if memory == "forgotten":
                     for expression_id in ids:
                         video.reset_track(expression_id)

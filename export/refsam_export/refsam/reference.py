@@ -8,7 +8,7 @@ its track token, logits become masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,6 +197,10 @@ class ReferenceSession:
         outputs = [self._decode(encoded, batch) for batch in self._batches]
         self._num_frames += 1
         return self._results(outputs, self._preprocessor)
+
+    def run(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[FrameResults]:
+        """Yield the results of every frame; what changes between two of them holds at once."""
+        return map(self.step, frames)
 
     def _run(self, graph: str, tensors: Tensors) -> Tensors:
         outputs = self._model.graphs.run(graph, tensors)

@@ -12,23 +12,16 @@ import ctypes
 import importlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from refsam_trt.backends.cuda import driver
-from refsam_trt.errors import (
-    BackendError,
-    DeviceMemoryError,
-    InternalError,
-    MissingExtraError,
-    RefsamError,
-)
-
-_NO_MEMORY = ("OUT_OF_MEMORY", "OutOfMemory", "out of memory")
+from refsam_trt.backends.cuda.errors import device_errors
+from refsam_trt.backends.cuda.streams import OwnStream, PendingCopy
+from refsam_trt.errors import BackendError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ class CudaDevice:
             self._core = core
             self._device = core.Device(index)
             self._pinned = core.LegacyPinnedMemoryResource()
+        self._landings: list[Any] = []
         self._local = threading.local()
         self._own_streams: weakref.WeakSet[OwnStream] = weakref.WeakSet()
 
@@ -88,7 +82,7 @@ class CudaDevice:
     def new_stream(self) -> OwnStream:
         """Return a stream that belongs to no thread."""
         self._thread()
-        stream = OwnStream(self, self._new_stream())
+        stream = OwnStream(self._new_stream(), self.enter, self.leave)
         self._own_streams.add(stream)
         return stream
 
@@ -137,16 +131,24 @@ class CudaDevice:
             staging.copy_to(self._region(address, array.nbytes, self), stream=self.stream)
             self.stream.sync()
 
+    def begin_download(
+        self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> PendingCopy:
+        """Put a copy to the host on this stream and return at once."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        with device_errors("downloading"):
+            stream = self.stream
+            pinned = self._landing(num_bytes)
+            if num_bytes:
+                landing = self._region(int(pinned.handle), num_bytes, pinned)
+                landing.copy_from(self._region(address, num_bytes, self), stream=stream)
+            raw = (ctypes.c_uint8 * num_bytes).from_address(int(pinned.handle))
+            array = np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
+            return PendingCopy(array, stream.record(), lambda: self._landings.append(pinned))
+
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """Return a host copy, after waiting for the work of this stream."""
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        if num_bytes == 0:
-            return np.empty(shape, dtype)
-        with device_errors("downloading"):
-            staging, host = self._staging(num_bytes)
-            staging.copy_from(self._region(address, num_bytes, self), stream=self.stream)
-            self.stream.sync()
-            return host.view(dtype).reshape(shape).copy()
+        return self.begin_download(address, shape, dtype).result()
 
     def copy(self, source: int, target: int, num_bytes: int) -> None:
         """Copy from address to address of the GPU; returns when it is done."""
@@ -199,6 +201,16 @@ class CudaDevice:
             self.stream.sync()  # the array may be read on another stream than this one
         return view
 
+    def _landing(self, num_bytes: int) -> Any:
+        """Return pinned memory that no download uses; making it anew makes the GPU wait."""
+        try:
+            pinned = self._landings.pop()
+        except IndexError:
+            pinned = None
+        if pinned is None or pinned.size < num_bytes:
+            pinned = self._pinned.allocate(max(num_bytes, 1), stream=self.stream)
+        return pinned
+
     def _staging(self, num_bytes: int) -> tuple[Any, np.ndarray]:
         """Return this thread's pinned memory, exactly `num_bytes` of it, and as uint8 [num_bytes].
 
@@ -227,42 +239,6 @@ class CudaDevice:
 
     def _region(self, address: int, num_bytes: int, owner: Any) -> Any:
         return self._core.Buffer.from_handle(address, num_bytes, owner=owner)
-
-
-class OwnStream:
-    """A stream of whoever made it; a context manager that one thread at a time enters."""
-
-    def __init__(self, device: CudaDevice, stream: Any) -> None:
-        self._device, self._stream = device, stream
-
-    def __enter__(self) -> None:
-        self._device.enter(self._stream)
-
-    def __exit__(self, *_: object) -> None:
-        self._device.leave()
-
-
-@contextmanager
-def device_errors(action: str) -> Iterator[None]:
-    """Turn whatever cuda-core raises into ours.
-
-    Raises:
-        DeviceMemoryError: out of memory.
-        BackendError: everything else.
-    """
-    try:
-        yield
-    except (RefsamError, InternalError):
-        raise
-    except Exception as error:
-        if any(text in f"{type(error).__name__} {error}" for text in _NO_MEMORY):
-            raise DeviceMemoryError(
-                f"CUDA: {action} failed, the GPU is out of memory ({error}); close other programs "
-                "on it, or use fewer expressions"
-            ) from error
-        raise BackendError(
-            f"CUDA: {action} failed ({error}); run refsam-doctor, and try backend ort-cpu"
-        ) from error
 
 
 def _imported(name: str) -> Any:

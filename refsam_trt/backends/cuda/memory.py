@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from refsam_trt.backends.base import Buffer, Transfers, check_same, dtype_of, numpy_dtype
-from refsam_trt.backends.cuda.device import CudaDevice, OwnStream
+from refsam_trt.backends.base import Buffer, Download, Transfers, check_same, dtype_of, numpy_dtype
+from refsam_trt.backends.cuda.device import CudaDevice
+from refsam_trt.backends.cuda.streams import OwnStream
 from refsam_trt.contract.specs import DType
 from refsam_trt.errors import InternalError, VideoError
 
@@ -65,13 +66,16 @@ class CudaMemory:
         self.transfers.uploaded(array.nbytes)
         return target
 
-    def download(self, buffer: Buffer) -> np.ndarray:
-        """Return a copy on the host, after waiting for the work of this stream."""
+    def begin_download(self, buffer: Buffer) -> Download:
+        """Begin a copy to the host behind the work of this stream."""
         source = cuda_buffer(buffer)
         dtype = numpy_dtype(source.dtype, source.device)
-        array = self.device.download(source.address, source.shape, dtype)
-        self.transfers.downloaded(array.nbytes)
-        return array
+        self.transfers.downloaded(source.num_bytes)
+        return self.device.begin_download(source.address, source.shape, dtype)
+
+    def download(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy on the host, after waiting for the work of this stream."""
+        return self.begin_download(buffer).result()
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy device to device."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from refsam_trt.backends.base import Buffer, check_call
-from refsam_trt.backends.cuda.device import CudaDevice, device_errors
+from refsam_trt.backends.cuda.device import CudaDevice
+from refsam_trt.backends.cuda.errors import device_errors
 from refsam_trt.backends.cuda.memory import CudaBuffer, CudaMemory, cuda_buffer
 from refsam_trt.backends.tensorrt import rtx
 from refsam_trt.backends.tensorrt.flavour import open_flavour
@@ -30,8 +31,9 @@ from refsam_trt.errors import (
     PlanMemoryError,
 )
 
-_NUM_CAPTURES = 2
-"""A step reads one of two track-token buffers and writes the other, in turn: two addresses each."""
+_NUM_CAPTURES = 16
+"""A step reads one of two track-token buffers and writes the other, in turn, for each of the places
+of frames in flight: with `session.pipeline.DEPTH` there are some six."""
 
 _Key = tuple[tuple[str, int, tuple[int, ...]], ...]
 

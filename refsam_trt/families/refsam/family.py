@@ -7,19 +7,17 @@ the text embedding, video-scope tensors from the track state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from refsam_trt.backends.base import Buffer, numpy_dtype
+from refsam_trt.backends.base import Buffer, Event, numpy_dtype
 from refsam_trt.contract import refsam
 from refsam_trt.contract.manifest import GraphEntry
 from refsam_trt.contract.specs import TensorSpec
 from refsam_trt.errors import StateError
-from refsam_trt.families.base import FamilyParts, VideoAdapter
+from refsam_trt.families.base import FamilyParts, Row
 from refsam_trt.families.refsam.tracks import TrackState
 from refsam_trt.result.raw_frame import RawFrame
 from refsam_trt.text.cache import TextCache, TextEmbedding
@@ -27,13 +25,18 @@ from refsam_trt.text.disk import TextDiskCache, TextKey
 from refsam_trt.text.encoder import TextEncoder
 from refsam_trt.text.tokenizer import Tokenizer
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _LOGITS, _IOU, _WORD_MASK = "low_res_logits", "iou", "word_mask"
+
+
+def open_family(parts: FamilyParts) -> RefsamFamily:
+    """Load the graphs of a bundle."""
+    return RefsamFamily(parts)
 
 
 class RefsamFamily:
     """RefSAM's graphs on one backend. May be shared by threads."""
+
+    is_late = False
 
     def __init__(self, parts: FamilyParts) -> None:
         self.backend = parts.backend
@@ -44,10 +47,21 @@ class RefsamFamily:
         scoped = [t for t in self.decoder_step.spec.inputs if t.scope == "expression"]
         self.text_inputs = tuple(t for t in scoped if t.name != _WORD_MASK)
         self.text_encoder = _text_encoder(parts, self.text_inputs)
+        self.can_embed = (
+            refsam.TEXT_ENCODER in parts.variant.graphs and parts.text_mode != "cache-only"
+        )
 
-    def open_video(self) -> VideoAdapter:
-        """Return a new, empty video with a stream of its own."""
-        return RefsamVideo(self)
+    def embed(self, text: str) -> tuple[str, TextEmbedding]:
+        """Return the cleaned-up expression and its embedding."""
+        return self.text_encoder.encode(text)
+
+    def open_encoder(self) -> RefsamEncoder:
+        """Return an image encoder with a stream of its own."""
+        return RefsamEncoder(self)
+
+    def open_track(self) -> RefsamTrack:
+        """Return the memory of a new video, with a stream of its own."""
+        return RefsamTrack(self)
 
     def close(self) -> None:
         """Give up the text graph and the cached embeddings; the rest goes with its last user."""
@@ -55,113 +69,127 @@ class RefsamFamily:
 
 
 @dataclass(frozen=True)
-class _Expression:
-    text: str
-    embedding: TextEmbedding
+class RefsamFeatures:
+    """The image encoder's outputs for one frame, complete at `ready`."""
+
+    tensors: dict[str, Buffer]
+    ready: Event
+    _free: list[dict[str, Buffer]]
+
+    def release(self) -> None:
+        """Let the encoder write another frame over this one."""
+        self._free.append(self.tensors)
 
 
-def _on_stream(
-    method: Callable[Concatenate[RefsamVideo, _P], _R],
-) -> Callable[Concatenate[RefsamVideo, _P], _R]:
-    """Let a method do its device work on the video's own stream."""
+class RefsamEncoder:
+    """The image encoder (see `Encoder`); a frame costs one upload.
 
-    @wraps(method)
-    def streamed(video: RefsamVideo, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with video.stream:
-            return method(video, *args, **kwargs)
-
-    return streamed
-
-
-class RefsamVideo:
-    """One video (see `VideoAdapter`): the image encoder and the step run once per frame.
-
-    A frame costs one upload (the image) and two downloads (logits and scores); a changed set of
-    expressions, and the first frame of one, some small uploads more.
+    It has as many sets of outputs as frames were in use at once.
     """
 
     def __init__(self, family: RefsamFamily) -> None:
         self._family = family
-        self.stream = family.backend.new_stream()
-        self._expressions: dict[int, _Expression] = {}
+        self._graph = family.image_encoder
+        self._stream = family.backend.new_stream()
+        self._free: list[dict[str, Buffer]] = []
+        with self._stream:
+            self._context = self._graph.context()
+            self._image = self._allocate(self._graph.spec.inputs)
+            self._free.append(self._allocate(self._graph.spec.outputs))
+
+    def encode(self, image: np.ndarray | Buffer) -> RefsamFeatures:
+        """Encode one frame, float32 [1, 3, S, S]."""
+        self._family.text_encoder.release()  # frames follow, so the text graph only takes room
+        with self._stream:
+            inputs = self._on_device(image)
+            tensors = self._free.pop() if self._free else self._allocate(self._graph.spec.outputs)
+            try:
+                self._context.run(inputs, tensors)
+                return RefsamFeatures(tensors, self._stream.record(), self._free)
+            except BaseException:
+                self._free.append(tensors)
+                raise
+
+    def _on_device(self, image: np.ndarray | Buffer) -> dict[str, Buffer]:
+        """Upload an image of the host; one that lies on the device is read from where it is."""
+        if not isinstance(image, np.ndarray):
+            return dict.fromkeys(self._image, image)
+        for buffer in self._image.values():
+            self._family.backend.upload(image, buffer)
+        return self._image
+
+    def _allocate(self, tensors: Sequence[TensorSpec]) -> dict[str, Buffer]:
+        empty = self._family.backend.empty
+        return {t.name: empty(t.shape({"M": 1}), t.dtype) for t in tensors}
+
+
+class RefsamTrack:
+    """One video (see `Track`): one step per frame for all expressions, and a token for each.
+
+    A frame costs two downloads (logits and scores); a changed set of expressions, and the first
+    frame of one, some small uploads more.
+    """
+
+    def __init__(self, family: RefsamFamily) -> None:
+        self._family = family
+        self._stream = family.backend.new_stream()
+        self._rows: tuple[Row, ...] = ()
         self._text: dict[str, Buffer] | None = None
         self._results: dict[str, Buffer] = {}
-        self._allocate()
+        spec = family.decoder_step.spec
+        token = next(t for t in spec.inputs if t.name == family.state.input)
+        with self._stream:
+            self._context = family.decoder_step.context()
+            self._tokens = TrackState(family.backend, token)
 
-    @_on_stream
-    def _allocate(self) -> None:
-        family = self._family
-        backend, encoder = family.backend, family.image_encoder
-        self._encode_image = encoder.context()
-        self._decode = family.decoder_step.context()
-        image = encoder.spec.inputs[0]
-        self._image = {image.name: backend.empty(image.shape({"M": 1}), image.dtype)}
-        self._frame = {
-            t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in encoder.spec.outputs
-        }
-        token = next(t for t in family.decoder_step.spec.inputs if t.name == family.state.input)
-        self._tracks = TrackState(backend, token)
-
-    @property
-    def expressions(self) -> dict[int, str]:
-        """Cleaned-up text per id, in the order they were added, which is that of the rows."""
-        return {id_: expression.text for id_, expression in self._expressions.items()}
-
-    @_on_stream
-    def add_expression(self, expression_id: int, text: str) -> None:
-        """Embed an expression and give it a row without a track token."""
-        cleaned, embedding = self._family.text_encoder.encode(text)
-        self._tracks.add(expression_id)
-        self._expressions[expression_id] = _Expression(cleaned, embedding)
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """Decode these expressions from the next frame on; new ones have no token."""
+        with self._stream:
+            self._tokens.set_rows([row.id for row in rows])
+        self._rows = tuple(rows)
         self._text = None
 
-    @_on_stream
-    def remove_expression(self, expression_id: int) -> None:
-        """Drop an expression and its track token."""
-        self._tracks.remove(expression_id)
-        del self._expressions[expression_id]
-        self._text = None
+    def forget(self, ids: Collection[int]) -> None:
+        """Drop the track tokens of some expressions."""
+        self._tokens.forget(ids)
 
     def reset(self) -> None:
         """Drop every track token."""
-        self._tracks.forget_all()
+        self._tokens.forget_all()
 
-    def reset_track(self, expression_id: int) -> None:
-        """Drop the track token of one expression."""
-        self._tracks.forget(expression_id)
-
-    @_on_stream
-    def step(self, image: np.ndarray | Buffer, frame_index: int) -> RawFrame:
-        """Decode one frame for every expression; without any, no graph runs."""
-        family = self._family
-        family.text_encoder.release()  # frames follow, so the text graph only takes room
-        if not self._expressions:
-            return RawFrame(frame_index, (), (), np.empty((0, 0, 0), np.float32), np.empty(0))
-        self._encode_image.run(self._on_device(image), self._frame)
-        self._run_step(self._text or self._prepare())
-        logits = family.backend.download(self._results[_LOGITS])[:, 0]
-        iou = family.backend.download(self._results[_IOU])[:, 0]
-        self._tracks.advance()
-        return RawFrame(
-            frame_index,
-            tuple(self._expressions),
-            tuple(self.expressions.values()),
-            logits.astype(np.float32, copy=False),
-            iou.astype(np.float32, copy=False),
+    def decode(self, features: RefsamFeatures, frame_index: int) -> tuple[RawFrame]:
+        """Decode one frame for every expression; without any, nothing runs."""
+        if not self._rows:
+            return (RawFrame.empty(frame_index),)
+        with self._stream:
+            self._stream.wait(features.ready)
+            self._run_step(features.tensors, self._text or self._prepare())
+            downloads = [
+                self._family.backend.begin_download(self._results[name]) for name in (_LOGITS, _IOU)
+            ]
+            logits, iou = (download.result()[:, 0] for download in downloads)
+            self._tokens.advance()
+        return (
+            RawFrame(
+                frame_index,
+                tuple(row.id for row in self._rows),
+                tuple(row.text for row in self._rows),
+                logits.astype(np.float32, copy=False),
+                iou.astype(np.float32, copy=False),
+            ),
         )
 
-    def finish(self) -> list[RawFrame]:
-        """Return nothing: `step` owes no results."""
-        return []
+    def finish(self) -> Iterator[RawFrame]:
+        """Give nothing: `decode` owes no results."""
+        return iter(())
 
-    @_on_stream
     def save(self) -> dict[str, np.ndarray]:
         """Return the track tokens and which of them are present."""
         state = self._family.state
-        has_track = np.array(self._tracks.has_track, np.bool_)
-        return {state.input: self._tracks.download(), state.is_present: has_track}
+        has_track = np.array(self._tokens.has_track, np.bool_)
+        with self._stream:
+            return {state.input: self._tokens.download(), state.is_present: has_track}
 
-    @_on_stream
     def restore(self, tensors: dict[str, np.ndarray]) -> None:
         """Take the track tokens over."""
         for name, current in self.save().items():
@@ -173,20 +201,13 @@ class RefsamVideo:
             if not np.isfinite(tensor).all():
                 raise StateError(f"state tensor {name!r}: holds values that are not finite")
         state = self._family.state
-        self._tracks.restore(tensors[state.input], tensors[state.is_present].tolist())
-
-    def _on_device(self, image: np.ndarray | Buffer) -> dict[str, Buffer]:
-        """Upload an image of the host; one that lies on the device is read from where it is."""
-        if not isinstance(image, np.ndarray):
-            return dict.fromkeys(self._image, image)
-        for buffer in self._image.values():
-            self._family.backend.upload(image, buffer)
-        return self._image
+        with self._stream:
+            self._tokens.restore(tensors[state.input], tensors[state.is_present].tolist())
 
     def _prepare(self) -> dict[str, Buffer]:
         """Upload the text of all expressions, padded to the longest; make room for results."""
-        family, num = self._family, len(self._expressions)
-        embeddings = [expression.embedding for expression in self._expressions.values()]
+        family, num = self._family, len(self._rows)
+        embeddings = [row.embedding for row in self._rows]
         arrays = {t.name: _padded(t, embeddings) for t in family.text_inputs}
         lengths = np.array([embedding.num_words for embedding in embeddings])
         arrays[_WORD_MASK] = np.arange(lengths.max()) < lengths[:, None]
@@ -200,21 +221,21 @@ class RefsamVideo:
         self._text, self._results = text, results
         return text
 
-    def _run_step(self, text: Mapping[str, Buffer]) -> None:
+    def _run_step(self, features: Mapping[str, Buffer], text: Mapping[str, Buffer]) -> None:
         """Run the step on at most `max_expressions` rows at a time: views, nothing is copied."""
         state, spec = self._family.state, self._family.decoder_step.spec
         per_row = {
             **text,
-            state.input: self._tracks.current,
-            state.is_present: self._tracks.has_track_buffer(),
+            state.input: self._tokens.current,
+            state.is_present: self._tokens.has_track_buffer(),
         }
-        results = {**self._results, state.output: self._tracks.following}
-        frame = {t.name: self._frame[t.name] for t in spec.inputs if t.scope == "frame"}
-        num = len(self._expressions)
+        results = {**self._results, state.output: self._tokens.following}
+        frame = {t.name: features[t.name] for t in spec.inputs if t.scope == "frame"}
+        num = len(self._rows)
         for start in range(0, num, self._family.max_expressions):
             stop = min(start + self._family.max_expressions, num)
             rows = {name: buffer.rows(start, stop) for name, buffer in per_row.items()}
-            self._decode.run(
+            self._context.run(
                 {**frame, **rows},
                 {name: buffer.rows(start, stop) for name, buffer in results.items()},
             )

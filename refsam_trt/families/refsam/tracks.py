@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -44,6 +44,11 @@ class TrackState:
         return len(self._rows)
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        """The expressions, in the order of their rows."""
+        return tuple(self._rows)
+
+    @property
     def current(self) -> Buffer:
         """Tokens of the last decoded frame, [num_rows, C]; valid until the next change of rows."""
         return self._current.rows(0, self.num_rows)
@@ -64,29 +69,22 @@ class TrackState:
             self._has_track_buffer = self._backend.upload(np.array(self._has_track, np.bool_))
         return self._has_track_buffer
 
-    def add(self, expression_id: int) -> None:
-        """Give an expression the next row, without a token."""
-        if expression_id in self._rows:
-            raise InternalError(f"expression {expression_id} has a row already")
-        if self.num_rows == self._current.shape[0]:
-            self._grow(2 * self.num_rows)
-        self._rows[expression_id] = self.num_rows
-        self._set_has_track([*self._has_track, False])
+    def set_rows(self, ids: Sequence[int]) -> None:
+        """Give these expressions the rows; those that had one keep their token and order."""
+        kept = [id_ for id_ in self._rows if id_ in ids]
+        if list(ids[: len(kept)]) != kept:
+            raise InternalError(f"rows {list(self._rows)} cannot become {list(ids)}")
+        if len(ids) > self._current.shape[0]:
+            self._grow(max(len(ids), 2 * self._current.shape[0]))
+        for expression_id in self._rows.keys() - kept:
+            self._remove(expression_id)
+        self._rows = {id_: row for row, id_ in enumerate(ids)}
+        self._set_has_track([*self._has_track, *[False] * (len(ids) - len(kept))])
 
-    def remove(self, expression_id: int) -> None:
-        """Take an expression's row away; the rows behind it move up, device to device."""
-        row, last = self._rows.pop(expression_id), self.num_rows
-        if row < last:
-            for start, stop, target in ((0, row, 0), (row + 1, last + 1, row)):
-                self._copy_rows(start, stop, target)
-            self._current, self._following = self._following, self._current
-        self._rows = {id_: r - (r > row) for id_, r in self._rows.items()}
-        self._set_has_track(self._has_track[:row] + self._has_track[row + 1 :])
-
-    def forget(self, expression_id: int) -> None:
-        """Drop the token of one expression."""
-        row = self._rows[expression_id]
-        self._set_has_track([has and r != row for r, has in enumerate(self._has_track)])
+    def forget(self, ids: Collection[int]) -> None:
+        """Drop the tokens of some expressions."""
+        pairs = zip(self._rows, self._has_track, strict=True)
+        self._set_has_track([has and id_ not in ids for id_, has in pairs])
 
     def forget_all(self) -> None:
         """Drop every token; the rows stay."""
@@ -112,6 +110,16 @@ class TrackState:
         if self.num_rows:
             self._backend.upload(tokens, self.current)
         self._set_has_track(list(has_track))
+
+    def _remove(self, expression_id: int) -> None:
+        """Take an expression's row away; the rows behind it move up, device to device."""
+        row, last = self._rows.pop(expression_id), self.num_rows
+        if row < last:
+            for start, stop, target in ((0, row, 0), (row + 1, last + 1, row)):
+                self._copy_rows(start, stop, target)
+            self._current, self._following = self._following, self._current
+        self._rows = {id_: r - (r > row) for id_, r in self._rows.items()}
+        self._set_has_track(self._has_track[:row] + self._has_track[row + 1 :])
 
     def _set_has_track(self, has_track: list[bool]) -> None:
         if has_track != self._has_track:

@@ -125,6 +125,9 @@ def test_forgetting_concerns_every_expression_and_every_frame():
             self.has_track = dict.fromkeys(self.has_track, True)
             return results
 
+        def run(self, frames):
+            return map(self.step, frames)
+
         def reset_track(self, expression_id: str) -> None:
             self.has_track[expression_id] = False
 

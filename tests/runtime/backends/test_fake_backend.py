@@ -162,3 +162,45 @@ def test_sessions_never_read_poison(tmp_path: Path, split: Split) -> None:
         np.testing.assert_array_equal(logits, expected)
         assert iou == expected_iou
         assert np.isfinite(logits).all()
+
+
+def test_work_on_two_streams_must_be_put_in_order(
+    backend: FakeBackend, context: FakeContext
+) -> None:
+    one, other = backend.new_stream(), backend.new_stream()
+    x = backend.upload(np.ones((1, 2), np.float32))
+    y, z = (backend.empty((1, 2), "float32") for _ in range(2))
+    with one:
+        context.run({"x": x}, {"y": y})
+    with other:
+        with pytest.raises(InternalError, match="still being written on a stream that nobody wait"):
+            context.run({"x": y}, {"y": z})
+        other.wait(one.record())
+        context.run({"x": y}, {"y": z})
+    with one:
+        with pytest.raises(InternalError, match="still being read on a stream that nobody waited"):
+            backend.upload(np.zeros((1, 2), np.float32), y)
+        one.wait(other.record())
+        backend.upload(np.zeros((1, 2), np.float32), y)
+    with other:
+        assert backend.download(z).tolist() == [[4.0, 4.0]]
+
+
+def test_a_download_that_has_arrived_puts_its_stream_in_order(
+    backend: FakeBackend, context: FakeContext
+) -> None:
+    one, x = backend.new_stream(), backend.upload(np.ones((1, 2), np.float32))
+    y, z = (backend.empty((1, 2), "float32") for _ in range(2))
+    with one:
+        context.run({"x": x}, {"y": y})
+        pending = backend.begin_download(y)
+    with pytest.raises(InternalError, match="still being written"):
+        context.run({"x": y}, {"y": z})
+    assert pending.result().tolist() == [[2.0, 2.0]]
+    context.run({"x": y}, {"y": z})
+
+
+def test_one_stream_is_entered_by_one_thread(backend: FakeBackend) -> None:
+    stream = backend.new_stream()
+    with stream, pytest.raises(InternalError, match="one stream entered by two threads"):
+        stream.__enter__()

@@ -19,6 +19,7 @@ from fake_tensorrt import fake_tensorrt
 
 from refsam_engines.plans import PlanRequest, build_plans
 from refsam_trt.backends.cuda import driver
+from refsam_trt.backends.tensorrt import backend as trt_backend
 from refsam_trt.backends.tensorrt import machine_check as plan_check
 from refsam_trt.backends.tensorrt.backend import TrtBackend, TrtGraph
 from refsam_trt.bundle.golden import GoldenRun, read_golden, write_golden
@@ -289,8 +290,11 @@ def test_results_are_those_of_the_graph(plans: Plans, bundle: Path):
             np.testing.assert_allclose(outputs[name], array, atol=1e-6)
 
 
-def test_what_comes_again_is_captured_and_what_changes_is_not(plans: Plans, trt: Any):
+def test_what_comes_again_is_captured_and_what_changes_is_not(
+    plans: Plans, trt: Any, monkeypatch: pytest.MonkeyPatch
+):
     """Two buffers in turn, as track tokens are: each is captured once; a third takes a place."""
+    monkeypatch.setattr(trt_backend, "_NUM_CAPTURES", 2)
     graph = load(plans)
     backend, context = graph.backend, graph.context()
     outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in graph.spec.outputs}

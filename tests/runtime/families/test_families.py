@@ -6,21 +6,18 @@ from pathlib import Path
 import fake_late_family
 import numpy as np
 import pytest
-from fake_late_family import LateFamily
 from runtime_twin import Twin, random_frames
 
 import refsam_trt
 from refsam_trt import StateError, UsageError
-from refsam_trt.contract.check import CONTRACT_CHECKS
-from refsam_trt.session.engine import FAMILIES
+from refsam_trt.contract.registry import REGISTRY
 
 TEXTS = ["dog", "the cat", "a white horse"]
 
 
 @pytest.fixture
 def late_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(FAMILIES, fake_late_family.FAMILY, LateFamily)
-    monkeypatch.setitem(CONTRACT_CHECKS, fake_late_family.FAMILY, lambda manifest: None)
+    monkeypatch.setitem(REGISTRY, fake_late_family.FAMILY, fake_late_family.MODULES)
     return fake_late_family.make_late_bundle(tmp_path / "late")
 
 
@@ -50,12 +47,16 @@ def test_results_come_at_the_end(late_folder: Path, late_engine: refsam_trt.Engi
     with late_engine.open_video() as video:
         for text in TEXTS[:2]:
             video.add_expression(text)
-        for index, frame in enumerate(frames):
-            nothing = video.step(frame)
-            assert (len(nothing), nothing.frame_index) == (0, index)
+        assert list(video.run(frames[:2])) == []
+        for frame in frames[2:]:
+            with video.encode(frame) as encoded:
+                assert video.decode(encoded) == []
+        assert video.num_frames == 4
+        with pytest.raises(UsageError, match=r"later than their frame; use run\(frames\)"):
+            video.step(frames[0])
         video.remove_expression(1)
         video.add_expression(TEXTS[2])
-        rest = video.finish()
+        rest = list(video.finish())
         with pytest.raises(UsageError, match="the video is finished"):
             video.step(frames[0])
     kept = {0: TEXTS[0], 2: TEXTS[2]}
@@ -79,17 +80,17 @@ def test_track_gives_all_late_results(late_engine: refsam_trt.Engine) -> None:
 def test_a_video_begins_anew_after_reset(late_engine: refsam_trt.Engine) -> None:
     with late_engine.open_video() as video:
         video.add_expression("dog")
-        video.step(random_frames(1)[0])
-        assert len(video.finish()) == 1
+        list(video.run(random_frames(1)))
+        assert len(list(video.finish())) == 1
         video.reset()
-        assert video.finish() == []
+        assert list(video.finish()) == []
 
 
 def test_a_family_may_refuse_to_be_interrupted(
     late_engine: refsam_trt.Engine, tmp_path: Path
 ) -> None:
     with late_engine.open_video() as video:
-        video.step(random_frames(1)[0])
+        list(video.run(random_frames(1)))
         with pytest.raises(StateError, match="decides at the end of a video and cannot be inter"):
             video.save_state(tmp_path / "state")
         assert not (tmp_path / "state").exists()

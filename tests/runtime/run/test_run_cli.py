@@ -1,7 +1,9 @@
 """`refsam-run` on videos, folders and images: what it writes, and that it writes it twice alike."""
 
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_bundle
 import fake_late_family
@@ -12,15 +14,17 @@ from PIL import Image
 from small_videos import HW, moving_frames, write_images, write_video
 
 import refsam_trt
-from refsam_trt.contract.check import CONTRACT_CHECKS
+import refsam_trt.media.frames as frames_module
 from refsam_trt.contract.manifest import Weights
+from refsam_trt.contract.registry import REGISTRY
+from refsam_trt.errors import UsageError
 from refsam_trt.media.frames import open_frames
 from refsam_trt.result.overlay import colors_for, draw
 from refsam_trt.result.rle import mask_from_rle
 from refsam_trt.result.writers import OverlayVideoWriter
 from refsam_trt.run.cli import main
-from refsam_trt.run.outputs import RANDOM_CAPTION
-from refsam_trt.session.engine import FAMILIES
+from refsam_trt.run.outputs import RANDOM_CAPTION, draw_masks
+from refsam_trt.run.stages import finished_frames
 
 TEXTS = ("the dog on the left", "A red frisbee")
 NUM_FRAMES = 7
@@ -127,6 +131,7 @@ def test_json_prints_one_object_and_nothing_else(run, bundle, clip, tmp_path):
     assert report == {
         "output": str(out),
         "num_frames": NUM_FRAMES,
+        "num_dropped": 0,
         "files": ["rle.json", "run.json"],
         "bundle_id": (bundle / "manifest.sha256").read_text().strip(),
         "variant": "fp32-plain-optimised",
@@ -154,7 +159,14 @@ def test_the_record_says_what_was_run(run, trained, clip, tmp_path):
         "frames": {"start": 0, "end": 3, "stride": 1},
         "is_complete": True,
         "unseen_words": {},
-        "videos": {"clip": {"expressions": ["a dog"], "num_frames": 3, "size": list(HW)}},
+        "videos": {
+            "clip": {
+                "expressions": ["a dog"],
+                "num_frames": 3,
+                "num_dropped": 0,
+                "size": list(HW),
+            }
+        },
     }
 
 
@@ -258,8 +270,7 @@ def test_overwrite_replaces_the_whole_of_an_earlier_run(run, bundle, clip, tmp_p
 
 
 def test_late_results_meet_their_frames(run, monkeypatch, tmp_path):
-    monkeypatch.setitem(FAMILIES, fake_late_family.FAMILY, fake_late_family.LateFamily)
-    monkeypatch.setitem(CONTRACT_CHECKS, fake_late_family.FAMILY, lambda manifest: None)
+    monkeypatch.setitem(REGISTRY, fake_late_family.FAMILY, fake_late_family.MODULES)
     bundle = fake_late_family.make_late_bundle(tmp_path / "late")
     images = write_images(tmp_path / "images", moving_frames(4))
     out = tmp_path / "out"
@@ -268,11 +279,41 @@ def test_late_results_meet_their_frames(run, monkeypatch, tmp_path):
     with refsam_trt.load(bundle, num_threads=1) as engine, engine.open_video() as video:
         for text in TEXTS:
             video.add_expression(text)
-        for frame in moving_frames(4)[1:]:
-            video.step(frame)
-        expected = video.finish()
+        assert list(video.run(moving_frames(4)[1:])) == []
+        expected = list(video.finish())
     for index, results in enumerate(expected, start=1):
         np.testing.assert_array_equal(read_png(out / f"masks/{index:05d}.png"), results.label_map())
+
+
+def test_a_late_model_cannot_run_a_source_without_an_end():
+    frames = SimpleNamespace(source=SimpleNamespace(name="camera:0", is_live=True))
+    with pytest.raises(UsageError, match="camera:0: this model decides when a video ends, which a"):
+        finished_frames(None, frames, draw_masks, is_late=True)
+
+
+def test_a_late_model_holds_few_frames_and_reads_twice(run, monkeypatch, tmp_path):
+    """However long the video is: frames that wait for late results would not fit into memory."""
+    monkeypatch.setitem(REGISTRY, fake_late_family.FAMILY, fake_late_family.MODULES)
+    bundle = fake_late_family.make_late_bundle(tmp_path / "late")
+    images = write_images(tmp_path / "images", moving_frames(120))
+    alive, most_alive, read = weakref.WeakSet(), [], frames_module._image
+
+    class Tracked(np.ndarray):
+        """An array that can be in a WeakSet."""
+
+        __hash__ = object.__hash__
+
+    def counted(*args):
+        frame = read(*args).view(Tracked)
+        alive.add(frame)
+        most_alive.append(len(alive))
+        return frame
+
+    monkeypatch.setattr(frames_module, "_image", counted)
+    ended = run(bundle, images, *TEXTS, "--output", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert len(most_alive) == 2 * 120 + 1  # the first one tells the size, too
+    assert max(most_alive) <= 64
 
 
 def test_embeddings_are_kept_on_disk_when_asked_to(run, bundle, clip, tmp_path):

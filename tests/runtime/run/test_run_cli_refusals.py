@@ -127,6 +127,10 @@ REFUSED = {
         ("b", "rtsp://me:secret@127.0.0.1:9/live?key=secret", "a dog"),
         "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused); check the name and that",
     ),
+    "frames of a file cannot be late": (
+        (*CLIP, "--drop-late"),
+        "--drop-late: clip is no live source, so its frames wait; leave it out",
+    ),
     "cached expressions only": (
         (*CLIP, "--text", "cache-only"),
         "expression 'a dog' is not among the 0 cached in the bundle",

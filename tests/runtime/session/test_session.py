@@ -132,7 +132,7 @@ def test_run_yields_what_step_returns(engine: Engine) -> None:
         steps = [one.step(frame) for frame in frames]
         for results, expected in zip(other.run(iter(frames)), steps, strict=True):
             assert_same_results(results, expected)
-        assert other.finish() == []
+        assert list(other.finish()) == []
 
 
 def test_without_expressions_there_is_nothing(video: Session) -> None:
