@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
+from refsam_trt.backends import cpu
 from refsam_trt.command.ending import run_command
-from refsam_trt.doctor import cpu, probe
+from refsam_trt.doctor import probe
 from refsam_trt.errors import RefsamError
 
 _NAME = "refsam-doctor"

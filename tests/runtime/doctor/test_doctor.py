@@ -14,9 +14,10 @@ import pytest
 from commands_in_process import Commands
 from fake_tensorrt import fake_tensorrt
 
+from refsam_trt.backends import cpu
 from refsam_trt.backends.cuda import driver
 from refsam_trt.doctor import cli as doctor
-from refsam_trt.doctor import cpu, probe
+from refsam_trt.doctor import probe
 
 
 @pytest.fixture
