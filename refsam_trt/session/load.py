@@ -11,6 +11,7 @@ from refsam_trt.bundle.plans import plans_for
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.errors import UsageError
 from refsam_trt.session.engine import Engine
+from refsam_trt.session.fastest import auto_backend
 from refsam_trt.session.variants import fitting_variants, only_variant
 from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
 from refsam_trt.text.encoder import TextMode
@@ -36,7 +37,8 @@ def load(
     Args:
         path: the bundle's folder; the string `nano` is the model that ships with the package. Or
             what `open_bundle` returned: nothing of it is checked a second time.
-        backend: a name, or `auto`: the first that works here. A named one never falls back.
+        backend: a name, or `auto`: ONNX Runtime on the CPU, or OpenVINO where it is installed and
+            was measured to be faster (docs/deploy/cpu.md). A named one never falls back.
         text: `lazy` loads the text encoder at the first unknown expression and releases it at the
             next step; `resident` loads it now and keeps it; `cache-only` never loads it.
         text_cache: where text embeddings are kept for the next run, at most 256 MiB of them: `off`
@@ -72,6 +74,8 @@ def load(
     arithmetic = None if stored == precision else precision
     fitting = fitting_variants(bundle.manifest, asked_for, stored)
     stored = bundle.manifest.variants[fitting[0]].precision
+    if backend == AUTO and plan_folder is None:
+        backend = auto_backend(bundle, only_variant(bundle.manifest, fitting, AUTO), num_threads)
     runs_on = open_backend(backend, num_threads, plan_folder, stored, arithmetic)
     try:
         name = only_variant(bundle.manifest, fitting, runs_on.name)

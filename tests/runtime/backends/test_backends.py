@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import fake_bundle
@@ -31,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["ort-cpu", "openvino-cpu"])
 def backend(request: pytest.FixtureRequest) -> HostMemory:
     """Every backend of the CPU keeps the same promises."""
-    if request.param == "openvino-cpu":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if request.param == "openvino-cpu" and find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
     opened = open_backend(request.param, num_threads=1)
     assert isinstance(opened, HostMemory)
     return opened
@@ -220,8 +221,8 @@ def test_backends_that_run_plans_ask_for_them(name: str) -> None:
 
 def test_every_backend_states_its_precision() -> None:
     for name in ON_CPUS:
-        if name == "openvino-cpu":
-            pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        if name == "openvino-cpu" and find_spec("openvino") is None:
+            continue
         opened: Backend = open_backend(name)
         assert opened.name == name
         assert opened.precision_notes

@@ -37,6 +37,7 @@ def answers(monkeypatch) -> dict[tuple[str, ...], dict]:
         ("tensorrt", "tensorrt"): {"error": "no TensorRT here"},
         ("tensorrt", "tensorrt-rtx"): {"error": "no TensorRT-RTX here"},
         ("backend", "ort-cuda"): {"error": "no CUDA here"},
+        ("backend", "openvino-cpu"): {"error": "no OpenVINO here"},
         ("backend", "ort-cpu"): {"error": "no CPU here"},
     }
     monkeypatch.setattr(probe, "ask", lambda *question: replies[question])
@@ -47,7 +48,9 @@ def test_this_machine_has_a_backend_that_works(examined):
     ended = examined("--json")
     assert (ended.code, ended.err) == (0, "")
     report = json.loads(ended.out)
-    assert list(report["backends"]) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu"]
+    assert list(report["backends"]) == [
+        *("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino-cpu", "ort-cpu")
+    ]
     assert report["backends"]["ort-cpu"]["works"] is True
     assert report["backends"]["ort-cpu"]["reason"].startswith("its test graph ran; fp32 runs as")
     assert report["python"] == platform.python_version()
