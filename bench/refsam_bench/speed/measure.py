@@ -116,7 +116,7 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> Speed:
 
 def environment(num_threads: int | None) -> dict[str, Any]:
     """Return what the figures were measured on."""
-    packages = ("refsam-trt", "onnxruntime", "torch", "numpy")
+    packages = ("refsam-trt", "onnxruntime", "openvino", "torch", "numpy")
     return {
         "machine": platform.machine(),
         "processor": cpu.processor(),
