@@ -156,9 +156,16 @@ def _write_plain(config: ModelConfig, image: torch.Tensor, path: Path) -> GraphS
     ).eval()
     output = TensorSpec("embedding", "float32", (1, EMBED_DIM, *2 * (config.grid_size,)), "frame")
     source = TensorSpec("image", "float32", tuple(image.shape), "frame")
-    names = {"input_names": [source.name], "output_names": [output.name]}
     with quiet(), torch.no_grad():
-        torch.onnx.export(encoder, (image,), str(path), opset_version=17, dynamo=False, **names)
+        torch.onnx.export(
+            encoder,
+            (image,),
+            str(path),
+            input_names=[source.name],
+            output_names=[output.name],
+            opset_version=17,
+            dynamo=False,
+        )
     return GraphSpec((source,), (output,))
 
 
@@ -172,7 +179,8 @@ def time_form(
     """
     torch.set_num_threads(num_threads)
     run, outputs = _opened(form, folder, written.spec, num_threads)
-    runs = {"form": run, "plain": _opened(PLAIN, folder, written.plain_spec, num_threads)[0]}
+    plain, _ = _opened(PLAIN, folder, written.plain_spec, num_threads)
+    runs: dict[str, Callable[[], object]] = {"form": run, "plain": plain}
     if form.peak is not None:
         runs["product"] = _product(form.peak, matmul_size)
     seconds = time_in_turn(runs, num_rounds)

@@ -191,8 +191,8 @@ def _measure(bundle: Bundle, key: Key, allowed: float) -> Measurement:
         openvino_s, logits = _run(bundle, key, OPENVINO)
     except RefsamError as error:
         return Measurement(_SCHEMA, key, ort_s, None, None, allowed, str(error)[:1000])
-    error = _relative_error(logits, expected)
-    return Measurement(_SCHEMA, key, ort_s, openvino_s, error, allowed)
+    difference = _relative_error(logits, expected)
+    return Measurement(_SCHEMA, key, ort_s, openvino_s, difference, allowed)
 
 
 def _run(bundle: Bundle, key: Key, name: str) -> tuple[float, list[np.ndarray]]:
