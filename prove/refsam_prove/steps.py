@@ -22,7 +22,7 @@ import click
 
 from refsam_bench.speed.measure import environment, measure_speed
 from refsam_bench.speed.request import SpeedRequest
-from refsam_prove import Step, exports, nano, plans
+from refsam_prove import Step, encoder, exports, nano, plans
 from refsam_prove.exports import export_random
 from refsam_prove.footprint.measure import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_prove.fuzz.record import fuzz_all
@@ -115,6 +115,7 @@ STEPS: dict[str, Step] = {
     "speed-vitb": partial(speed, "vitb", 4, 2),
     "footprint-oldest": partial(footprint, OLDEST),
     "footprint-newest": partial(footprint, NEWEST),
+    **encoder.STEPS,
     **exports.STEPS,
     **plans.STEPS,
     **calibration.STEPS,

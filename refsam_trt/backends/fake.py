@@ -21,7 +21,8 @@ from refsam_trt.backends.fake_streams import (
     FakeStreams,
     History,
 )
-from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
+from refsam_trt.backends.host import HostBuffer
+from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.contract.specs import DType, GraphSpec
 from refsam_trt.errors import InternalError
 
@@ -33,7 +34,7 @@ class FakeBuffer:
 
     device = "fake:0"
 
-    def __init__(self, memory: OrtBuffer, history: History | None = None) -> None:
+    def __init__(self, memory: HostBuffer, history: History | None = None) -> None:
         self._memory = memory
         self.history = history or History()
         self.dtype: DType = memory.dtype
@@ -111,7 +112,7 @@ class FakeBackend(OrtCpuBackend):
         """Return a new, poisoned buffer."""
         array = np.empty(shape, numpy_dtype(dtype, NAME))
         _poison(array)
-        return FakeBuffer(OrtBuffer(array))
+        return FakeBuffer(HostBuffer(array))
 
     def upload(self, array: np.ndarray, out: Buffer | None = None) -> Buffer:
         """Copy a host array and wait for the stream."""
@@ -144,7 +145,7 @@ class FakeBackend(OrtCpuBackend):
         return memory_of(buffer).array
 
 
-def memory_of(buffer: Buffer) -> OrtBuffer:
+def memory_of(buffer: Buffer) -> HostBuffer:
     """Return the memory behind a fake buffer, or refuse a buffer of another backend."""
     if not isinstance(buffer, FakeBuffer):
         raise InternalError(f"backend {NAME} was given a buffer of device {buffer.device}")
@@ -165,7 +166,7 @@ def _poison(array: np.ndarray) -> None:
         array.fill(np.iinfo(array.dtype).min // 3)
 
 
-def _refuse_overlap(sources: Mapping[str, OrtBuffer], targets: Mapping[str, OrtBuffer]) -> None:
+def _refuse_overlap(sources: Mapping[str, HostBuffer], targets: Mapping[str, HostBuffer]) -> None:
     for name, target in targets.items():
         others = {**sources, **{n: t for n, t in targets.items() if n != name}}
         for other_name, other in others.items():

@@ -15,18 +15,20 @@ from importlib import metadata
 from typing import Any
 
 import click
+import msgspec
 
+from refsam_trt.backends import cpu
 from refsam_trt.command.ending import run_command
-from refsam_trt.doctor import cpu, probe
-from refsam_trt.errors import RefsamError
+from refsam_trt.doctor import probe
+from refsam_trt.errors import RefsamError, UsageError
 
 _NAME = "refsam-doctor"
 _PACKAGES = (
     *("numpy", "pillow", "tokenizers", "safetensors", "msgspec", "click", "av"),
-    *("onnxruntime", "onnxruntime-gpu", "cuda-core", "tensorrt"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "cuda-core", "tensorrt"),
     *("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", "torch", "onnx", "transformers"),
 )
-_RUNNING_BACKENDS = ("ort-cuda", "ort-cpu")
+_RUNNING_BACKENDS = ("ort-cuda", "openvino-cpu", "ort-cpu")
 """Backends that are tried on a graph; the others need plans, so only their library is opened."""
 _TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 """Backend, which is also the extra's name -> the module it needs."""
@@ -75,6 +77,7 @@ def examine() -> dict[str, Any]:
             **{name: _tried("tensorrt", name) for name in _TENSORRT_MODULES},
             **{name: _tried("backend", name) for name in _RUNNING_BACKENDS},
         },
+        "auto": _auto(),
     }
 
 
@@ -125,6 +128,27 @@ def _tried(question: str, name: str) -> dict[str, Any]:
     return {"works": True, "reason": reason}
 
 
+def _auto() -> dict[str, Any]:
+    """Return what `auto` has measured on this account: per bundle the backend, and why."""
+    from refsam_trt.session import fastest  # numpy and more, which may be what is broken
+
+    try:
+        folder = fastest.records_folder()
+    except UsageError as error:
+        return {"error": str(error)}
+    return {
+        "folder": str(folder),
+        "measured": [
+            {
+                **msgspec.to_builtins(measurement.key),
+                "backend": measurement.backend,
+                "reason": measurement.reason,
+            }
+            for measurement in fastest.kept_measurements(folder)
+        ],
+    }
+
+
 def _lines(answers: dict[str, Any]) -> list[str]:
     return [
         f"refsam-trt {answers['refsam_trt']}, Python {answers['python']}, {answers['platform']}",
@@ -143,6 +167,7 @@ def _lines(answers: dict[str, Any]) -> list[str]:
             f"  {name:<13}{'works' if entry['works'] else 'no':<7}{entry['reason']}"
             for name, entry in answers["backends"].items()
         ),
+        _part_line("backend auto", answers["auto"], _auto_text),
     ]
 
 
@@ -163,6 +188,16 @@ def _listed(packages: dict[str, str | None]) -> str:
     there = [f"{name} {version}" for name, version in packages.items() if version]
     absent = [name for name, version in packages.items() if not version]
     return ", ".join(there) + (f"; not installed: {', '.join(absent)}" if absent else "")
+
+
+def _auto_text(part: dict[str, Any]) -> str:
+    lines = [
+        f"  bundle {entry['bundle_id'][:12]}, {entry['variant']}: {entry['backend']}; "
+        f"{entry['reason']}"
+        for entry in part["measured"]
+    ]
+    told = "what was measured is kept in" if lines else "nothing measured yet in"
+    return "\n".join([f"{told} {part['folder']}", *lines])
 
 
 def _onnxruntime_text(part: dict[str, Any]) -> str:

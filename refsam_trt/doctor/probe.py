@@ -91,7 +91,7 @@ def backend(name: str) -> dict[str, Any]:
     """Open a backend, run a graph of one addition on it and check the sum."""
     import numpy as np
 
-    from refsam_trt.backends.select import open_backend
+    from refsam_trt.backends.select import ON_CPUS, open_backend
     from refsam_trt.contract.specs import GraphSpec, TensorSpec
     from refsam_trt.errors import RefsamError
 
@@ -99,7 +99,7 @@ def backend(name: str) -> dict[str, Any]:
     y = TensorSpec("y", "float32", (4,), "frame")
     values = np.arange(4, dtype=np.float32)
     try:
-        opened = open_backend(name, num_threads=1 if name == "ort-cpu" else None)
+        opened = open_backend(name, num_threads=1 if name in ON_CPUS else None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "addition.onnx"
             path.write_bytes(_ADDITION)

@@ -55,7 +55,8 @@ def _text_cache(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
-    help="Which graphs of the bundle.  [default: the only one, or fp32]",
+    help="Which graphs of the bundle; bf16 on openvino-cpu computes fp32 ones in bf16.  [default: "
+    "the only one, or fp32]",
 )
 @click.option(
     "--plans",
@@ -147,6 +148,7 @@ def _as_json(report: RunReport) -> dict[str, Any]:
         "files": list(report.files),
         "bundle_id": report.bundle_id,
         "variant": report.variant,
+        "precision": report.precision,
         "backend": report.backend,
         "random_init": report.is_random_init,
         "unseen_words": report.unseen_words,

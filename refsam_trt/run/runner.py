@@ -52,7 +52,7 @@ class RunReport:
         num_dropped: frames of a live source that were left out to keep up with it.
         fps: frames per second, reading and writing included.
         files: paths below `output`, sorted.
-        bundle_id, variant, backend, is_random_init: of the engine.
+        bundle_id, variant, precision, backend, is_random_init: of the engine.
         unseen_words: expression -> its words that were never seen in training, if there are any.
         interruption: why work ended early, or None: KeyboardInterrupt, Terminated, or
             StreamLostError.
@@ -66,6 +66,7 @@ class RunReport:
     files: tuple[str, ...]
     bundle_id: str
     variant: str
+    precision: str
     backend: str
     is_random_init: bool
     unseen_words: dict[str, tuple[str, ...]]
@@ -166,6 +167,7 @@ def _run_jobs(request: RunRequest, jobs: list[Job], engine: Engine) -> RunReport
         files=files,
         bundle_id=engine.bundle_id,
         variant=engine.variant,
+        precision=engine.precision,
         backend=engine.backend,
         is_random_init=engine.is_random_init,
         unseen_words=_unseen_words(videos, engine),
@@ -260,6 +262,7 @@ def _write_record(
         "tool": f"refsam-run {refsam_trt.__version__}",
         "bundle_id": engine.bundle_id,
         "variant": engine.variant,
+        "precision": engine.precision,
         "backend": engine.backend,
         "random_init": engine.is_random_init,
         "source": public_name(request.source),

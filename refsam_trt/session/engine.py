@@ -33,6 +33,7 @@ class Engine:
         text: how the text encoder is kept (see `load`).
         text_cache: folder that keeps text embeddings for the next run, None for none.
         plans: that stand for the graphs; None for none.
+        arithmetic: what the backend was opened to compute fp32 graphs in; None for fp32.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Engine:
         text: TextMode,
         text_cache: Path | None = None,
         plans: Plans | None = None,
+        arithmetic: str | None = None,
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
@@ -58,7 +60,7 @@ class Engine:
             preprocess=manifest.preprocess,
             bundle_id=bundle.bundle_id,
             variant=variant,
-            precision=graphs.precision,
+            precision=arithmetic or graphs.precision,
             adopt=backend.adopt,
         )
 
@@ -90,6 +92,19 @@ class Engine:
     def variant(self) -> str:
         """Name of the variant that runs."""
         return self._model.variant
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: the variant's precision, or what fp32 graphs were asked to run in.
+
+        `precision_notes` tells how exactly.
+        """
+        return self._model.precision
+
+    @property
+    def precision_notes(self) -> str:
+        """One sentence of the backend: which precisions it runs, and how exactly."""
+        return self._backend.precision_notes
 
     @property
     def is_random_init(self) -> bool:

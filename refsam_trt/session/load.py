@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from refsam_trt.backends.select import AUTO, open_backend
+from refsam_trt.backends.select import AUTO, open_backend, stored_precision
 from refsam_trt.bundle.open import Bundle, Verify, open_bundle
 from refsam_trt.bundle.plans import plans_for
 from refsam_trt.bundle.shipped import bundle_folder
 from refsam_trt.errors import UsageError
 from refsam_trt.session.engine import Engine
+from refsam_trt.session.fastest import auto_backend
 from refsam_trt.session.variants import fitting_variants, only_variant
 from refsam_trt.text.disk import TextCacheChoice, text_cache_folder
 from refsam_trt.text.encoder import TextMode
@@ -36,7 +37,8 @@ def load(
     Args:
         path: the bundle's folder; the string `nano` is the model that ships with the package. Or
             what `open_bundle` returned: nothing of it is checked a second time.
-        backend: a name, or `auto`: the first that works here. A named one never falls back.
+        backend: a name, or `auto`: ONNX Runtime on the CPU, or OpenVINO where it is installed and
+            was measured to be faster (docs/deploy/cpu.md). A named one never falls back.
         text: `lazy` loads the text encoder at the first unknown expression and releases it at the
             next step; `resident` loads it now and keeps it; `cache-only` never loads it.
         text_cache: where text embeddings are kept for the next run, at most 256 MiB of them: `off`
@@ -45,7 +47,7 @@ def load(
         variant: name of one set of graphs; None chooses by precision, and among forms of attention
             the one that suits the backend.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`; None takes what the bundle has if that
-            is one, or fp32.
+            is one, or fp32. `bf16` on `openvino-cpu` computes the fp32 variant in bf16.
         plans: folder of `refsam-build`, whose plans run instead of the graphs, on their backend.
         num_threads: CPU threads inside one graph run, which GPUs refuse; None is the backend's
             default.
@@ -68,12 +70,16 @@ def load(
     bundle = _opened(path, expect_id, verify)
     plan_folder = None if plans is None else plans_for(bundle, Path(plans), variant)
     asked_for = plan_folder.manifest.variant if plan_folder else variant
-    fitting = fitting_variants(bundle.manifest, asked_for, precision)
-    precision = bundle.manifest.variants[fitting[0]].precision
-    runs_on = open_backend(backend, num_threads, plan_folder, precision)
+    stored = stored_precision(backend, precision)
+    arithmetic = None if stored == precision else precision
+    fitting = fitting_variants(bundle.manifest, asked_for, stored)
+    stored = bundle.manifest.variants[fitting[0]].precision
+    if backend == AUTO and plan_folder is None:
+        backend = auto_backend(bundle, only_variant(bundle.manifest, fitting, AUTO), num_threads)
+    runs_on = open_backend(backend, num_threads, plan_folder, stored, arithmetic)
     try:
         name = only_variant(bundle.manifest, fitting, runs_on.name)
-        engine = Engine(bundle, name, runs_on, text, embeddings, plan_folder)
+        engine = Engine(bundle, name, runs_on, text, embeddings, plan_folder, arithmetic)
     except BaseException:
         runs_on.close()
         raise

@@ -54,6 +54,8 @@ def fitting_variants(manifest: Manifest, name: str | None, precision: str | None
             if precision in QUANTISED
             else f"export the bundle anew with `refsam-export ... --precision {precision}`"
         )
+        if precision == "bf16":
+            command += ", or use backend openvino-cpu, which runs fp32 variants in bf16"
         raise UsageError(
             f"the bundle has no {precision} variant; it has: {', '.join(names)}; name one of "
             f"them, or {command}"

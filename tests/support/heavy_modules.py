@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-HEAVY = ("torch", "onnx", "transformers")
+HEAVY = ("torch", "onnx", "transformers", "openvino")
 
 
 def heavy_modules_after(function: Callable[..., object], *arguments: object) -> list[str]:

@@ -56,6 +56,7 @@ from refsam_trt.errors import UsageError
 @click.option("--source", type=PATH, help="For --reference: folder of the PyTorch weights.")
 @options.backend
 @options.variant
+@options.precision
 @options.as_json
 def accuracy(as_json: bool, **choices: Any) -> None:
     """Score masks by J (region) and F (boundary) as the official DAVIS-2017 code does.
@@ -134,6 +135,7 @@ def _score_ref_davis(choices: dict[str, Any]) -> dict[str, Any]:
                 dataset="ref-davis",
                 backend=choices["backend"],
                 variant=choices["variant"],
+                precision=choices["precision"],
                 track_state_scope=choices["track_state_scope"],
             )
         )
@@ -145,6 +147,7 @@ def _score_ref_davis(choices: dict[str, Any]) -> dict[str, Any]:
         "track_state_scope": choices["track_state_scope"],
         "bundle_id": report.bundle_id,
         "variant": report.variant,
+        "precision": report.precision,
         "backend": report.backend,
         "random_weights": report.is_random_init,
         **scores.to_json(),
@@ -162,7 +165,11 @@ def _score_synthetic(choices: dict[str, Any]) -> dict[str, Any]:
     request = SyntheticRequest(choices["seed"], choices["num_videos"], slices, choices["probe"])
     bundle = open_bundle(choices["bundle"])
     with refsam_trt.load(
-        bundle, backend=choices["backend"], variant=choices["variant"], text="resident"
+        bundle,
+        backend=choices["backend"],
+        variant=choices["variant"],
+        precision=choices["precision"],
+        text="resident",
     ) as engine:
         tracker: Tracker = EngineTracker(engine)
         if choices["is_reference"]:
@@ -172,6 +179,7 @@ def _score_synthetic(choices: dict[str, Any]) -> dict[str, Any]:
         return {
             "bundle_id": engine.bundle_id,
             "variant": None if choices["is_reference"] else engine.variant,
+            "precision": "fp32" if choices["is_reference"] else engine.precision,
             "backend": "pytorch" if choices["is_reference"] else engine.backend,
             "random_weights": engine.is_random_init,
             **to_json(scores, request),

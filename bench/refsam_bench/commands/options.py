@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from refsam_trt.command.types import PATH
+from refsam_trt.contract.precision import PRECISIONS
 
 RANDOM_NOTE = "RANDOM WEIGHTS: these figures say nothing about RefSAM"
 RANDOM_SPEED_NOTE = "RANDOM WEIGHTS: the figures are those of the architecture, masks mean nothing"
@@ -38,6 +39,11 @@ slices = click.option(
     default="attribute,size,position",
     metavar="NAMES",
     help="Of synthetic, commas between, in rotation: also relation, motion, track.",
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="What to compute in, as for refsam-run.  [default: the variant's]",
 )
 source = click.option(
     "--source",

@@ -27,10 +27,10 @@ from refsam_bench.speed.request import (
 from refsam_bench.speed.timing import FrameSummary, Ratio, Stopwatch, Summary, TimedBackend
 from refsam_export.parity.compare import mask_iou
 from refsam_export.parity.inputs import moving_frames
+from refsam_trt.backends import cpu
 from refsam_trt.backends.select import open_backend
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.in_process import in_process
-from refsam_trt.doctor import cpu
 from refsam_trt.session.engine import Engine
 from refsam_trt.session.session import Session
 from refsam_trt.session.variants import choose_variant
@@ -116,7 +116,7 @@ def measure_speed(request: SpeedRequest, progress: Callable[[], None]) -> Speed:
 
 def environment(num_threads: int | None) -> dict[str, Any]:
     """Return what the figures were measured on."""
-    packages = ("refsam-trt", "onnxruntime", "torch", "numpy")
+    packages = ("refsam-trt", "onnxruntime", "openvino", "torch", "numpy")
     return {
         "machine": platform.machine(),
         "processor": cpu.processor(),

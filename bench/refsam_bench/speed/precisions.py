@@ -16,11 +16,17 @@ from refsam_bench.speed.measure import environment
 from refsam_bench.speed.request import FRAME_SEED, Measured, SpeedRequest, expressions
 from refsam_bench.speed.timing import Summary
 from refsam_export.parity.inputs import moving_frames
-from refsam_trt.backends.select import AUTO, AUTO_ORDER, REFUSED_PRECISIONS
+from refsam_trt.backends.select import (
+    AUTO,
+    AUTO_ORDER,
+    REFUSED_PRECISIONS,
+    ROUNDED_FP32,
+    open_backend,
+)
 from refsam_trt.bundle.open import Bundle, open_bundle
 from refsam_trt.bundle.plans import open_plans
 from refsam_trt.contract.precision import QUANTISED
-from refsam_trt.errors import UsageError
+from refsam_trt.errors import BackendError, UsageError
 from refsam_trt.session.load import load
 from refsam_trt.session.session import Session
 from refsam_trt.session.variants import choose_variant
@@ -100,14 +106,28 @@ def _of_graphs(request: SpeedRequest, bundle: Bundle) -> _Forms:
     refused = REFUSED_PRECISIONS.get(backend, {})
     present = sorted({variant.precision for variant in bundle.manifest.variants.values()})
     precisions = [name for name in present if name not in refused]
-    if len(precisions) < 2:
+    rounded = _rounded(backend) if "fp32" in precisions else []
+    if len(precisions) + len(rounded) < 2:
         raise UsageError(
             f"{request.bundle}: nothing to compare on backend {backend}: the bundle has "
             f"{', '.join(present)}; export or quantise it in another precision"
         )
     variants = {name: choose_variant(bundle.manifest, None, name, backend) for name in precisions}
     options = {name: {"backend": backend, "variant": each} for name, each in variants.items()}
+    for name in rounded:
+        variants[name] = variants["fp32"]
+        options[name] = {**options["fp32"], "precision": name}
     return backend, variants, options
+
+
+def _rounded(backend: str) -> list[str]:
+    """Return the precisions that a backend computes fp32 graphs in on this machine."""
+    names = []
+    for name in ROUNDED_FP32.get(backend, ()):
+        with contextlib.suppress(BackendError):
+            open_backend(backend, precision="fp32", arithmetic=name).close()
+            names.append(name)
+    return names
 
 
 def _of_plans(request: SpeedRequest, folders: Sequence[Path]) -> _Forms:

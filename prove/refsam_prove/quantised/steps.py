@@ -11,8 +11,8 @@ from typing import Any
 from refsam_prove import Step
 from refsam_prove.exports import say
 from refsam_prove.quantised.trial import adapter_speed, encoder_speed, rtx_plan
+from refsam_trt.backends import cpu
 from refsam_trt.command.in_process import in_process
-from refsam_trt.doctor import cpu
 
 NUM_THREADS = 2
 VITB_SPEEDUP = 1.5

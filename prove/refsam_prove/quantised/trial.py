@@ -54,18 +54,18 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
         num_rounds: that count, after one that does not.
         num_threads: inside a graph run.
     """
-    model, image, ranges = _calibrated(preset)
+    model, image, ranges = calibrated(preset)
     spec = specs_of(model, "optimised")[IMAGE_ENCODER]
     backend = OrtCpuBackend(num_threads)
     with tempfile.TemporaryDirectory() as scratch:
         for attention in FORMS:
-            _write(model, None, attention, Path(scratch) / f"fp32-{attention}.onnx")
-            _write(model, ranges, attention, Path(scratch) / f"int8-{attention}.onnx")
+            write_encoder(model, None, attention, Path(scratch) / f"fp32-{attention}.onnx")
+            write_encoder(model, ranges, attention, Path(scratch) / f"int8-{attention}.onnx")
         del model
 
         def timed(names: list[str], rounds: int) -> dict[str, list[float]]:
             paths = {name: Path(scratch) / f"{name}.onnx" for name in names}
-            forms = {name: _call(backend, path, spec, image) for name, path in paths.items()}
+            forms = {name: encoder_call(backend, path, spec, image) for name, path in paths.items()}
             return time_in_turn(forms, rounds)
 
         # Never more than two sessions at once: each keeps gigabytes of scores at 1024x1024.
@@ -80,8 +80,8 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
         "random_weights": True,
         "scope": "image encoder, one frame, image to embeddings in host memory",
         "num_layers": len(ranges),
-        "heats": _rows(heats[0] | heats[1]),
-        "forms": _rows(seconds),
+        "heats": rows(heats[0] | heats[1]),
+        "forms": rows(seconds),
         "gate": asdict(gate_of(seconds, fastest[1])),
         "environment": environment(num_threads),
     }
@@ -89,7 +89,7 @@ def encoder_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
 
 def adapter_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, Any]:
     """Time the int8 image encoder with adapters in int8 and in fp32, as `encoder_speed` does."""
-    model, image, ranges = _calibrated(preset)
+    model, image, ranges = calibrated(preset)
     layers = quantisable_layers(model.config)
     quantised = {
         "int8 adapters": ranges,
@@ -101,15 +101,15 @@ def adapter_speed(preset: str, num_rounds: int, num_threads: int) -> dict[str, A
         forms = {}
         for name, some in quantised.items():
             path = Path(scratch) / f"{name.replace(' ', '-')}.onnx"
-            _write(model, some, FORMS[1], path)
-            forms[name] = _call(backend, path, spec, image)
+            write_encoder(model, some, FORMS[1], path)
+            forms[name] = encoder_call(backend, path, spec, image)
         del model
         seconds = time_in_turn(forms, num_rounds)
     return {
         "preset": preset,
         "random_weights": True,
         "num_layers": {name: len(some) for name, some in quantised.items()},
-        "forms": _rows(seconds),
+        "forms": rows(seconds),
         "speedup": asdict(gate_of(seconds, "int8 adapters").speedup),
         "environment": environment(num_threads),
     }
@@ -122,7 +122,7 @@ def rtx_plan(preset: str, precision: str) -> dict[str, Any]:
         preset: of the model.
         precision: of the graph, such as `int8-fp16`.
     """
-    model, _, ranges = _calibrated(preset)
+    model, _, ranges = calibrated(preset)
     flavour = open_flavour("tensorrt-rtx")
     scheme: Any
     scheme, _, base = precision.partition("-")
@@ -141,7 +141,7 @@ def rtx_plan(preset: str, precision: str) -> dict[str, Any]:
     }
 
 
-def _calibrated(preset: str) -> tuple[RefSam, Tensor, dict[str, float]]:
+def calibrated(preset: str) -> tuple[RefSam, Tensor, dict[str, float]]:
     """Return a model, a network input, and the ranges of all layers on it."""
     model = load_model(preset, random_init=SEED).model
     (frame,) = moving_frames(1, SEED)
@@ -152,7 +152,9 @@ def _calibrated(preset: str) -> tuple[RefSam, Tensor, dict[str, float]]:
     return model, image, {name: watcher.amax for name, watcher in watchers.items()}
 
 
-def _write(model: RefSam, ranges: dict[str, float] | None, attention: str, path: Path) -> None:
+def write_encoder(
+    model: RefSam, ranges: dict[str, float] | None, attention: str, path: Path
+) -> None:
     """Write the image encoder with these layers in int8; None is plain fp32."""
     form = ExportRequest(model.config.preset, path.parent, attention=attention).form
     if ranges is not None:
@@ -162,12 +164,14 @@ def _write(model: RefSam, ranges: dict[str, float] | None, attention: str, path:
     export_graph(module, specs_of(model, form.split)[IMAGE_ENCODER], path, LIMITS)
 
 
-def _call(backend: OrtCpuBackend, path: Path, spec: GraphSpec, image: Tensor) -> Any:
+def encoder_call(backend: OrtCpuBackend, path: Path, spec: GraphSpec, image: Tensor) -> Any:
+    """Return what runs a graph once on an image, in memory that stays the same."""
     context = backend.load(path, spec).context()
     inputs = {"image": backend.upload(image.numpy())}
     outputs = {t.name: backend.empty(t.shape({"M": 1}), t.dtype) for t in spec.outputs}
     return lambda: context.run(inputs, outputs)
 
 
-def _rows(seconds: dict[str, list[float]]) -> dict[str, Any]:
+def rows(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the distribution of each form's time, ready for JSON."""
     return {name: asdict(row) for name, row in summaries(seconds).items()}

@@ -26,7 +26,8 @@ from refsam_bench.parity.reference_runs import GraphRun, reference_runs
 from refsam_export.parity.compare import TENSORS, relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.parity.reference import write_reference
-from refsam_trt.backends.ort import OrtBuffer, OrtCpuBackend
+from refsam_trt.backends.host import HostBuffer
+from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
 
@@ -251,7 +252,7 @@ class _WrongBackend(OrtCpuBackend):
 
     name = "wrong"
 
-    def download(self, buffer: OrtBuffer) -> np.ndarray:
+    def download(self, buffer: HostBuffer) -> np.ndarray:
         return super().download(buffer) + (len(buffer.shape) == 2)
 
 

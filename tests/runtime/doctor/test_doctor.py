@@ -9,14 +9,17 @@ import sys
 from types import SimpleNamespace
 
 import fake_cuda
+import msgspec
 import numpy
 import pytest
 from commands_in_process import Commands
 from fake_tensorrt import fake_tensorrt
 
+from refsam_trt.backends import cpu
 from refsam_trt.backends.cuda import driver
 from refsam_trt.doctor import cli as doctor
-from refsam_trt.doctor import cpu, probe
+from refsam_trt.doctor import probe
+from refsam_trt.session import fastest
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def answers(monkeypatch) -> dict[tuple[str, ...], dict]:
         ("tensorrt", "tensorrt"): {"error": "no TensorRT here"},
         ("tensorrt", "tensorrt-rtx"): {"error": "no TensorRT-RTX here"},
         ("backend", "ort-cuda"): {"error": "no CUDA here"},
+        ("backend", "openvino-cpu"): {"error": "no OpenVINO here"},
         ("backend", "ort-cpu"): {"error": "no CPU here"},
     }
     monkeypatch.setattr(probe, "ask", lambda *question: replies[question])
@@ -46,7 +50,9 @@ def test_this_machine_has_a_backend_that_works(examined):
     ended = examined("--json")
     assert (ended.code, ended.err) == (0, "")
     report = json.loads(ended.out)
-    assert list(report["backends"]) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu"]
+    assert list(report["backends"]) == [
+        *("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino-cpu", "ort-cpu")
+    ]
     assert report["backends"]["ort-cpu"]["works"] is True
     assert report["backends"]["ort-cpu"]["reason"].startswith("its test graph ran; fp32 runs as")
     assert report["python"] == platform.python_version()
@@ -237,3 +243,21 @@ def test_a_backend_that_computes_nonsense_does_not_work(monkeypatch):
 
 def test_help_tells_the_exit_codes(examined):
     assert "Exit codes: 0 at least one backend works, 2 none does." in examined("--help").out
+
+
+def test_what_auto_measured_is_listed(examined, answers, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fastest.records_folder()
+    assert f"backend auto: nothing measured yet in {folder}" in examined().out
+    key = fastest.Key("b" * 64, "fp32-bias", "a CPU", "0" * 16, 2, None, "1.31.1", "2026.4.1")
+    measurement = fastest.Measurement(1, key, 6.89, 5.68, 2.7e-6, 1e-3)
+    folder.mkdir(parents=True)
+    (folder / "fastest-1.json").write_bytes(msgspec.json.encode(measurement))
+    (folder / "fastest-2.json").write_text("damaged")
+    assert (
+        f"backend auto: what was measured is kept in {folder}\n"
+        "  bundle bbbbbbbbbbbb, fp32-bias: openvino-cpu; a frame takes 5.68 s on openvino-cpu, "
+        "6.89 s on ort-cpu; logits differ by 3e-06\n"
+    ) in examined().out
+    (listed,) = json.loads(examined("--json").out)["auto"]["measured"]
+    assert (listed["backend"], listed["cpu"], listed["num_cores"]) == ("openvino-cpu", "a CPU", 2)

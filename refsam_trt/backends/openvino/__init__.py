@@ -1,0 +1,1 @@
+"""OpenVINO: CPUs, and by name Intel's GPUs and NPUs."""
