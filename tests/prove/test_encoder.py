@@ -8,6 +8,7 @@ from refsam_prove.encoder import FORMS, MIN_SHARES, MIN_SPEEDUPS, compare_encode
 from refsam_prove.steps import STEPS
 
 
+@pytest.mark.slow  # exports and calibrates
 @pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 def test_every_form_that_runs_here_is_timed_against_the_plain_export() -> None:
     figures = compare_encoders("tiny", num_rounds=2, num_threads=1, matmul_size=64)
