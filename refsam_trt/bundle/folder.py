@@ -47,7 +47,7 @@ def scan_folder(folder: Path, kind: str) -> dict[str, int]:
         BundleError: something is neither a file nor a folder (a symbolic link above all), there are
             more than `limits.MAX_FILES` entries, or a folder cannot be read.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     pending, num_entries = [""], 0
     while pending:
         below = pending.pop()
@@ -63,7 +63,7 @@ def scan_folder(folder: Path, kind: str) -> dict[str, int]:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(f"{name}/")
             elif entry.is_file(follow_symlinks=False):
-                found[name] = entry.stat(follow_symlinks=False).st_size
+                sizes[name] = entry.stat(follow_symlinks=False).st_size
             else:
                 thing = "a symbolic link" if entry.is_symlink() else "no regular file"
                 raise BundleError(
@@ -71,7 +71,7 @@ def scan_folder(folder: Path, kind: str) -> dict[str, int]:
                     "with links resolved (cp -rL)",
                     folder,
                 )
-    return found
+    return sizes
 
 
 def sha256_of_file(path: Path) -> str:

@@ -72,21 +72,21 @@ def read_golden(path: Path) -> dict[str, GoldenRun]:
             f"{path}: golden tensors cannot be read ({error}); build the plans again with "
             "refsam-build"
         ) from error
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    runs: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for key, array in tensors.items():
         graph, _, rest = key.partition(".")
         kind, _, name = rest.partition(".")
-        kinds = found.setdefault(graph, {_INPUTS: {}, _OUTPUTS: {}})
+        kinds = runs.setdefault(graph, {_INPUTS: {}, _OUTPUTS: {}})
         if kind not in kinds:
             raise PlanDamagedError(
                 f"{path}: holds {key!r}, expected GRAPH.inputs.NAME or GRAPH.outputs.NAME; build "
                 "the plans again with refsam-build"
             )
         kinds[kind][name] = array
-    return {graph: GoldenRun(kinds[_INPUTS], kinds[_OUTPUTS]) for graph, kinds in found.items()}
+    return {graph: GoldenRun(kinds[_INPUTS], kinds[_OUTPUTS]) for graph, kinds in runs.items()}
 
 
-def _error(found: np.ndarray, golden: np.ndarray) -> float:
-    difference = np.linalg.norm(found.astype(np.float64) - golden.astype(np.float64))
+def _error(array: np.ndarray, golden: np.ndarray) -> float:
+    difference = np.linalg.norm(array.astype(np.float64) - golden.astype(np.float64))
     error = float(difference / max(float(np.linalg.norm(golden.astype(np.float64))), 1e-12))
     return error if np.isfinite(error) else float("inf")

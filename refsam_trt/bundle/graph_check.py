@@ -53,8 +53,8 @@ def check_graph(
     _check_quantised(path, entry, summary, quantisation)
     parent = entry.file.rpartition("/")[0]
     prefix = f"{parent}/" if parent else ""
-    found = (_check_external(path, prefix, data, files) for data in summary.external_data)
-    return tuple(sorted(set(found)))
+    names = (_check_external(path, prefix, data, files) for data in summary.external_data)
+    return tuple(sorted(set(names)))
 
 
 def _check_quantised(
@@ -63,11 +63,11 @@ def _check_quantised(
     dtype = split_precision(entry.precision)[0]
     if dtype is None:
         return
-    found = summary.typed_nodes["MatMul", dtype]
+    num_products = summary.typed_nodes["MatMul", dtype]
     expected = len(quantisation.layers) if quantisation else 0
-    if found != expected:
+    if num_products != expected:
         raise BundleError(
-            f"{found} matrix products in {dtype}, the manifest names {expected} quantised "
+            f"{num_products} matrix products in {dtype}, the manifest names {expected} quantised "
             "layers; write the bundle anew with refsam-calibrate",
             path,
         )

@@ -100,7 +100,7 @@ def types_of(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> list[str]:
     """
     types = dict(known)
     stored: dict[str, str] = {}  # dequantised tensor -> type of what it was made from
-    found: list[str] = []
+    dtypes: list[str] = []
     for node in nodes:
         dtype = _output_type(node, types)
         for index, name in enumerate(node.outputs):
@@ -110,8 +110,8 @@ def types_of(nodes: Iterable[OnnxNode], known: Mapping[str, str]) -> list[str]:
         factors = {stored.get(name, UNKNOWN) for name in node.inputs[:2]}
         if node.op_type in PRODUCTS and len(factors) == 1 and factors != {UNKNOWN}:
             dtype = factors.pop()
-        found.append(dtype)
-    return found
+        dtypes.append(dtype)
+    return dtypes
 
 
 def _output_type(node: OnnxNode, types: Mapping[str, str]) -> str:

@@ -149,5 +149,5 @@ def _speed(racer: dict[str, Any] | None) -> str:
 
 def _figures(entry: dict[str, Any], step: str) -> dict[str, Any]:
     """Return the figures of a step, nothing if it is not done."""
-    found: dict[str, Any] = entry["steps"].get(step, {}).get("figures", {})
-    return found
+    figures: dict[str, Any] = entry["steps"].get(step, {}).get("figures", {})
+    return figures
