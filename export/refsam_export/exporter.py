@@ -91,7 +91,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
         report(f"running the PyTorch reference over {request.parity_frames} frames")
         reference = folder / "reference"
         reference.mkdir()
-        write_reference(loaded, request.split, request.parity_frames, reference)
+        write_reference(loaded, request.split, request.parity_frames, reference, frees_text=True)
         half = _judge_half(loaded, request, programs, reference, report)
         del loaded, programs
         gc.collect()

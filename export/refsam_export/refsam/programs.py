@@ -75,14 +75,14 @@ def model_graphs(model: RefSam) -> ReferenceGraphs:
     return ReferenceGraphs(programs, specs_of(model, "baseline"))
 
 
-def split_graphs(model: RefSam, split: Split) -> ReferenceGraphs:
+def split_graphs(model: RefSam, split: Split, attention: str = "reference") -> ReferenceGraphs:
     """Return the reference with the outputs that a split asks of its encoders.
 
-    They are modules in SAM's own attention. The step is not split and takes only what the model
-    itself takes, so that it also proves what a split moved out of it.
+    They are modules in SAM's own attention, or in another form of it. The step is not split and
+    takes only what the model itself takes, so that it also proves what a split moved out of it.
     """
     baseline = {DECODER_STEP: DecoderStepGraph(model, "baseline").eval()}
-    modules = build_graphs(model, split, "reference") | baseline
+    modules = build_graphs(model, split, attention) | baseline
     specs = specs_of(model, split)
     specs[DECODER_STEP] = specs_of(model, "baseline")[DECODER_STEP]
     return ReferenceGraphs(modules, specs)
