@@ -30,6 +30,7 @@ from refsam_export.text.known_text import (
     without_text_encoder,
     write_known_expressions,
 )
+from refsam_export.text.presets import random_preset, t5_config
 from refsam_export.variants import write_variants
 from refsam_trt.bundle.folder import MANIFEST_FILE
 from refsam_trt.bundle.open import Bundle
@@ -44,7 +45,7 @@ from refsam_trt.contract.manifest import (
     Tokenizer,
     Variant,
 )
-from refsam_trt.errors import ParityError
+from refsam_trt.errors import ParityError, UsageError
 from refsam_trt.files.target import refuse_folder
 from refsam_trt.run.expressions_file import read_expressions
 from refsam_trt.text.tokenizer import Tokenizer as TextTokenizer
@@ -83,7 +84,7 @@ def export_bundle(request: ExportRequest, report: Report) -> ExportResult:
     lines = read_expressions(request.expressions) if request.expressions else []
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
-        loaded = _loaded(request, report)
+        loaded = _loaded(request, folder, report)
         summary = _summary(loaded)
         tokenizer = _write_tokenizer(loaded, folder)
         known = clean_expressions(str(request.expressions), lines, tokenizer)
@@ -121,7 +122,7 @@ def export_unproven(request: ExportRequest, report: Report) -> Bundle:
     refuse_folder(request.output, overwrite=request.overwrite, marker=MANIFEST_FILE)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=request.output.parent) as scratch:
         folder = Path(scratch)
-        loaded = _loaded(request, report)
+        loaded = _loaded(request, folder, report)
         _write_tokenizer(loaded, folder)
         _, files, manifest = _written(loaded, request, folder, report)
         return write_bundle(
@@ -129,17 +130,25 @@ def export_unproven(request: ExportRequest, report: Report) -> Bundle:
         )
 
 
-def _loaded(request: ExportRequest, report: Report) -> LoadedModel:
+def _loaded(request: ExportRequest, folder: Path, report: Report) -> LoadedModel:
+    random_text = random_preset(request.text_encoder, request.random_init)
     report(f"loading weights for {request.backbone}")
     loaded = load_model(
         request.backbone,
         sam_checkpoint=request.sam_checkpoint,
         checkpoint=request.checkpoint,
         parts=request.parts,
-        text_encoder=request.text_encoder,
+        text_encoder=None if random_text else request.text_encoder,
         random_init=request.random_init,
+        random_text=random_text,
+        scratch=folder,
         asked=request.asked,
     )
+    if random_text and loaded.text_config != t5_config(random_text):
+        raise UsageError(
+            f"{request.checkpoint} holds a text encoder of its own; leave out --text-encoder "
+            f"{random_text}"
+        )
     for warning in loaded.warnings:
         report(f"warning: {warning}")
     if request.weight_storage == "fp16":

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import safe_open
@@ -111,8 +111,8 @@ class StoredTensors(Mapping[str, np.ndarray]):
     """Tensors of a safetensors file, each read when it is asked for and not kept."""
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, "numpy")  # its stubs have no types
-        self._names = frozenset(self._file.keys())
+        self._file = cast(Any, safe_open(path, "numpy"))  # it has no types
+        self._names: frozenset[str] = frozenset(self._file.keys())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from refsam_export.files.tensor_files import describe, read_json_object, read_tensors
 from refsam_export.text.families import TextFamily, text_family
+from refsam_export.text.presets import t5_config
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError
 
@@ -57,6 +58,12 @@ def small_text_source(preset: str) -> TextSource:
     }
     tokenizer = Tokenizer.from_str(ASSET.read_text(encoding="utf-8"))
     return _checked(config, tokenizer, "the small text encoder")
+
+
+def preset_text_source(preset: str) -> TextSource:
+    """Return a T5 of a published size without weights, and with the tokenizer of `nano`."""
+    tokenizer = Tokenizer.from_str(ASSET.read_text(encoding="utf-8"))
+    return _checked(t5_config(preset), tokenizer, preset)
 
 
 def read_text_folder(folder: Path) -> TextSource:
