@@ -67,14 +67,8 @@ def _left(group: Path, limit: str, used: str, cache: str) -> int | None:
     numbers = [_number(group / limit), _number(group / used)]
     if numbers[0] is None or numbers[1] is None:
         return None
-    cached = next(
-        (
-            int(line.split()[1])
-            for line in _lines(group / "memory.stat")
-            if line.split()[0] == cache
-        ),
-        0,
-    )
+    fields = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat"))
+    cached = int(fields.get(cache, 0))
     return max(0, numbers[0] - numbers[1] + cached)
 
 
