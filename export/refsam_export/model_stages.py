@@ -30,6 +30,7 @@ from refsam_export.refsam.checkpoint import (
     save_source,
 )
 from refsam_export.refsam.model.config import ModelConfig
+from refsam_export.refsam.programs import release
 from refsam_export.request import ExportRequest
 from refsam_export.text.presets import random_preset, t5_config
 from refsam_export.variants import ModelGraphs, write_variants
@@ -123,9 +124,10 @@ class ModelStages:
         return judged
 
     def free(self) -> None:
-        """Let go of the model."""
+        """Give the memory of the model back."""
         self._source = ModelGraphs(lambda: self._loaded.model, self.request.form)
-        self.__dict__.pop("_loaded", None)
+        if "_loaded" in self.__dict__:
+            release(self.__dict__.pop("_loaded").model)
         gc.collect()
 
     @cached_property

@@ -4,6 +4,7 @@ Exporting takes its time and is `test_exporter`'s subject; here `export_graph` c
 a bundle exported before, and everything else is real.
 """
 
+import copy
 import dataclasses
 import errno
 import json
@@ -34,7 +35,7 @@ from refsam_export.exporter import export_bundle
 from refsam_export.files.work_folder import work_path
 from refsam_export.onnx.export import export_graph, node_types
 from refsam_export.parity.figures import Parity
-from refsam_export.refsam.checkpoint import load_model
+from refsam_export.refsam.checkpoint import LoadedModel, load_model
 from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.ending import Terminated
@@ -235,6 +236,12 @@ class TestParityFails:
         assert list(place.iterdir()) == [work_path(place / "bundle")]
 
 
+def own_model() -> LoadedModel:
+    """Return a model that may be given up: an export does not leave its own whole."""
+    shared = loaded("tiny")
+    return dataclasses.replace(shared, model=copy.deepcopy(shared.model))
+
+
 def touch(*arguments: Any, **_: Any) -> None:
     """Write a reference of nothing."""
     for name in ("reference.safetensors", "reference.json"):
@@ -255,7 +262,7 @@ class TestInterrupted:
         """Take models from memory and figures from `bundle`: only the files are real."""
         (figures,) = open_bundle(bundle).manifest.parity.values()
 
-        monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: loaded("tiny"))
+        monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own_model())
         monkeypatch.setattr(model_stages, "write_reference", touch)
         parity = msgspec.convert(figures, Parity)
         monkeypatch.setattr(exporter, "in_process", lambda *_, **__: parity)
@@ -593,7 +600,7 @@ def test_the_attention_form_that_is_asked_for_is_exported(
         graphs.append(onnx.load(path).graph)
         raise CheckpointError(f"{path.stem} is enough")
 
-    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: loaded("tiny"))
+    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own_model())
     monkeypatch.setattr(variants, "export_graph", export_only_the_first)
     done = call(main, *TINY, "--attention", form, "--output", place / "bundle")
     assert done.message == "refsam-export: image_encoder is enough"

@@ -26,7 +26,7 @@ from refsam_export.parity.inputs import (
 )
 from refsam_export.refsam.attention import HEADWISE
 from refsam_export.refsam.checkpoint import LoadedModel
-from refsam_export.refsam.programs import ReferenceGraphs, Tensors, specs_of, split_graphs
+from refsam_export.refsam.programs import ReferenceGraphs, Tensors, release, specs_of, split_graphs
 from refsam_export.refsam.reference import ReferenceModel
 from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER, Split
 from refsam_trt.contract.specs import GraphSpec
@@ -79,6 +79,7 @@ def write_reference(
         known = _KnownText(loaded.model.encode_text, model, ids)
         chain = ReferenceModel.of(loaded, _chain_graphs(graphs, known, loaded))
         if frees_text:  # these hold it too
+            release(loaded.model.text_encoder)
             loaded.model.text_encoder = None
             del graphs, model
         image_out, tokens = _write_chain(chain, num_frames, writer, watch)

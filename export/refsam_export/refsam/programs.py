@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refsam_export.precision.policy import PrecisionPolicy
 from refsam_export.precision.typed_program import rounded_module, trace
@@ -46,6 +46,21 @@ class ReferenceGraphs:
         spec = self.specs[graph]
         outputs = self.programs[graph](*(tensors[tensor.name] for tensor in spec.inputs))
         return {t.name: value for t, value in zip(spec.outputs, outputs, strict=True)}
+
+
+def release(module: nn.Module) -> None:
+    """Give the memory of a module's tensors back; nothing can be computed with it any more.
+
+    Letting go of it is not enough: `torch.export` (2.13) keeps what it has traced, with all its
+    tensors, until the process ends. Memory that belongs to a mapped file is only let go of; the
+    system takes it when it needs it.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+        else:
+            tensor.data = tensor.new_empty(0)
 
 
 def specs_of(model: RefSam, split: Split) -> dict[str, GraphSpec]:

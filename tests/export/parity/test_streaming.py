@@ -17,7 +17,7 @@ from refsam_export.parity.inputs import named_frames
 from refsam_export.parity.reference import write_reference
 from refsam_export.refsam.attention import HEADWISE, with_attention
 from refsam_export.refsam.checkpoint import load_model
-from refsam_export.refsam.programs import split_graphs
+from refsam_export.refsam.programs import release, split_graphs
 from refsam_trt.backends.ort import OrtCpuBackend
 from refsam_trt.contract.refsam import IMAGE_ENCODER
 from refsam_trt.image.preprocess import Preprocessor
@@ -85,6 +85,16 @@ class TestReference:
         write_reference(own, "optimised", 3, tmp_path, frees_text=True)
         assert is_there == [False] * 3
         assert own.model.text_encoder is None
+
+    def test_its_memory_is_given_back_whoever_still_knows_it(self, tmp_path: Path) -> None:
+        own = load_model("tiny", random_init=0)
+        known = list(own.model.text_encoder.parameters())
+        image = list(own.model.image_encoder.parameters())
+        write_reference(own, "optimised", 3, tmp_path, frees_text=True)
+        assert sum(tensor.untyped_storage().nbytes() for tensor in known) == 0
+        assert all(tensor.untyped_storage().nbytes() for tensor in image)
+        release(own.model)
+        assert not any(tensor.untyped_storage().nbytes() for tensor in image)
 
     def test_frames_are_told_of(self, tmp_path: Path) -> None:
         told: list[int] = []

@@ -1,5 +1,6 @@
 """Bundles in half precision: what is written, what is proven, and how it runs."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_an_overflow_is_refused_although_onnxruntime_hides_it(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bundle.path(name).read_bytes())
     written = Written({NAME: bundle.manifest.variants[NAME]}, copies)
-    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: loaded("tiny"))
+    own = replace(loaded("tiny"), model=copy.deepcopy(loaded("tiny").model))
+    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own)
     monkeypatch.setattr(variants, "trace_graphs", lambda *_: {})
     monkeypatch.setattr(model_stages, "write_variants", lambda *_: written)
     monkeypatch.setattr(ModelStages, "reference", lambda stages: stages.folder)

@@ -8,7 +8,6 @@ import torch
 
 from refsam_export.refsam.checkpoint import canonical_tensors, load_model
 from refsam_export.refsam.init import text_folder
-from refsam_export.source import t5_preset_of
 from refsam_export.text import presets
 from refsam_export.text.encoders import build_text_encoder
 from refsam_export.text.presets import T5_PRESETS, random_preset, t5_config, t5_preset_of
