@@ -28,10 +28,10 @@ _IDLE_BYTES = 0.6 * GIB
 _ORT_BYTES = 0.2 * GIB
 """ONNX Runtime before there is a graph."""
 
-_WEIGHTS_IN_ORT = 2.0
-"""It keeps the weights of products twice: as they lie in the file, and packed."""
+_WEIGHTS_IN_ORT = 1.1
+"""It packs the weights of products and lets go of what lies in the file."""
 
-_SCORES_IN_ORT = {"augmented": 2.2, "bias": 3.2, "reference": 3.2}
+_SCORES_IN_ORT = {"augmented": 2.3, "bias": 3.2, "reference": 3.2}
 """Tensors of the size of all scores of a global block that a form of attention holds at a time."""
 
 _SCORES_IN_TORCH = 5
