@@ -42,7 +42,11 @@ def _short_side(
     "mask_decoder_*.pth and so on); may be given several times. Its keys tell which part it is.",
 )
 @click.option(
-    "--text-encoder", type=PATH, help="Hugging Face folder of a T5, RoBERTa or CLIP text encoder."
+    "--text-encoder",
+    type=PATH,
+    metavar="FOLDER|t5-small|...",
+    help="Hugging Face folder of a T5, RoBERTa or CLIP text encoder; with --random-init also a "
+    "published size of T5: t5-small, t5-base, t5-large or t5-3b.",
 )
 @click.option(
     "--configuration",
@@ -145,6 +149,12 @@ def _short_side(
     default="fp32",
     help="fp16 halves the files of weights that fp16 holds exactly, such as those of refsam-train "
     "publish; the graphs cast them to fp32 and compute the same. Other weights are refused.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from an export to the same output that failed or was killed: graphs, reference and "
+    "comparisons that it finished are used again, if it was asked for the very same.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

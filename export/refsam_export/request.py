@@ -43,6 +43,7 @@ class ExportRequest:
     include_source: bool = False
     weight_storage: WeightStorage = "fp32"
     overwrite: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.without_text_encoder and self.expressions is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from refsam_export.files.tensor_files import describe
 from refsam_export.refsam.checkpoint import LoadedModel, load_model
 from refsam_export.refsam.model.config import ModelConfig
+from refsam_export.text.presets import t5_preset_of
 from refsam_trt.bundle.open import Bundle
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError
@@ -53,6 +54,7 @@ def load_source(bundle: Bundle, folder: Path | None = None) -> LoadedModel:
         parts=[path for part in parts for path in _find(folder, "part", [part])],
         text_encoder=text[0].parent if text else None,
         random_init=recorded.random_init_seed,
+        random_text=None if text else t5_preset_of(manifest.configuration.get("text_encoder", {})),
         asked=dataclasses.asdict(config),  # options of the export included
     )
     if loaded.weights != recorded:

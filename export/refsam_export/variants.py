@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from refsam_export.files.work_folder import Stages, Unkept
 from refsam_export.onnx.export import OPSET, export_graph
 from refsam_export.onnx.flops import count_flops
 from refsam_export.onnx.weight_storage import WeightStorage
@@ -16,7 +17,7 @@ from refsam_export.precision.policy import POLICIES, graph_precision
 from refsam_export.precision.typed_program import typed_module
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.refsam.model.refsam import RefSam
-from refsam_export.refsam.programs import LIMITS, Programs, specs_of
+from refsam_export.refsam.programs import LIMITS, Programs, trace_graphs
 from refsam_trt.contract.manifest import GraphEntry, Variant
 from refsam_trt.contract.precision import count_dtypes
 from refsam_trt.contract.refsam import Split
@@ -46,43 +47,79 @@ class Written:
     files: dict[str, Path]
 
 
+class ModelGraphs:
+    """A model and the graphs of it, each made when it is first asked for.
+
+    Args:
+        load: returns the model, fp32.
+        form: how graphs are spelled.
+    """
+
+    def __init__(self, load: Callable[[], RefSam], form: GraphForm) -> None:
+        self._load, self._form = load, form
+
+    @cached_property
+    def model(self) -> RefSam:
+        """The model."""
+        return self._load()
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The module of each graph."""
+        form = self._form
+        return build_graphs(self.model, form.split, form.attention, form.rewrites)
+
+    @cached_property
+    def programs(self) -> Programs:
+        """The traced program of each graph, which half precisions are made from."""
+        form = self._form
+        return trace_graphs(self.model, form.split, form.attention, form.rewrites)
+
+    def forget_modules(self) -> None:
+        """Let go of the graphs' own tensors, and of the model's as far as it does itself."""
+        self.__dict__.pop("modules", None)
+
+    def in_precision(self, graph: str, precision: str) -> nn.Module:
+        """Return the module of a graph in a precision."""
+        policy = POLICIES.get(precision)
+        return self.modules[graph] if policy is None else typed_module(self.programs[graph], policy)
+
+
 def write_variants(
-    model: RefSam,
-    programs: Programs,
+    source: ModelGraphs,
+    specs: Mapping[str, GraphSpec],
     form: GraphForm,
     precisions: Sequence[str],
     folder: Path,
-    report: Any,
+    report: Callable[[str], None],
+    stages: Stages | None = None,
 ) -> Written:
     """Write one variant per precision; graphs that two of them have in common are written once.
 
     Args:
-        model: fp32.
-        programs: traced graphs of the model, needed where a precision is not fp32.
+        source: what graphs are made from.
+        specs: contract of each graph.
         form: split, attention, rewrites and how weights of fp32 graphs are stored.
         precisions: of `refsam_export.precision.policy.PRECISIONS`.
         folder: where to write.
         report: called with one line per graph.
+        stages: run the export of each graph; None runs them all.
     """
-    specs = specs_of(model, form.split)
+    stages = stages or Unkept()
     files: dict[str, Path] = {}
     entries: dict[str, dict[str, GraphEntry]] = {precision: {} for precision in precisions}
-    for name, module in build_graphs(model, form.split, form.attention, form.rewrites).items():
-        made: dict[str, GraphEntry] = {}
+    for name, spec in specs.items():
+        written: dict[str, GraphEntry] = {}
         for precision in precisions:
             actual = graph_precision(precision, name)
-            if actual not in made:
-                report(f"exporting {name} in {actual}")
+            if actual not in written:
                 file = f"graphs/{form.variant(precision)}/{name}.onnx"
-                path = folder / file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                chosen = _in_precision(module, programs, name, actual)
-                storage = form.weight_storage if actual == "fp32" else "fp32"
-                counts = export_graph(chosen, specs[name], path, LIMITS, storage)
-                made[actual] = graph_entry(file, path, specs[name], actual, counts)
-                files[file] = path
-                files[f"{file}.data"] = path.with_name(f"{path.name}.data")
-            entries[precision][name] = made[actual]
+                parts = {file: folder / file, f"{file}.data": folder / f"{file}.data"}
+                make = partial(_exported, source, form, name, spec, actual, file, folder, report)
+                stage = f"graph {name} in {actual}"
+                written[actual] = stages.run(stage, GraphEntry, [*parts.values()], make)
+                files |= parts
+            entries[precision][name] = written[actual]
     variants = {
         form.variant(precision): Variant(
             precision,
@@ -98,11 +135,23 @@ def write_variants(
     return Written(variants, files)
 
 
-def _in_precision(
-    module: nn.Module, programs: Mapping[str, Any], name: str, precision: str
-) -> nn.Module:
-    policy = POLICIES.get(precision)
-    return module if policy is None else typed_module(programs[name], policy)
+def _exported(
+    source: ModelGraphs,
+    form: GraphForm,
+    name: str,
+    spec: GraphSpec,
+    precision: str,
+    file: str,
+    folder: Path,
+    report: Callable[[str], None],
+) -> GraphEntry:
+    module = source.in_precision(name, precision)
+    report(f"exporting {name} in {precision}")
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage = form.weight_storage if precision == "fp32" else "fp32"
+    counts = export_graph(module, spec, path, LIMITS, storage)
+    return graph_entry(file, path, spec, precision, counts)
 
 
 def graph_entry(

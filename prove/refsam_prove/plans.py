@@ -18,9 +18,9 @@ import msgspec
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
 from refsam_export.refsam.checkpoint import load_model
-from refsam_export.refsam.programs import trace_graphs
+from refsam_export.refsam.programs import specs_of
 from refsam_export.request import ExportRequest
-from refsam_export.variants import Written, write_variants
+from refsam_export.variants import ModelGraphs, Written, write_variants
 from refsam_prove import Step
 from refsam_prove.exports import SEED, say
 from refsam_trt.backends.tensorrt.flavour import Flavour, open_flavour
@@ -119,8 +119,8 @@ def _reports(
 def _write(preset: str, attention: str, folder: Path) -> Written:
     model = load_model(preset, random_init=SEED).model
     form = ExportRequest(preset, folder, attention=attention).form
-    programs = trace_graphs(model, form.split, form.attention, form.rewrites)
-    return write_variants(model, programs, form, (_PRECISION,), folder, say)
+    source, specs = ModelGraphs(lambda: model, form), specs_of(model, form.split)
+    return write_variants(source, specs, form, (_PRECISION,), folder, say)
 
 
 def build(flavour: Flavour, path: Path, entry: GraphEntry, sizes: Sizes) -> GraphReport:

@@ -22,7 +22,7 @@ import click
 
 from refsam_bench.speed.measure import environment, measure_speed
 from refsam_bench.speed.request import SpeedRequest
-from refsam_prove import Step, encoder, exports, nano, plans
+from refsam_prove import Step, encoder, exports, full_size, nano, plans
 from refsam_prove.exports import export_random
 from refsam_prove.footprint.measure import NEWEST, OLDEST, FootprintRequest, measure_footprint
 from refsam_prove.fuzz.record import fuzz_all
@@ -117,6 +117,7 @@ STEPS: dict[str, Step] = {
     "footprint-newest": partial(footprint, NEWEST),
     **encoder.STEPS,
     **exports.STEPS,
+    **full_size.STEPS,
     **plans.STEPS,
     **calibration.STEPS,
     **quantised.STEPS,

@@ -4,6 +4,7 @@ Exporting takes its time and is `test_exporter`'s subject; here `export_graph` c
 a bundle exported before, and everything else is real.
 """
 
+import copy
 import dataclasses
 import errno
 import json
@@ -27,13 +28,14 @@ from exported import exported
 from reference_models import loaded
 
 import refsam_export.exporter as exporter
+import refsam_export.model_stages as model_stages
 import refsam_export.variants as variants
 from refsam_export.cli import main
 from refsam_export.exporter import export_bundle
+from refsam_export.files.work_folder import work_path
 from refsam_export.onnx.export import export_graph, node_types
 from refsam_export.parity.figures import Parity
-from refsam_export.refsam.checkpoint import load_model
-from refsam_export.refsam.graphs import build_graphs
+from refsam_export.refsam.checkpoint import LoadedModel, load_model
 from refsam_export.request import ExportRequest
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.command.ending import Terminated
@@ -216,7 +218,9 @@ class TestParityFails:
     ) -> None:
         in_process = exporter.in_process
         monkeypatch.setattr(
-            exporter, "in_process", lambda *call: dataclasses.replace(in_process(*call), **change)
+            exporter,
+            "in_process",
+            lambda *call, **options: dataclasses.replace(in_process(*call, **options), **change),
         )
         with pytest.raises(ParityError, match=r"parity FAILED: .*; no bundle was written"):
             export_bundle(request(place / "bundle"), lambda line: None)
@@ -226,13 +230,22 @@ class TestParityFails:
     def test_a_comparison_that_breaks_down_is_a_bug(
         self, monkeypatch: pytest.MonkeyPatch, place: Path
     ) -> None:
-        def lose(*arguments: Any) -> None:
-            arguments[-1].joinpath("reference.safetensors").touch()
-
-        monkeypatch.setattr(exporter, "write_reference", lose)
+        monkeypatch.setattr(model_stages, "write_reference", touch)
         with pytest.raises(InternalError, match=r"in a process of its own:\nTraceback"):
             export_bundle(request(place / "bundle"), lambda line: None)
-        assert list(place.iterdir()) == []
+        assert list(place.iterdir()) == [work_path(place / "bundle")]
+
+
+def own_model() -> LoadedModel:
+    """Return a model that may be given up: an export does not leave its own whole."""
+    shared = loaded("tiny")
+    return dataclasses.replace(shared, model=copy.deepcopy(shared.model))
+
+
+def touch(*arguments: Any, **_: Any) -> None:
+    """Write a reference of nothing."""
+    for name in ("reference.safetensors", "reference.json"):
+        arguments[3].joinpath(name).touch()
 
 
 def request(output: Path, **changes: Any) -> ExportRequest:
@@ -249,13 +262,10 @@ class TestInterrupted:
         """Take models from memory and figures from `bundle`: only the files are real."""
         (figures,) = open_bundle(bundle).manifest.parity.values()
 
-        def touch(*arguments: Any) -> None:
-            arguments[-1].joinpath("reference.safetensors").touch()
-
-        monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
-        monkeypatch.setattr(exporter, "write_reference", touch)
+        monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own_model())
+        monkeypatch.setattr(model_stages, "write_reference", touch)
         parity = msgspec.convert(figures, Parity)
-        monkeypatch.setattr(exporter, "in_process", lambda *_: parity)
+        monkeypatch.setattr(exporter, "in_process", lambda *_, **__: parity)
 
     @pytest.fixture(params=STAGES)
     def stage(self, request: pytest.FixtureRequest) -> str:
@@ -271,7 +281,7 @@ class TestInterrupted:
         ],
         ids=["Ctrl-C", "SIGTERM", "full disk"],
     )
-    def test_nothing_is_left(
+    def test_what_is_finished_is_kept_and_gone_on_from(
         self,
         stage: str,
         error: BaseException,
@@ -281,12 +291,72 @@ class TestInterrupted:
         place: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(home(stage), stage, at_last_call(stage, error))
-        done = call(main, *TINY, "--output", place / "bundle")
+        target = place / "bundle"
+        with monkeypatch.context() as context:
+            context.setattr(home(stage), stage, at_last_call(stage, error))
+            done = call(main, *TINY, "--output", target)
         assert done.code == code
         assert message in done.message
         assert "Traceback" not in done.err
-        assert list(place.iterdir()) == []
+        kept = [] if stage == "load_model" else [work_path(target)]
+        assert list(place.iterdir()) == kept
+        calls = counted(monkeypatch, "export_graph")
+        done = call(main, *TINY, "--output", target, "--resume")
+        assert done.code == 0
+        assert len(calls) == {"load_model": 3, "export_graph": 1}.get(stage, 0)
+        assert ("going on after" in done.err) is bool(kept)
+        assert list(place.iterdir()) == [target]
+
+    def test_a_resumed_bundle_is_the_one_of_an_export_without_a_break(
+        self, call: Commands, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert call(main, *TINY, "--output", place / "whole").code == 0
+        with monkeypatch.context() as context:
+            context.setattr(exporter, "in_process", at_last_call("in_process", Terminated()))
+            assert call(main, *TINY, "--output", place / "bundle").code == 143
+        monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: pytest.fail("loaded"))
+        assert call(main, *TINY, "--output", place / "bundle", "--resume").code == 0
+        ids = {open_bundle(place / name).bundle_id for name in ("whole", "bundle")}
+        assert len(ids) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--attention", "bias"], "--attention was 'augmented' and is 'bias'"),
+            (["--parity-frames", "4"], "--parity-frames was 3 and is 4"),
+            (["--random-init", "1"], "--random-init was 0 and is 1"),
+            (["--text-encoder", "t5-small"], "--text-encoder was a folder or none and is t5-small"),
+        ],
+    )
+    def test_another_request_does_not_go_on(
+        self,
+        options: list[str],
+        message: str,
+        call: Commands,
+        place: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with monkeypatch.context() as context:
+            context.setattr(exporter, "in_process", at_last_call("in_process", Terminated()))
+            assert call(main, *TINY, "--output", place / "bundle").code == 143
+        done = call(main, *TINY, *options, "--output", place / "bundle", "--resume")
+        assert done.code == 2
+        assert message in done.message
+        assert "Ask for the same, or leave --resume out to begin anew" in done.message
+
+    def test_other_contents_of_a_file_do_not_go_on(
+        self, call: Commands, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = tmp_path / "words.txt"
+        arguments = (*TINY, "--expressions", words, "--output", place / "bundle")
+        words.write_text("a dog\n")
+        with monkeypatch.context() as context:
+            context.setattr(exporter, "in_process", at_last_call("in_process", Terminated()))
+            assert call(main, *arguments).code == 143
+        words.write_text("a cat\n")
+        done = call(main, *arguments, "--resume")
+        assert done.code == 2
+        assert "expressions 1 (words.txt) was " in done.message
 
     def test_a_bug_of_ours_is_a_traceback(
         self, stage: str, call: Commands, place: Path, monkeypatch: pytest.MonkeyPatch
@@ -299,12 +369,27 @@ class TestInterrupted:
                 main()
         finally:
             signal.signal(signal.SIGTERM, handler)
-        assert list(place.iterdir()) == []
+        assert [path for path in place.iterdir() if path.name[0] != "."] == []
 
 
 def home(stage: str) -> Any:
     """Return the module that a stage is called from."""
-    return variants if stage == "export_graph" else exporter
+    if stage == "export_graph":
+        return variants
+    return exporter if hasattr(exporter, stage) else model_stages
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[None]:
+    """Return a list that gets an item for every call of a stage."""
+    calls: list[None] = []
+    real = getattr(home(stage), stage)
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(home(stage), stage, count)
+    return calls
 
 
 def at_last_call(stage: str, error: BaseException) -> Callable[..., Any]:
@@ -341,7 +426,7 @@ class TestFullDisk:
         done = call(main, *TINY, "--output", place / "bundle")
         assert done.code == 2
         assert "Traceback" not in done.err
-        assert list(place.iterdir()) == []
+        assert set(place.iterdir()) <= {work_path(place / "bundle")}
         return done.message
 
     @pytest.mark.usefixtures("quick")
@@ -349,19 +434,21 @@ class TestFullDisk:
     def test_while_tensors_are_written(
         self, stage: str, call: Commands, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exporter, stage, self.limited(getattr(exporter, stage)))
+        monkeypatch.setattr(model_stages, stage, self.limited(getattr(model_stages, stage)))
         assert "safetensors: cannot be written (" in self.refused(call, place)
 
+    @pytest.mark.usefixtures("quick")
     def test_while_a_graph_is_written(
         self, call: Commands, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The real export of the quickest graph."""
+        quick = variants.export_graph
 
-        def only_text(*arguments: Any) -> dict[str, Any]:
-            return {"text_encoder": build_graphs(*arguments)["text_encoder"]}
+        def only_text(module: Any, spec: Any, path: Path, *rest: Any) -> dict[str, int]:
+            real = export_graph if path.stem == "text_encoder" else quick
+            return real(module, spec, path, *rest)
 
-        monkeypatch.setattr(variants, "build_graphs", only_text)
-        monkeypatch.setattr(variants, "export_graph", self.limited(variants.export_graph))
+        monkeypatch.setattr(variants, "export_graph", self.limited(only_text))
         assert "no space left: [Errno 27] File too large" in self.refused(call, place)
 
 
@@ -372,7 +459,9 @@ class TestRefusedAtTheDoor:
 
     @pytest.fixture
     def never_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(exporter, "load_model", lambda *_, **__: pytest.fail("weights loaded"))
+        monkeypatch.setattr(
+            model_stages, "load_model", lambda *_, **__: pytest.fail("weights loaded")
+        )
 
     @pytest.mark.usefixtures("never_loaded")
     def test_an_existing_output(self, call: Commands, place: Path) -> None:
@@ -511,7 +600,7 @@ def test_the_attention_form_that_is_asked_for_is_exported(
         graphs.append(onnx.load(path).graph)
         raise CheckpointError(f"{path.stem} is enough")
 
-    monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
+    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own_model())
     monkeypatch.setattr(variants, "export_graph", export_only_the_first)
     done = call(main, *TINY, "--attention", form, "--output", place / "bundle")
     assert done.message == "refsam-export: image_encoder is enough"

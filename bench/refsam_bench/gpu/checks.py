@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import msgspec
-from safetensors.numpy import load_file
 
 from refsam_bench.datasets.synthetic import SyntheticRequest, score_synthetic, to_json
 from refsam_bench.gpu.bundles import OpenedCase, open_case
@@ -21,7 +20,8 @@ from refsam_bench.speed.timing import Summary
 from refsam_bench.synthetic import EVALUATE_SEED
 from refsam_bench.trackers.reference import EngineTracker
 from refsam_engines.plans import PlanRequest, build_plans
-from refsam_export.parity.compare import TENSORS, compare, graph_calls
+from refsam_export.parity.compare import compare, read_reference
+from refsam_export.parity.graph_runs import graph_calls
 from refsam_export.parity.inputs import EXPRESSIONS, moving_frames
 from refsam_trt.backends.cuda.device import CudaDevice
 from refsam_trt.backends.select import open_backend
@@ -125,7 +125,7 @@ def _parity(opened: OpenedCase) -> dict[str, Any]:
 
 def _latency(opened: OpenedCase) -> dict[str, Any]:
     """Time each graph alone, from its call to the end of its work on the GPU."""
-    tensors = load_file(opened.reference / TENSORS)
+    tensors, _ = read_reference(opened.reference)
     plans = open_plans(opened.plans) if opened.plans else None
     backend: Any = open_backend(opened.case.backend, plans=plans)
     variant = opened.bundle.manifest.variants[opened.variant]

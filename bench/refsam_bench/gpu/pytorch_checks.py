@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from safetensors.numpy import load_file
-
 from refsam_bench.gpu.checks import score
 from refsam_bench.gpu.pytorch import (
     COMPILED,
@@ -18,8 +16,8 @@ from refsam_bench.gpu.pytorch import (
 from refsam_bench.gpu.request import Job
 from refsam_bench.gpu.steps import StepRunner
 from refsam_bench.trackers.reference import EngineTracker
-from refsam_export.parity.compare import TENSORS, mask_iou, relative_error
-from refsam_export.parity.figures import BOUNDS
+from refsam_export.parity.compare import mask_iou, read_reference
+from refsam_export.parity.figures import BOUNDS, relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.refsam.programs import ReferenceGraphs
 from refsam_export.refsam.reference import ReferenceModel
@@ -58,7 +56,7 @@ def _parity(job: Job, name: str, model: ReferenceModel, precision: str) -> dict[
     bundle = open_bundle(job.subject.bundle, verify="deferred")
     # The chain is the same in every split.
     split = min(variant.split for variant in bundle.manifest.variants.values())
-    tensors = load_file(job.subject.reference(split) / TENSORS)
+    tensors, _ = read_reference(job.subject.reference(split))
     errors, ious = [], []
     with model.open_video() as video:
         for text in EXPRESSIONS[:-1]:  # the last one joins late

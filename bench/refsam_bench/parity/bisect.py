@@ -16,8 +16,7 @@ from typing import Any
 from refsam_bench.parity.graph_search import GraphSearch, Origin, tensor_error
 from refsam_bench.parity.graph_values import OnnxGraph, Polygraphy, TorchProgram
 from refsam_bench.parity.reference_runs import GraphRun, reference_runs
-from refsam_export.parity.compare import NOT_FINITE
-from refsam_export.parity.figures import BOUNDS
+from refsam_export.parity.figures import BOUNDS, NOT_FINITE
 from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.graphs import build_graphs
 from refsam_export.source import load_source

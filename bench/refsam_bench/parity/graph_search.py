@@ -15,7 +15,7 @@ import numpy as np
 
 from refsam_bench.parity.graph_values import OnnxGraph, Sources, TorchProgram
 from refsam_export.key_bias import MASKED
-from refsam_export.parity.compare import NOT_FINITE, relative_error
+from refsam_export.parity.figures import NOT_FINITE, relative_error
 
 _NUM_PROBES = 8
 """Tensors per run: each divides the search by nine, and this many fit into memory together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def describe(role: str, path: Path) -> Source:
-    """Return the manifest's record of a source file."""
-    return Source(role, path.name, path.stat().st_size, sha256_of_file(path))
+    """Return the manifest's record of a source file; one that stays as it is is read once."""
+    status = path.stat()
+    digest = _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    return Source(role, path.name, status.st_size, digest)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, *unchanged: int) -> str:
+    return sha256_of_file(path)
 
 
 def _require_file(path: Path) -> None:

@@ -7,23 +7,22 @@ figures are those of the runtime that people embed.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 import refsam_trt
-from refsam_export.parity.figures import BOUNDS, ChainRow, Parity
-from refsam_trt.backends.base import Backend
-from refsam_trt.backends.select import AUTO, open_backend
-from refsam_trt.bundle.open import Bundle, open_bundle
-from refsam_trt.bundle.plans import Plans, plans_for
+from refsam_export.files.tensor_stream import StoredTensors
+from refsam_export.parity.figures import BOUNDS, ChainRow, Parity, relative_error
+from refsam_export.parity.graph_runs import KnownTexts, graph_errors, open_runs
+from refsam_trt.backends.select import AUTO
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.plans import plans_for
 from refsam_trt.contract.manifest import Variant
-from refsam_trt.contract.specs import GraphSpec, TensorSpec
 from refsam_trt.errors import UsageError
 from refsam_trt.session.variants import choose_variant
 
@@ -34,19 +33,9 @@ TENSORS = "reference.safetensors"
 RECORD = "reference.json"
 MAX_RELATIVE_ERROR = BOUNDS["fp32"].max_relative_error
 MIN_MASK_IOU = BOUNDS["fp32"].min_mask_iou
-# The error of anything that is not finite: JSON has no infinity.
-NOT_FINITE = sys.float_info.max
 
-
-def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest absolute difference over the largest absolute expected value.
-
-    `NOT_FINITE` if either holds a value that is not finite.
-    """
-    if not (np.isfinite(values).all() and np.isfinite(expected).all()):
-        return NOT_FINITE
-    scale = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(values.astype(np.float64) - expected).max()) / scale
+Watch = Callable[[str], None]
+"""Told of a piece of work that is done, by its name."""
 
 
 def mask_iou(found: np.ndarray, expected: np.ndarray) -> float:
@@ -62,8 +51,12 @@ def compare(
     *,
     backend: str = AUTO,
     plans: Path | None = None,
+    watch: Watch = lambda _: None,
 ) -> Parity:
     """Measure a bundle against a reference written by `parity.reference`.
+
+    Graphs are loaded one by one, and the text encoder never beside another one: the chain takes
+    its embeddings from the run before, through the runtime's cache on disk.
 
     Args:
         folder: the bundle.
@@ -71,6 +64,7 @@ def compare(
         variant: which variant; None takes the bundle's default.
         backend: that runs the graphs.
         plans: folder of `refsam-build`, whose plans run instead.
+        watch: told of every call of a graph and every frame that is done.
 
     Raises:
         UsageError: the reference is of another split than the variant.
@@ -79,23 +73,28 @@ def compare(
     tensors, record = read_reference(reference)
     bundle = open_bundle(folder, verify="deferred")
     variant = choose_variant(bundle.manifest, variant)
-    _check_reference(bundle.manifest.variants[variant], tensors)
-    with refsam_trt.load(bundle, variant=variant, backend=backend, plans=plans) as engine:
-        backend = engine.backend
-        chain = chain_rows(engine, tensors, record)
+    of = bundle.manifest.variants[variant]
+    _check_reference(of, tensors)
     built = plans_for(bundle, plans, variant) if plans else None
-    graphs = _run_graphs(bundle, variant, backend, tensors, built)
-    precision = bundle.manifest.variants[variant].precision
-    return Parity.of(variant, precision, backend, record, graphs, chain)
+    with tempfile.TemporaryDirectory(prefix="refsam-parity-") as scratch:
+        texts = KnownTexts(record["expressions"], Path(scratch))
+        with open_runs(bundle, of, backend, built) as runs:
+            backend = runs.backend.name
+            graphs = {name: graph_errors(runs, name, tensors, texts, watch) for name in of.graphs}
+        with refsam_trt.load(
+            bundle, variant=variant, backend=backend, plans=plans, text_cache=texts.folder
+        ) as engine:
+            chain = chain_rows(engine, tensors, record, watch)
+    return Parity.of(variant, of.precision, backend, record, graphs, chain)
 
 
-def read_reference(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return tensors and record of a written reference."""
-    tensors = load_file(folder / TENSORS)
+def read_reference(folder: Path) -> tuple[StoredTensors, dict[str, Any]]:
+    """Return tensors and record of a written reference; a tensor is read when it is asked for."""
+    tensors = StoredTensors(folder / TENSORS)
     return tensors, json.loads((folder / RECORD).read_text(encoding="utf-8"))
 
 
-def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:
+def _check_reference(variant: Variant, tensors: Mapping[str, np.ndarray]) -> None:
     needed = [
         f"{graph}.{side}.{tensor.name}"
         for graph, entry in variant.graphs.items()
@@ -109,92 +108,11 @@ def _check_reference(variant: Variant, tensors: dict[str, np.ndarray]) -> None:
         )
 
 
-def _run_graphs(
-    bundle: Bundle,
-    variant: str,
-    backend_name: str,
-    tensors: Mapping[str, np.ndarray],
-    plans: Plans | None,
-) -> dict[str, dict[str, float]]:
-    backend = open_backend(backend_name, plans=plans)
-    try:
-        return {
-            name: _graph_errors(
-                backend,
-                plans.plan(name) if plans else bundle.verify_file(entry.file),
-                entry.spec,
-                graph_calls(name, entry.spec, tensors, plans),
-            )
-            for name, entry in bundle.manifest.variants[variant].graphs.items()
-        }
-    finally:
-        backend.close()
-
-
-@dataclass(frozen=True)
-class GraphCall:
-    """Inputs of one call of a graph, and what the reference says of its outputs."""
-
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-
-
-def graph_calls(
-    name: str, spec: GraphSpec, tensors: Mapping[str, np.ndarray], plans: Plans | None = None
-) -> Iterator[GraphCall]:
-    """Yield the reference's inputs of a graph, in as many calls as the sizes of plans ask for.
-
-    Args:
-        name: of the graph.
-        spec: its contract.
-        tensors: of the reference.
-        plans: that take so many rows at once; None takes all.
-    """
-    rows_in = [len(tensors[f"{name}.in.{t.name}"]) for t in spec.inputs if _has_rows(t)]
-    num_rows = max(rows_in, default=1)
-    step = _rows_at_once(name, spec, plans) or num_rows
-    for start in range(0, num_rows, step):
-        rows = slice(start, start + step)
-        inputs, outputs = (
-            {
-                t.name: tensors[f"{name}.{side}.{t.name}"][rows if _has_rows(t) else ...]
-                for t in group
-            }
-            for side, group in (("in", spec.inputs), ("out", spec.outputs))
-        )
-        yield GraphCall(inputs, outputs)
-
-
-def _has_rows(tensor: TensorSpec) -> bool:
-    return bool(tensor.dims) and isinstance(tensor.dims[0], str)
-
-
-def _rows_at_once(name: str, spec: GraphSpec, plans: Plans | None) -> int | None:
-    profiles = plans.manifest.graphs[name].profiles if plans else {}
-    return min(
-        (profiles[t.name].max[0] for t in spec.inputs if _has_rows(t) and t.name in profiles),
-        default=None,
-    )
-
-
-def _graph_errors(
-    backend: Backend, path: Path, spec: GraphSpec, calls: Iterator[GraphCall]
-) -> dict[str, float]:
-    context = backend.load(path, spec).context()
-    errors: dict[str, float] = {}
-    for call in calls:
-        outputs = {t.name: backend.empty(call.outputs[t.name].shape, t.dtype) for t in spec.outputs}
-        context.run({key: backend.upload(array) for key, array in call.inputs.items()}, outputs)
-        for key, buffer in outputs.items():
-            error = relative_error(backend.download(buffer), call.outputs[key])
-            errors[key] = max(error, errors.get(key, 0.0))
-    return errors
-
-
 def chain_rows(
     model: refsam_trt.Engine | ReferenceModel,
-    tensors: Mapping[str, np.ndarray],
+    tensors: StoredTensors,
     record: Mapping[str, Any],
+    watch: Watch = lambda _: None,
 ) -> list[ChainRow]:
     """Follow the reference's expressions through its frames and compare every frame.
 
@@ -204,19 +122,21 @@ def chain_rows(
         model: of an engine, or in PyTorch.
         tensors: of the reference.
         record: of the reference.
+        watch: told of every frame that is done.
     """
     rows: list[ChainRow] = []
     expression_of: dict[int, int] = {}
     with model.open_video() as video:
-        for index, frame in enumerate(tensors["frames"]):
+        for index in range(record["num_frames"]):
             for expression, first in enumerate(record["first_frames"]):
                 if first == index:
                     id_ = video.add_expression(record["expressions"][expression])
                     expression_of[id_] = expression
-            for result in video.step(frame):
+            for result in video.step(tensors.row("frames", index)):
                 expression = expression_of[result.expression_id]
                 expected = tensors[f"chain.{expression}.{index}.low_res_logits"][0]
                 rows.append(_chain_row(expression, result, expected))
+            watch(f"chain frame {index + 1}")
     return rows
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+# The error of anything that is not finite: JSON has no infinity.
+NOT_FINITE = sys.float_info.max
+
+
+def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference over the largest absolute expected value.
+
+    `NOT_FINITE` if either holds a value that is not finite.
+    """
+    if not (np.isfinite(values).all() and np.isfinite(expected).all()):
+        return NOT_FINITE
+    scale = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(values.astype(np.float64) - expected).max()) / scale
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from refsam_export.parity.compare import chain_rows, read_reference, relative_error
-from refsam_export.parity.figures import Parity
+from refsam_export.parity.compare import chain_rows, read_reference
+from refsam_export.parity.figures import Parity, relative_error
+from refsam_export.parity.graph_runs import GraphCall, graph_calls
 from refsam_export.precision.policy import PrecisionPolicy
 from refsam_export.precision.range_audit import RangeAudit, RangeFigures
 from refsam_export.refsam.checkpoint import LoadedModel
@@ -76,23 +77,21 @@ def half_figures(
         return HalfParity(rounded, None)
     audit = RangeAudit(programs, policy)
     for name in policy.graphs:
-        inputs = _inputs(graphs, name, tensors)
-        audit.run(name, tuple(inputs.values()))
+        for call in graph_calls(name, graphs.specs[name], tensors):
+            audit.run(name, tuple(_inputs(call).values()))
     return HalfParity(rounded, audit.figures())
 
 
-def _inputs(
-    graphs: ReferenceGraphs, graph: str, tensors: Mapping[str, np.ndarray]
-) -> dict[str, torch.Tensor]:
-    names = [tensor.name for tensor in graphs.specs[graph].inputs]
-    return {name: torch.from_numpy(tensors[f"{graph}.in.{name}"]) for name in names}
+def _inputs(call: GraphCall) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in call.inputs.items()}
 
 
 def _graph_errors(
     graphs: ReferenceGraphs, graph: str, tensors: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    outputs = graphs.run(graph, _inputs(graphs, graph, tensors))
-    return {
-        name: relative_error(value.numpy(), tensors[f"{graph}.out.{name}"])
-        for name, value in outputs.items()
-    }
+    errors: dict[str, float] = {}
+    for call in graph_calls(graph, graphs.specs[graph], tensors):
+        for name, value in graphs.run(graph, _inputs(call)).items():
+            error = relative_error(value.numpy(), call.outputs[name])
+            errors[name] = max(error, errors.get(name, 0.0))
+    return errors

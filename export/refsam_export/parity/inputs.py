@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,19 +49,19 @@ def joining(index: int) -> list[str]:
     return [t for t, first in zip(EXPRESSIONS, FIRST_FRAMES, strict=True) if first == index]
 
 
-def named_frames(num_frames: int, hw: tuple[int, int] = FRAME_HW) -> np.ndarray:
+def named_frames(num_frames: int, hw: tuple[int, int] = FRAME_HW) -> Iterator[np.ndarray]:
     """Draw a red disc on the left, a large striped ball and a blue square, all moving slowly.
 
     What `EXPRESSIONS` name is there, once each: a trained model that looks for what is nowhere
     gives masks that the last bit of a number decides, and nothing can be compared by those.
 
-    Returns:
-        uint8 [num_frames, H, W, 3], RGB, the same for the same arguments.
+    Yields:
+        uint8 [H, W, 3], RGB, the same for the same arguments.
     """
     rng = np.random.default_rng(0)
     grain = rng.normal(0.0, 4.0, (*hw, 3))
-    frames = (_draw_named(index, hw) + grain for index in range(num_frames))
-    return np.stack([frame.clip(0, 255).astype(np.uint8) for frame in frames])
+    for index in range(num_frames):
+        yield (_draw_named(index, hw) + grain).clip(0, 255).astype(np.uint8)
 
 
 def _draw_named(index: int, hw: tuple[int, int]) -> np.ndarray:

@@ -9,8 +9,9 @@ Three forms of one computation (refsam-model 4.2, 4.4; all exact up to rounding)
   bias exists. V is padded with zeros to the width of q', because TensorRT fuses only equal widths.
 
 Attention is matmul, softmax, matmul: `scaled_dot_product_attention` followed by a transpose breaks
-the exporter of torch 2.13. A fourth form, `sdpa`, is `augmented` with that operator: it is never
-exported, but what PyTorch itself is fastest with on a GPU.
+the exporter of torch 2.13. Two more forms are never exported. `sdpa` is `augmented` with that
+operator, what PyTorch itself is fastest with on a GPU; `headwise` is `reference` a few heads at a
+time, so that the reference of a full-size model fits into memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refsam_export.refsam.model.image_encoder import ImageEncoder
-from refsam_export.refsam.model.sam import get_rel_pos
+from refsam_export.refsam.model.sam import add_decomposed_rel_pos, get_rel_pos
 from refsam_trt.errors import UsageError
 
 FORMS = ("reference", "bias", "augmented")
@@ -31,6 +32,13 @@ FORMS = ("reference", "bias", "augmented")
 
 SDPA = "sdpa"
 """For PyTorch alone."""
+
+HEADWISE = "headwise"
+"""For PyTorch alone."""
+
+_MAX_SCORES = 4096**2
+"""Scores that `headwise` has in memory at once: those of one head over a whole frame. The heads of
+all windows of a frame together have fewer."""
 
 
 class _RelPosAttention(nn.Module):
@@ -105,7 +113,42 @@ class SdpaAttention(AugmentedAttention):
         return functional.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
-_CLASSES = {"bias": BiasAttention, "augmented": AugmentedAttention, SDPA: SdpaAttention}
+class HeadwiseAttention(nn.Module):
+    """The `headwise` form: SAM's own arithmetic, on as many heads at once as memory is meant for.
+
+    SAM holds three tensors of all scores at a time, 3.2 GB for one frame of ViT-H. Heads do not
+    know of each other, so that nothing changes but how many of them one product computes.
+    """
+
+    def __init__(self, attention: Any, side: int) -> None:
+        super().__init__()
+        self.attention, self.side = attention, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, S, S, D] to [B, S, S, D]."""
+        of, (batch, side, _, width) = self.attention, x.shape
+        qkv = of.qkv(x).reshape(batch, side * side, 3, of.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, batch * of.num_heads, side * side, -1).unbind(0)
+        at_once = max(1, _MAX_SCORES // side**4)
+        parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), strict=True)
+        out = torch.cat([self._attend(*part) for part in parts])
+        out = out.view(batch, of.num_heads, side, side, -1).permute(0, 2, 3, 1, 4)
+        return of.proj(out.reshape(batch, side, side, width))  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return what some heads give, [heads, N, d]."""
+        of, hw = self.attention, (self.side, self.side)
+        scores = (q * of.scale) @ k.transpose(-2, -1)
+        scores = add_decomposed_rel_pos(scores, q, of.rel_pos_h, of.rel_pos_w, hw, hw)
+        return torch.softmax(scores, dim=-1) @ v
+
+
+_CLASSES = {
+    HEADWISE: HeadwiseAttention,
+    "bias": BiasAttention,
+    "augmented": AugmentedAttention,
+    SDPA: SdpaAttention,
+}
 
 
 def with_attention(encoder: ImageEncoder, form: str) -> ImageEncoder:
@@ -114,7 +157,7 @@ def with_attention(encoder: ImageEncoder, form: str) -> ImageEncoder:
     Raises:
         UsageError: no such form.
     """
-    if form not in (*FORMS, SDPA):
+    if form not in (*FORMS, SDPA, HEADWISE):
         raise UsageError(f"no attention form {form!r}; choose one of {', '.join(FORMS)}")
     if form == "reference":
         return encoder

@@ -27,6 +27,7 @@ from refsam_export.refsam.configuration import (
     hda_facts,
 )
 from refsam_export.refsam.init.fill import realistic_init
+from refsam_export.refsam.init.text_folder import write_random_t5
 from refsam_export.refsam.model.config import ModelConfig, preset
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_export.refsam.own_file import own_metadata, read_own_record
@@ -35,6 +36,7 @@ from refsam_export.text.encoders import (
     TEXT_PREFIX,
     TextSource,
     build_text_encoder,
+    preset_text_source,
     read_text_folder,
     small_text_source,
 )
@@ -47,6 +49,10 @@ _GAUSSIAN = f"{_PROMPT}pe_layer.positional_encoding_gaussian_matrix"
 _NO_MASK = f"{_PROMPT}no_mask_embed.weight"
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SHOWN = 6
+_MAPPED_BYTES = 8 * 2**20
+"""Larger tensors stay where they are, in the memory-mapped file: what is not looked at costs no
+memory, and the system can drop the rest. Smaller ones are copied, to memory that is well aligned.
+"""
 _LOST_ADAPTERS = (
     "They are the adapters: the released training scripts save them with LoRA only, in "
     "image_encoder_blocks_*; a model whose adapters were not saved cannot be restored. "
@@ -96,6 +102,8 @@ def load_model(
     parts: Sequence[Path] = (),
     text_encoder: Path | None = None,
     random_init: int | None = None,
+    random_text: str | None = None,
+    scratch: Path | None = None,
     asked: Asked | None = None,
 ) -> LoadedModel:
     """Build RefSAM and fill it from files, later files over earlier ones.
@@ -107,6 +115,10 @@ def load_model(
         parts: part files of the official training scripts, instead of `checkpoint`.
         text_encoder: Hugging Face folder.
         random_init: seed with which whatever no file gives is filled; None refuses gaps.
+        random_text: size of the T5 that `random_init` fills where no file holds a text encoder,
+            one of `T5_PRESETS`; None takes a small one.
+        scratch: folder for those weights, which are then loaded like any; it must stay as long as
+            the model does. None draws them in memory.
         asked: fields of the configuration that were asked for (`configuration.asked_for`).
 
     Raises:
@@ -118,22 +130,35 @@ def load_model(
     files = [*_sam_file(sam_checkpoint, config), *own]
     if text_encoder is not None:
         text = read_text_folder(text_encoder)
-        assert text.tensors is not None
-        tensors = {TEXT_PREFIX + key: value for key, value in text.tensors.items()}
-        files.append(_File(str(text_encoder), text.family.title, tensors, text.sources))
+        files.append(_text_file(text_encoder, text))
+    random_files: list[_File] = []
+    if text is None and random_text is not None and random_init is not None:
+        text = preset_text_source(random_text)
+        if scratch is not None:
+            write_random_t5(random_text, config, random_init, scratch / random_text)
+            text = read_text_folder(scratch / random_text)
+            random_files.append(_text_file(scratch / random_text, text))
     text = text or small_text_source(config.preset)
     model = empty_model(config, text.config)
     reports, missing = _fill(model, files)
     if missing and random_init is None:
         raise CheckpointError(_gap_message(missing))
     if missing and random_init is not None:
-        realistic_init(model, random_init, only=set(missing))
+        _fill(model, random_files)
+        in_files = {key for file in random_files for key in file.tensors}
+        realistic_init(model, random_init, only=set(missing) - in_files)
     sources = tuple(source for file in files for source in file.sources)
     training = _training(files, has_other_text=text_encoder is not None)
     weights = Weights(sources, random_init if missing else None, len(missing), training)
     return LoadedModel(
         model, text.tokenizer, text.pad_id, text.config, weights, reports, missing, warnings
     )
+
+
+def _text_file(folder: Path, text: TextSource) -> _File:
+    assert text.tensors is not None
+    tensors = {TEXT_PREFIX + key: value for key, value in text.tensors.items()}
+    return _File(str(folder), text.family.title, tensors, text.sources)
 
 
 def _own_files(
@@ -172,7 +197,7 @@ def _training(files: Iterable[_File], *, has_other_text: bool) -> Training | Non
 
 
 def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...], tuple[str, ...]]:
-    """Copy the files' tensors into the model; return the reports and the keys in no file."""
+    """Give the files' tensors to the model; return the reports and the keys in no file."""
     targets = canonical_tensors(model)
     values: dict[str, Tensor] = {}
     reports: list[FileReport] = []
@@ -185,7 +210,10 @@ def _fill(model: RefSam, files: Iterable[_File]) -> tuple[tuple[FileReport, ...]
             _check_tensor(f"{file.name}: {key}", model.config.preset, value, targets[key])
             values[key] = value
     for key, value in values.items():
-        targets[key].data.copy_(value)
+        if value.nbytes >= _MAPPED_BYTES and value.dtype == targets[key].dtype:
+            targets[key].data = value.contiguous()
+        else:
+            targets[key].data.copy_(value)
     return tuple(reports), tuple(sorted(set(targets) - set(values)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refsam_export.precision.policy import PrecisionPolicy
 from refsam_export.precision.typed_program import rounded_module, trace
@@ -48,6 +48,21 @@ class ReferenceGraphs:
         return {t.name: value for t, value in zip(spec.outputs, outputs, strict=True)}
 
 
+def release(module: nn.Module) -> None:
+    """Give the memory of a module's tensors back; nothing can be computed with it any more.
+
+    Letting go of it is not enough: `torch.export` (2.13) keeps what it has traced, with all its
+    tensors, until the process ends. Memory that belongs to a mapped file is only let go of; the
+    system takes it when it needs it.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+        else:
+            tensor.data = tensor.new_empty(0)
+
+
 def specs_of(model: RefSam, split: Split) -> dict[str, GraphSpec]:
     """Return the contract of a model's graphs."""
     config = model.config
@@ -75,14 +90,14 @@ def model_graphs(model: RefSam) -> ReferenceGraphs:
     return ReferenceGraphs(programs, specs_of(model, "baseline"))
 
 
-def split_graphs(model: RefSam, split: Split) -> ReferenceGraphs:
+def split_graphs(model: RefSam, split: Split, attention: str = "reference") -> ReferenceGraphs:
     """Return the reference with the outputs that a split asks of its encoders.
 
-    They are modules in SAM's own attention. The step is not split and takes only what the model
-    itself takes, so that it also proves what a split moved out of it.
+    They are modules in SAM's own attention, or in another form of it. The step is not split and
+    takes only what the model itself takes, so that it also proves what a split moved out of it.
     """
     baseline = {DECODER_STEP: DecoderStepGraph(model, "baseline").eval()}
-    modules = build_graphs(model, split, "reference") | baseline
+    modules = build_graphs(model, split, attention) | baseline
     specs = specs_of(model, split)
     specs[DECODER_STEP] = specs_of(model, "baseline")[DECODER_STEP]
     return ReferenceGraphs(modules, specs)

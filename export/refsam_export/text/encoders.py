@@ -18,10 +18,12 @@ from torch import Tensor
 
 from refsam_export.files.tensor_files import describe, read_json_object, read_tensors
 from refsam_export.text.families import TextFamily, text_family
+from refsam_export.text.presets import t5_config
 from refsam_trt.contract.manifest import Source
 from refsam_trt.errors import CheckpointError
 
 TEXT_PREFIX = "text_encoder."
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 VOCAB_SIZE = 1024
 ASSET = files("refsam_export") / "assets" / "nano_tokenizer.json"
 """Tokenizer of `nano` and `tiny`, learnt from a word list by a program in `prove/`."""
@@ -59,33 +61,51 @@ def small_text_source(preset: str) -> TextSource:
     return _checked(config, tokenizer, "the small text encoder")
 
 
+def preset_text_source(preset: str) -> TextSource:
+    """Return a T5 of a published size without weights, and with the tokenizer of `nano`."""
+    tokenizer = Tokenizer.from_str(ASSET.read_text(encoding="utf-8"))
+    return _checked(t5_config(preset), tokenizer, preset)
+
+
 def read_text_folder(folder: Path) -> TextSource:
     """Read a Hugging Face folder: configuration, tokenizer, weights (one file or sharded).
 
     Raises:
         CheckpointError: a part is missing, unreadable or of another architecture.
     """
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; --text-encoder takes a Hugging Face folder"
-        )
-    config_file = folder / "config.json"
-    config = read_json_object(config_file)
-    family = text_family(config, str(config_file))
-    config = family.complete(config)
-    family.check(config, str(config_file))
+    config, family = _read_config(folder)
     files = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_tensors(file))
-    tokenizer, tokenizer_files = _read_tokenizer(folder, family)
+    tokenizer_files = _tokenizer_files(folder, family)
+    tokenizer = _read_tokenizer(tokenizer_files, family)
     source = _checked(config, tokenizer, str(tokenizer_files[0]))
-    used = [config_file, *tokenizer_files, *files]
+    used = [folder / _CONFIG, *tokenizer_files, *files]
     return dataclasses.replace(
         source,
         tensors=family.encoder_part(tensors),
         sources=tuple(describe("text_encoder", file) for file in used),
     )
+
+
+def text_folder_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a Hugging Face folder, its gaps filled.
+
+    Raises:
+        CheckpointError: as `read_text_folder`.
+    """
+    return _read_config(folder)[0]
+
+
+def text_folder_files(folder: Path) -> list[Path]:
+    """Return the files of a Hugging Face folder that `read_text_folder` reads.
+
+    Raises:
+        CheckpointError: as `read_text_folder`.
+    """
+    _, family = _read_config(folder)
+    return [folder / _CONFIG, *_tokenizer_files(folder, family), *_weight_files(folder)]
 
 
 def stored_text_source(config: Any, tokenizer: Any, where: str) -> TextSource:
@@ -129,6 +149,19 @@ def _checked(config: dict[str, Any], tokenizer: Tokenizer, where: str) -> TextSo
     return TextSource(family, config, tokenizer, pad_id, None, ())
 
 
+def _read_config(folder: Path) -> tuple[dict[str, Any], TextFamily]:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder; --text-encoder takes a Hugging Face folder"
+        )
+    path = folder / _CONFIG
+    config = read_json_object(path)
+    family = text_family(config, str(path))
+    config = family.complete(config)
+    family.check(config, str(path))
+    return config, family
+
+
 def _weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
@@ -154,13 +187,18 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def _read_tokenizer(folder: Path, family: TextFamily) -> tuple[Tokenizer, list[Path]]:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return _parsed(Tokenizer.from_file, str(path), str(path)), [path]
+def _read_tokenizer(paths: list[Path], family: TextFamily) -> Tokenizer:
+    if paths[0].name == _TOKENIZER:
+        return _parsed(Tokenizer.from_file, str(paths[0]), str(paths[0]))
+    return _converted_tokenizer(paths, family)
+
+
+def _tokenizer_files(folder: Path, family: TextFamily) -> list[Path]:
+    if (folder / _TOKENIZER).is_file():
+        return [folder / _TOKENIZER]
     paths = [folder / name for name in family.tokenizer_files]
     if all(path.is_file() for path in paths):
-        return _converted_tokenizer(paths, family), paths
+        return paths
     raise CheckpointError(
         f"{folder}: no tokenizer; expected tokenizer.json or {' and '.join(family.tokenizer_files)}"
     )

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from refsam_bench.parity.graph_search import GraphSearch, tensor_error
 from refsam_bench.parity.graph_values import OnnxGraph, Polygraphy
-from refsam_export.parity.compare import NOT_FINITE
+from refsam_export.parity.figures import NOT_FINITE
 
 WIDTH, NUM_NODES, TOLERANCE = 6, 70, 1e-4
 INPUTS = {"x": np.linspace(-1.0, 1.0, WIDTH, dtype=np.float32)}

@@ -23,7 +23,8 @@ from refsam_bench.cli import main
 from refsam_bench.parity.bisect import Bisection, bisect_parity
 from refsam_bench.parity.graph_values import TorchProgram
 from refsam_bench.parity.reference_runs import GraphRun, reference_runs
-from refsam_export.parity.compare import TENSORS, relative_error
+from refsam_export.parity.compare import TENSORS
+from refsam_export.parity.figures import relative_error
 from refsam_export.parity.inputs import EXPRESSIONS
 from refsam_export.parity.reference import write_reference
 from refsam_trt.backends.host import HostBuffer

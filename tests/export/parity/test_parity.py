@@ -22,12 +22,10 @@ from torch import Tensor
 from refsam_export.parity.compare import (
     MAX_RELATIVE_ERROR,
     MIN_MASK_IOU,
-    NOT_FINITE,
     compare,
     mask_iou,
-    relative_error,
 )
-from refsam_export.parity.figures import BOUNDS, Parity
+from refsam_export.parity.figures import BOUNDS, NOT_FINITE, Parity, relative_error
 from refsam_export.parity.inputs import EXPRESSIONS, LATE_FRAME, moving_frames
 from refsam_export.parity.reference import write_reference
 from refsam_trt.bundle.open import open_bundle

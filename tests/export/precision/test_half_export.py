@@ -1,5 +1,6 @@
 """Bundles in half precision: what is written, what is proven, and how it runs."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from onnx import TensorProto
 from reference_models import image_of, loaded, model, relative, variant
 
 import refsam_trt
-from refsam_export import exporter
+from refsam_export import exporter, model_stages, variants
 from refsam_export.exporter import export_bundle
+from refsam_export.model_stages import ModelStages
 from refsam_export.parity import inputs
 from refsam_export.parity import reference as parity_reference
 from refsam_export.parity.figures import BOUNDS, Parity
@@ -158,12 +160,13 @@ def test_an_overflow_is_refused_although_onnxruntime_hides_it(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bundle.path(name).read_bytes())
     written = Written({NAME: bundle.manifest.variants[NAME]}, copies)
-    monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded("tiny"))
-    monkeypatch.setattr(exporter, "trace_graphs", lambda *_: {})
-    monkeypatch.setattr(exporter, "write_variants", lambda *_: written)
-    monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
-    monkeypatch.setattr(exporter, "half_figures", lambda *_: judged)
-    monkeypatch.setattr(exporter, "in_process", lambda *_: parity)
+    own = replace(loaded("tiny"), model=copy.deepcopy(loaded("tiny").model))
+    monkeypatch.setattr(model_stages, "load_model", lambda *_, **__: own)
+    monkeypatch.setattr(variants, "trace_graphs", lambda *_: {})
+    monkeypatch.setattr(model_stages, "write_variants", lambda *_: written)
+    monkeypatch.setattr(ModelStages, "reference", lambda stages: stages.folder)
+    monkeypatch.setattr(model_stages, "half_figures", lambda *_: judged)
+    monkeypatch.setattr(exporter, "in_process", lambda *_, **__: parity)
     request = ExportRequest("tiny", tmp_path / "out", random_init=0, precisions=("fp16",))
     said: list[str] = []
     with pytest.raises(ParityError) as refused:

@@ -24,6 +24,7 @@ from reference_models import loaded, model
 from safetensors.torch import save_file
 from torch import Tensor
 
+import refsam_export.refsam.checkpoint as checkpoint
 from refsam_export.files.tensor_files import read_metadata
 from refsam_export.refsam.checkpoint import LoadedModel, canonical_tensors, load_model, save_source
 from refsam_trt.errors import CheckpointError, UsageError
@@ -421,3 +422,30 @@ def test_the_source_file_names_its_configuration(tmp_path: Path) -> None:
     record = json.loads(read_metadata(path)["refsam"])
     assert record["schema"] == 1
     assert record["configuration"] == model("tiny").config.to_json()
+
+
+class TestMappedWeights:
+    """Large tensors stay in their files; here every tensor counts as large."""
+
+    def test_they_are_the_same_and_the_file_stays_as_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sam = save_sam(tmp_path / "sam.pth")
+        copied = load_model("tiny", sam_checkpoint=sam, random_init=0)
+        before = sam.read_bytes()
+        monkeypatch.setattr(checkpoint, "_MAPPED_BYTES", 1)
+        mapped = load_model("tiny", sam_checkpoint=sam, random_init=0)
+        ours, theirs = canonical_tensors(mapped.model), canonical_tensors(copied.model)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        for tensor in ours.values():
+            tensor.data.add_(1.0)  # as training does
+        assert sam.read_bytes() == before
+
+    def test_half_weights_are_widened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tensors = {key: value.half() for key, value in sam_tensors("tiny", seed=0).items()}
+        sam = save_sam(tmp_path / "sam.pth", tensors)
+        monkeypatch.setattr(checkpoint, "_MAPPED_BYTES", 1)
+        model = load_model("tiny", sam_checkpoint=sam, random_init=0).model
+        assert {tensor.dtype for tensor in canonical_tensors(model).values()} == {torch.float32}

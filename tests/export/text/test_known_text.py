@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fake_bundle
@@ -10,11 +9,11 @@ import pytest
 from commands_in_process import Commands
 from exported import exported
 from runtime_twin import assert_same_embedding, assert_same_results, random_frames
-from tokenizers import Tokenizer as Library
 
 import refsam_trt
 from refsam_export import cli, exporter
 from refsam_export.exporter import ExportResult, export_bundle
+from refsam_export.model_stages import Facts, ModelStages
 from refsam_export.parity.figures import BOUNDS, Parity
 from refsam_export.request import ExportRequest
 from refsam_export.text.known_text import clean_expressions, write_known_expressions
@@ -54,23 +53,19 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `export_bundle` write the fake bundle's graphs instead of a model's, and not compare."""
     fake = fake_bundle.make_bundle(tmp_path / "fake", split="optimised", external_data=True)
     manifest = open_bundle(fake).manifest
-    loaded = SimpleNamespace(
-        model=SimpleNamespace(config=SimpleNamespace(lowercase=True)),
-        tokenizer=Library.from_file(str(fake / "tokenizer.json")),
-        reports=(),
-        missing=(),
-        warnings=(),
-        weights=manifest.weights,
-    )
 
-    def written(_: Any, request: Any, folder: Path, report: Any) -> Any:
-        shutil.copytree(fake, folder / "graphs")
-        return {}, {name: folder / "graphs" / name for name in manifest.files}, manifest
+    def described(stages: ModelStages) -> Facts:
+        shutil.copy(fake / "tokenizer.json", stages.folder)
+        return Facts(manifest, {})
 
-    monkeypatch.setattr(exporter, "load_model", lambda *_, **__: loaded)
-    monkeypatch.setattr(exporter, "_written", written)
-    monkeypatch.setattr(exporter, "write_reference", lambda *_: None)
-    monkeypatch.setattr(exporter, "in_process", lambda *_: PARITY)
+    def written(stages: ModelStages) -> Any:
+        shutil.copytree(fake, stages.folder / "graphs")
+        return manifest, {name: stages.folder / "graphs" / name for name in manifest.files}
+
+    monkeypatch.setattr(ModelStages, "_described", described)
+    monkeypatch.setattr(ModelStages, "written", written)
+    monkeypatch.setattr(ModelStages, "reference", lambda stages: stages.folder)
+    monkeypatch.setattr(exporter, "in_process", lambda *_, **__: PARITY)
 
 
 def export(output: Path, **options: Any) -> tuple[ExportResult, list[str]]:
@@ -177,10 +172,10 @@ def test_refusals_come_before_any_work(
     with pytest.raises(UsageError, match="ort-cpu, which cannot run bf16 graphs; add fp32 or fp16"):
         ExportRequest("tiny", tmp_path / "out", expressions=tmp_path / "file", precisions=("bf16",))
     (tmp_path / "file").write_text("a dog\n" + "dog " * 30)
-    monkeypatch.setattr(exporter, "write_variants", lambda *_: pytest.fail("was called"))
+    monkeypatch.setattr(ModelStages, "written", lambda _: pytest.fail("was called"))
     with pytest.raises(ExpressionError, match="file, line 2: expression 'dog dog"):
         export(tmp_path / "out", expressions=tmp_path / "file")
-    monkeypatch.setattr(exporter, "load_model", lambda *_: pytest.fail("was called"))
+    monkeypatch.setattr(ModelStages, "_described", lambda _: pytest.fail("was called"))
     with pytest.raises(UsageError, match="nowhere: cannot be read as expressions"):
         export(tmp_path / "out", expressions=tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()

@@ -227,3 +227,8 @@ def test_every_backend_states_its_precision() -> None:
         assert opened.name == name
         assert opened.precision_notes
         opened.close()
+
+
+def test_activations_are_not_planned_a_second_time() -> None:
+    """ONNX Runtime's memory pattern takes as much again from a graph's second run on."""
+    assert OrtCpuBackend()._options().enable_mem_pattern is False

@@ -24,7 +24,7 @@ from refsam_export.refsam.init.draw import (
     seeded,
 )
 from refsam_export.refsam.init.encoder import ENCODER_RULES
-from refsam_export.refsam.model.config import EMBED_DIM
+from refsam_export.refsam.model.config import EMBED_DIM, ModelConfig
 from refsam_export.refsam.model.refsam import RefSam
 from refsam_trt.errors import UsageError
 
@@ -155,15 +155,30 @@ def realistic_init(model: RefSam, seed: int, *, only: Collection[str] | None = N
             f"realistic_init: the model has no tensors {unknown}; `only` takes keys of its "
             "state_dict()"
         )
-    rules = {key: _rule_of(key) for key in keys}
+    for key in keys:
+        _rule_of(key)  # all of them before anything is filled
     text = model.text_encoder
-    for key, (name, rule, index) in rules.items():
+    head_dim = getattr(text.config, "d_kv", 0) if text is not None else 0
+    for key in keys:
         target = state[key]
-        text_head_dim = getattr(text.config, "d_kv", 0) if text is not None else 0
-        generator = seeded(seed, name)
-        draw = Draw(model.config, seed, tuple(target.shape), index, text_head_dim, generator)
         with torch.no_grad():
-            target.copy_(rule(draw))
+            target.copy_(drawn(key, tuple(target.shape), model.config, seed, head_dim))
+
+
+def drawn(
+    key: str, shape: tuple[int, ...], config: ModelConfig, seed: int, text_head_dim: int
+) -> Tensor:
+    """Return the float32 values of one tensor of a model's `state_dict()`.
+
+    Args:
+        key: of the tensor.
+        shape: of the tensor.
+        config: of the model.
+        seed: as of `realistic_init`.
+        text_head_dim: width of a head of T5, 0 with another text encoder or none.
+    """
+    name, rule, index = _rule_of(key)
+    return rule(Draw(config, seed, shape, index, text_head_dim, seeded(seed, name)))
 
 
 def _rule_of(key: str) -> tuple[str, Rule, int]:

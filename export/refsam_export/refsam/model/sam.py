@@ -42,6 +42,7 @@ _image_encoder, _modeling, _common = _private_copies()
 
 Block = _image_encoder.Block
 ImageEncoderViT = _image_encoder.ImageEncoderViT
+add_decomposed_rel_pos = _image_encoder.add_decomposed_rel_pos
 get_rel_pos = _image_encoder.get_rel_pos
 window_partition = _image_encoder.window_partition
 window_unpartition = _image_encoder.window_unpartition

@@ -1,0 +1,1 @@
+"""What an export will need of a machine, and what the machine has."""
