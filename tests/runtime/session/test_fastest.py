@@ -174,6 +174,19 @@ def test_a_record_that_was_tampered_with_is_measured_anew(
     assert not measured_again(machine, bundle)
 
 
+def test_a_record_under_another_name_does_not_count(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    auto_backend(bundle, VARIANT, 2)
+    (two,) = records()
+    auto_backend(bundle, VARIANT, 1)
+    (one,) = set(records()) - {two}
+    two.write_bytes(one.read_bytes())
+    with caplog.at_level(logging.INFO, "refsam_trt"):
+        assert measured_again(machine, bundle)
+    assert f"{two}: measured anew (it is of something else)" in caplog.messages[0]
+
+
 def test_few_records_are_kept_and_foreign_files_stay(
     machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
