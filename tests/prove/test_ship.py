@@ -8,11 +8,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from commands_in_process import Commands
+from exported import copied_files
 from onnx import TensorProto, numpy_helper
 from shipped_checks import check_record, check_runs_without_torch, check_weights
 from tiny_training import write_recipe
@@ -26,6 +28,8 @@ from refsam_train.run.publish import publish
 from refsam_train.run.start import Sources
 from refsam_train.run.train import RunRequest, train
 from refsam_trt.bundle import shipped
+from refsam_trt.bundle.open import open_bundle
+from refsam_trt.bundle.write import write_bundle
 from refsam_trt.errors import CheckpointError, OutputError, UsageError
 
 TINY_BYTES = 28_000_000  # its decoder is wider than that of nano
@@ -148,13 +152,31 @@ def test_the_demo_takes_the_shipped_weights(made: Made, monkeypatch: pytest.Monk
 def test_what_ships_can_be_continued(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run and later the next give what both at once give, record and all."""
+    """One run and later the next give what both at once give, record and all.
+
+    Exports are stood in for: that equal weights give equal files is the exporter's to prove. The
+    first run is only continued, so that any bundle with its weights inside will do.
+    """
     monkeypatch.setattr(ship_module, "MAX_BYTES", TINY_BYTES)
     first, second = made.request.runs
+    weights = [made.request.models.parent / f"{name}.safetensors" for name in ("one", "two")]
+    published: list[bytes] = []
+
+    def export(preset: str, source: Path, output: Path, report: object) -> str:
+        published.append(source.read_bytes())
+        opened = open_bundle(made.bundle)
+        scratch = tmp_path / f"files-{len(published)}"
+        files = copied_files(opened, list(opened.manifest.files), scratch)
+        shutil.copyfile(source, files["source.safetensors"])
+        manifest = msgspec.structs.replace(opened.manifest, files={})
+        return write_bundle(output, manifest=manifest, files=files).bundle_id
+
+    monkeypatch.setattr(ship_module, "_export", export)
     places = (tmp_path / "models", tmp_path / "record" / "tiny")
     ship(ShipRequest((first,), *places), lambda line: None)
     further = ShipRequest((second,), *places, overwrite=True, continued=True)
     record = ship(further, lambda line: None)
+    assert published == [path.read_bytes() for path in weights]
     assert record == {**made.record, "commands": commands(record["runs"], places[1])}
     for found, expected in zip(places, (made.request.models, made.request.record), strict=True):
         files = {p.relative_to(expected): p for p in expected.rglob("*") if p.is_file()}

@@ -1,12 +1,28 @@
 """The program that `make prove` measures quantised encoders with, on the smallest model."""
 
+from dataclasses import replace
+
+import pytest
+from reference_models import SHALLOW, loaded_shallow
 from rtx_probe import needs_rtx
 
 from refsam_calibration.quantise.layers import quantisable_layers
+from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.refsam.model.config import preset
+from refsam_prove.quantised import trial
 from refsam_prove.quantised.trial import FORMS, adapter_speed, encoder_speed, rtx_plan
 
-NUM_LAYERS = len(quantisable_layers(preset("tiny")))
+LAYERS = quantisable_layers(replace(preset("tiny"), **SHALLOW))
+NUM_LAYERS = len(LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(preset: str, *, random_init: int) -> LoadedModel:
+        assert (preset, random_init) == ("tiny", trial.SEED)
+        return loaded_shallow()
+
+    monkeypatch.setattr(trial, "load_model", load)
 
 
 def test_all_forms_are_timed_and_the_best_of_each_precision_is_judged():
@@ -24,7 +40,7 @@ def test_all_forms_are_timed_and_the_best_of_each_precision_is_judged():
 
 def test_adapters_are_timed_in_int8_and_in_fp32():
     found = adapter_speed("tiny", num_rounds=2, num_threads=1)
-    adapters = [x for x in quantisable_layers(preset("tiny")).values() if x.kind == "adapter"]
+    adapters = [layer for layer in LAYERS.values() if layer.kind == "adapter"]
     assert adapters
     assert found["num_layers"] == {
         "int8 adapters": NUM_LAYERS,

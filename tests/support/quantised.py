@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from exported import exported
+from exported import exported, once
 from reference_models import image_of, model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -91,12 +91,14 @@ class Quantised:
 
 
 def quantised_bundle(factory, scheme: str = "int8") -> Quantised:
-    """The tiny bundle with every layer quantised; written anew by each call."""
+    """The tiny bundle with every layer quantised, one per test run: change only copies of it."""
     base = open_bundle(exported(factory, PRESET, precisions=("fp32", "fp16")))
     ranges = largest_inputs(model(PRESET))
-    target = factory.mktemp(f"{scheme}-bundle") / "bundle"
-    made = write_quantised_bundle(base, model(PRESET), ranges, scheme, RECORD, target)
-    return Quantised(made, base, ranges)
+
+    def write(target: Path) -> None:
+        write_quantised_bundle(base, model(PRESET), ranges, scheme, RECORD, target)
+
+    return Quantised(open_bundle(once(factory, f"{scheme}/bundle", write)), base, ranges)
 
 
 def copied(bundle: Bundle, target: Path) -> Path:

@@ -37,6 +37,16 @@ def variant(preset_name: str = "tiny", seed: int = 0, **changes: object) -> RefS
     return of
 
 
+SHALLOW = {"depth": 5, "global_blocks": (1, 2, 3, 4)}
+"""One windowed block, four global ones, adapters in the last three: all kinds, as few as can be."""
+
+
+@cache
+def loaded_shallow() -> LoadedModel:
+    """`tiny` with the fewest blocks, for what is the same in each: an export takes 5/8 the time."""
+    return replace(loaded("tiny"), model=variant("tiny", **SHALLOW))
+
+
 def with_all_masks(of: RefSam) -> RefSam:
     """The same model, weights shared, whose decoder returns all four masks of SAM."""
     every = copy(of)

@@ -1,13 +1,12 @@
 """A measured report of two bundles of random weights, made once per test run and shared."""
 
-import fcntl
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from changed_bundles import changed_bundle
-from exported import exported
+from exported import exported, once
 
 import refsam_bench.speed.measure as speed
 from refsam_bench.report.measure import MeasuredReport, measure_report
@@ -46,18 +45,15 @@ def other_bundle(factory: pytest.TempPathFactory) -> Path:
 
 def reported(factory: pytest.TempPathFactory) -> MeasuredReport:
     """Return a report of `tiny` and of a copy with one number changed, timed over two frames."""
-    base = factory.getbasetemp()
-    shared = base.parent if base.name.startswith("popen-") else base
-    target = shared / "report.pickle"
-    with (shared / "report.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            bundles = (exported(factory, "tiny"), other_bundle(factory))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(speed, "in_process", lambda run, side, request: 123.4)
-                report = measure_report(request(bundles, base / "report.html"), Counted())
-            target.write_bytes(pickle.dumps(report))
-    return pickle.loads(target.read_bytes())
+
+    def measure(target: Path) -> None:
+        bundles = (exported(factory, "tiny"), other_bundle(factory))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(speed, "in_process", lambda run, side, request: 123.4)
+            report = measure_report(request(bundles, target.with_suffix(".html")), Counted())
+        target.write_bytes(pickle.dumps(report))
+
+    return pickle.loads(once(factory, "report.pickle", measure).read_bytes())
 
 
 def request(bundles: tuple[Path, ...], output: Path, **changes: object) -> ReportRequest:

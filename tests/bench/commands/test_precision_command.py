@@ -2,16 +2,19 @@
 
 import copy
 import dataclasses
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands_in_process import Commands
 from exported import exported
+from short_synthetic import shorten
 
 from refsam_bench.cli import main
-from refsam_bench.datasets import synthetic
 from refsam_bench.precision import half as precision
 from refsam_bench.precision.half import (
     HalfComparison,
@@ -25,6 +28,7 @@ from refsam_bench.synthetic import generate
 from refsam_bench.trackers.reference import EngineTracker, ReferenceTracker
 from refsam_export.parity.compare import mask_iou
 from refsam_export.precision.range_audit import Extent, RangeFigures
+from refsam_export.refsam.checkpoint import LoadedModel
 from refsam_export.source import load_source
 from refsam_trt.bundle.open import open_bundle
 from refsam_trt.errors import UsageError
@@ -38,25 +42,39 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _short_videos(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("ERROR", logger="refsam_trt")
-    monkeypatch.setattr(
-        synthetic,
-        "generate",
-        lambda seed, index, slice: generate(seed, index, slice=slice, num_frames=NUM_FRAMES),
-    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_videos_of_a_model_traced_once() -> Iterator[None]:
+    """Models that share their image encoder, so copies of other options, share their programs."""
+    programs: dict[int, Any] = {}
+    traced, kept = precision.trace_graphs, []
+
+    def trace(model: Any, *form: Any) -> Any:
+        encoder = model.image_encoder
+        if id(encoder) not in programs:
+            kept.append(encoder)  # no other one gets its id
+            programs[id(encoder)] = traced(model, *form)
+        return programs[id(encoder)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch, NUM_FRAMES)
+        patch.setattr(precision, "trace_graphs", trace)
+        patch.setattr(precision, "load_source", lambda bundle, _: load_once(bundle.folder))
+        yield
+
+
+@functools.cache
+def load_once(folder: Path) -> LoadedModel:
+    return load_source(open_bundle(folder))
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> HalfFigures:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            synthetic,
-            "generate",
-            lambda seed, index, slice: generate(seed, index, slice=slice, num_frames=NUM_FRAMES),
-        )
-        request = HalfRequest(bundle, num_videos=2, num_smoke_videos=1)
-        return measure_half(request, lambda: None, lambda line: None)
+def figures(bundle: Path) -> HalfFigures:
+    request = HalfRequest(bundle, num_videos=2, num_smoke_videos=1)
+    return measure_half(request, lambda: None, lambda line: None)
 
 
 def test_figures_of_all_three(figures: HalfFigures, bundle: Path) -> None:
@@ -108,8 +126,7 @@ def test_the_fp32_side_is_the_reference(bundle: Path) -> None:
 def test_expressions_keep_their_case_where_the_model_does(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_bundle(bundle)
-    loaded = load_source(opened)
+    opened, loaded = open_bundle(bundle), load_once(bundle)
     cased = copy.copy(loaded.model)
     cased.config = dataclasses.replace(cased.config, lowercase=False)
     monkeypatch.setattr(
@@ -203,7 +220,7 @@ def test_overflow_gives_empty_masks_and_an_infinite_range(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The neck's convolution, out of bounds: LayerNorm2d hides it from every fp32 output."""
-    loaded = load_source(open_bundle(bundle))
+    loaded = load_once(bundle)
     spoiled = copy.deepcopy(loaded.model)
     spoiled.image_encoder.neck[0].weight.data *= 1e6
     changed = dataclasses.replace(loaded, model=spoiled)

@@ -21,6 +21,7 @@ from refsam_trt.contract.refsam import DECODER_STEP, IMAGE_ENCODER, TEXT_ENCODER
 from refsam_trt.errors import BackendError, BundleError, OutputError, UsageError
 
 FP32, FP16 = "int8-fp32-augmented-optimised", "int8-fp16-augmented-optimised"
+FP8 = TensorProto.FLOAT8E4M3FN
 INTEGER_KERNELS = {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"}
 
 
@@ -328,30 +329,29 @@ def test_the_rewrite_that_merges_layers_is_left_out(made: Quantised):
     assert form_of(merged).rewrites == ("adapter-after-merge",)
 
 
-def test_fewer_layers_and_no_others_are_quantised(made: Quantised, tmp_path: Path):
+def test_fewer_layers_and_no_others_are_quantised_here_in_fp8(made: Quantised, tmp_path: Path):
+    """Which has an fp16 base alone, and is refused on a CPU."""
     names = [f"image_encoder.blocks.{i}.mlp.lin2" for i in (5, 2)]
-    bundle = write(made, tmp_path / "out", {name: made.ranges[name] for name in names})
+    ranges = {name: made.ranges[name] for name in names}
+    bundle = write(made, tmp_path / "out", ranges, scheme="fp8")
     assert bundle.manifest.quantisation.layers == tuple(names[::-1])
-    assert optimised_kernels(encoder_file(bundle, FP32), tmp_path)["MatMulIntegerToFloat"] == 2
-    entry = bundle.manifest.variants[FP32].graphs[IMAGE_ENCODER]
-    layers = quantisable_layers(model("tiny").config)
-    assert entry.flops["int8"] == sum(layers[name].flops for name in names)
-
-
-def test_fp8_has_an_fp16_base_and_is_refused_on_a_cpu(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-):
-    made = quantised_bundle(tmp_path_factory, "fp8")
-    (name,) = (n for n, v in made.bundle.manifest.variants.items() if v.precision == "fp8")
+    (name,) = (n for n, v in bundle.manifest.variants.items() if v.precision == "fp8")
     assert name == "fp8-fp16-augmented-optimised"
-    graph = onnx.load(encoder_file(made.bundle, name)).graph
-    stored = Counter(tensor.data_type for tensor in graph.initializer)
-    assert stored[TensorProto.FLOAT8E4M3FN] == 3 * len(made.ranges)  # weight, two zero points
-    entry = made.bundle.manifest.variants[name].graphs[IMAGE_ENCODER]
-    layers = quantisable_layers(model("tiny").config).values()
-    assert entry.flops["float8_e4m3fn"] == sum(layer.flops for layer in layers)
+    entry = bundle.manifest.variants[name].graphs[IMAGE_ENCODER]
+    assert entry.node_types["QuantizeLinear"] == 2
+    layers = quantisable_layers(model("tiny").config)
+    assert entry.flops["float8_e4m3fn"] == sum(layers[name].flops for name in names)
+    graph = onnx.load(encoder_file(bundle, name)).graph
+    stored = [tensor for tensor in graph.initializer if tensor.data_type == FP8]
+    assert len(stored) == 3 * 2  # weight, two zero points
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    of_weights = [n.input for n in graph.node if n.op_type == "DequantizeLinear" and n.attribute]
+    found = [scales[scale].astype(np.float32) for _, scale, _ in of_weights]
+    for layer, scale in zip(names[::-1], found, strict=True):
+        weight = model("tiny").get_parameter(f"{layer}.weight").numpy()
+        np.testing.assert_allclose(scale, np.abs(weight).max(axis=1) / 448, rtol=2e-3)
     with pytest.raises(BackendError) as error:
-        refsam_trt.load(made.bundle.folder, precision="fp8", backend="ort-cpu")
+        refsam_trt.load(bundle.folder, precision="fp8", backend="ort-cpu")
     assert str(error.value).startswith(
         "backend ort-cpu cannot run fp8 graphs: ONNX Runtime has no fp8 matrix product for CPUs; "
     )

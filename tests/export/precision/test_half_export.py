@@ -91,7 +91,7 @@ def test_parity_holds_in_onnxruntime_in_rounding_and_in_range(bundle: Bundle) ->
         assert part["bounds"] == vars(bounds)
         assert 1e-5 < part["max_graph_error"] <= bounds.max_relative_error
         assert bounds.min_mask_iou <= part["min_mask_iou"] <= 1
-        assert len(part["chain"]) == 13
+        assert len(part["chain"]) == 2 + 2 + 3  # the third expression joins late
     assert 0 < audit["max_abs"] <= audit["bound"] == MAX_ABSOLUTE
     assert audit["largest"][0]["max_abs"] == audit["max_abs"]
 
