@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from refsam_trt.errors import UsageError
+from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.media.frames import FrameSource
 from refsam_trt.media.sources import Selection
 from refsam_trt.result.result import FrameResults
@@ -105,4 +105,12 @@ def _read_twice(
         yield from session.run(frame for _, frame in frames)
         yield from session.finish()
 
-    return zip(results(), frames.selection.of(frames.source), strict=False)
+    again = iter(frames.selection.of(frames.source))
+    for result in results():
+        indexed = next(again, None)
+        if indexed is None:
+            raise VideoError(
+                f"{frames.source.name}: ends sooner when it is read again; do not change it while "
+                "it is run"
+            )
+        yield result, indexed

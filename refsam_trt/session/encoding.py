@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ from refsam_trt.backends.base import Buffer
 from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.families.base import Family, Features
 from refsam_trt.image.preprocess import Preprocessor
-from refsam_trt.session.frame_input import Color, frame_size, network_image
+from refsam_trt.session.frame_input import Color, frame_size, is_on_device, network_image
 from refsam_trt.session.model import SessionModel
 from refsam_trt.session.pipeline import overlapped
 
@@ -105,8 +105,25 @@ class FrameEncoder:
     def encoded(
         self, frames: Iterable[Any], first_index: int, of_video: Preprocessor | None, ahead: int
     ) -> Iterator[EncodedFrame]:
-        """Yield frames encoded, while later ones are taken, prepared and encoded (`overlapped`)."""
+        """Yield frames encoded, while later ones are taken, prepared and encoded (`overlapped`).
+
+        Whoever gives the frames may reuse their memory: those on the host are copied before the
+        next one is taken, and where the first one lies on a GPU, none is taken ahead.
+        """
+        source = iter(frames)
+        first = list(islice(source, 1))
+        depth = 0 if first and is_on_device(first[0]) else ahead
         numbers = count(first_index)
+
+        def keep(frame: Any) -> Any:
+            if not depth:
+                return frame
+            if is_on_device(frame):
+                raise VideoError(
+                    "frame: an array on a GPU behind frames on the host, which are taken ahead; "
+                    "use run(frames, ahead=0)"
+                )
+            return frame.copy() if isinstance(frame, np.ndarray) else frame
 
         def prepare(frame: Any) -> PreparedFrame:
             nonlocal of_video
@@ -114,8 +131,7 @@ class FrameEncoder:
             of_video = prepared.preprocessor
             return prepared
 
-        # A generator of the caller's is not closed: what it has not given yet may be run later.
-        return overlapped(map(_same, frames), prepare, self.encode, depth=ahead)
+        yield from overlapped(map(keep, chain(first, source)), prepare, self.encode, depth=depth)
 
 
 def check_size(frame_hw: tuple[int, int], index: int, of_video: Preprocessor) -> None:
@@ -130,7 +146,3 @@ def check_size(frame_hw: tuple[int, int], index: int, of_video: Preprocessor) ->
             f"frame {index}: found {frame_hw} (height, width), expected {expected_hw} like the "
             "rest of the video; call reset() to begin another video"
         )
-
-
-def _same(frame: Any) -> Any:
-    return frame

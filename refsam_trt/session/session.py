@@ -160,8 +160,7 @@ class Session:
         """Take the next frame, encoded, and return the results that are due.
 
         The frame may be of another session of this engine; it is not changed, and not released.
-        RefSAM gives the results of this very frame; a family that decides late gives those of
-        none, one or several earlier ones, in order.
+        RefSAM gives the results of this very frame; a late family those of none or earlier ones.
 
         Raises:
             VideoError: another size than the video's.
@@ -179,7 +178,7 @@ class Session:
         The results are those of `decode(encode(frame))`, frame by frame; `finish` is left to the
         caller. Expressions may be added, removed and reset between two results, which holds for
         every frame that has not been yielded. Frames are taken by another thread, before they are
-        needed; an error of theirs comes behind the results before it.
+        needed, and copied; those on a GPU are not taken ahead.
 
         Args:
             frames: as `step` takes them.
@@ -189,13 +188,14 @@ class Session:
         Raises:
             VideoError, BackendError: as `step`.
         """
-        track, self._is_running = self._idle_track(), True
+        self._idle_track()
+        self._is_running = True
         try:
             for encoded in self._frames.encoded(
                 frames, self._num_frames, self._preprocessor, ahead
             ):
                 with encoded:
-                    due = self._decode(track, encoded)
+                    due = self._decode(self._open_track(), encoded)
                 yield from due
         finally:
             self._is_running = False

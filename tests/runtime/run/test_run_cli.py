@@ -17,14 +17,15 @@ import refsam_trt
 import refsam_trt.media.frames as frames_module
 from refsam_trt.contract.manifest import Weights
 from refsam_trt.contract.registry import REGISTRY
-from refsam_trt.errors import UsageError
+from refsam_trt.errors import UsageError, VideoError
 from refsam_trt.media.frames import open_frames
 from refsam_trt.result.overlay import colors_for, draw
 from refsam_trt.result.rle import mask_from_rle
 from refsam_trt.result.writers import OverlayVideoWriter
 from refsam_trt.run.cli import main
+from refsam_trt.run.interruption import Interruption
 from refsam_trt.run.outputs import RANDOM_CAPTION, draw_masks
-from refsam_trt.run.stages import finished_frames
+from refsam_trt.run.stages import SelectedFrames, finished_frames
 
 TEXTS = ("the dog on the left", "A red frisbee")
 NUM_FRAMES = 7
@@ -291,6 +292,19 @@ def test_a_late_model_cannot_run_a_source_without_an_end():
     frames = SimpleNamespace(source=SimpleNamespace(name="camera:0", is_live=True))
     with pytest.raises(UsageError, match="camera:0: this model decides when a video ends, which a"):
         finished_frames(None, frames, draw_masks, is_late=True)
+
+
+def test_a_source_that_is_shorter_when_read_again_is_refused():
+    """Instead of leaving out the results of what is gone."""
+    readings = iter([[(0, "a"), (1, "b")], [(0, "a")]])
+    source = SimpleNamespace(name="clip", is_live=False, frame_name=str)
+    selection = SimpleNamespace(of=lambda source: iter(next(readings)))
+    frames = SelectedFrames(source, selection, Interruption(), is_dropping=False)
+    session = SimpleNamespace(
+        run=lambda frames: iter([]) if list(frames) else None, finish=lambda: iter([[], []])
+    )
+    with pytest.raises(VideoError, match="clip: ends sooner when it is read again; do not change"):
+        list(finished_frames(session, frames, draw_masks, is_late=True))
 
 
 def test_a_late_model_holds_few_frames_and_reads_twice(run, monkeypatch, tmp_path):

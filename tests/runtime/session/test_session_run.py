@@ -189,3 +189,54 @@ def test_frames_of_another_engine_are_refused(engine: Engine) -> None:
         pytest.raises(UsageError, match="encoded by another engine"),
     ):
         video.decode(encoded)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_whoever_gives_frames_may_reuse_their_memory(engine: Engine, ahead: int) -> None:
+    """As readers do that decode every frame into the same array."""
+    frames = random_frames(9)
+
+    def reused() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[...] = frame
+            yield buffer
+
+    with opened(engine) as video:
+        for one, other in zip(video.run(reused(), ahead), stepped(engine, frames), strict=True):
+            assert_same_results(one, other)
+
+
+class OnGpu:
+    """An array that lies on a GPU."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
+def test_frames_on_a_gpu_are_not_taken_ahead(engine: Engine) -> None:
+    """They are read where they lie, so that whoever gives them must not be asked for the next."""
+    taken: list[OnGpu] = []
+
+    def frames() -> Iterator[OnGpu]:
+        for _ in range(9):
+            taken.append(OnGpu())
+            yield taken[-1]
+
+    with engine.open_video(original_hw=(24, 40)) as video:
+        with pytest.raises(BackendError, match="an array on a GPU, but the backend runs on"):
+            next(video.run(frames()))
+        assert len(taken) == 1
+        video.add_expression("dog")
+        mixed = [*random_frames(1), OnGpu()]
+        with pytest.raises(VideoError, match=r"behind frames on the host.*; use run\(frames, ahea"):
+            list(video.run(mixed))
+
+
+def test_a_session_that_is_closed_does_not_go_on(engine: Engine) -> None:
+    video = opened(engine)
+    run = video.run(random_frames(9))
+    next(run)
+    video.close()
+    with pytest.raises(UsageError, match="the session is closed"):
+        next(run)
