@@ -48,6 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fastest, "_run", pretended.run)
     monkeypatch.setattr(fastest, "MIN_FLOPS", 0)
+    monkeypatch.setattr(fastest, "IS_ON_TRIAL", False)
     monkeypatch.setattr(
         fastest, "version_of", lambda name: pretended.versions.get(name, fastest.UNKNOWN)
     )
@@ -67,6 +68,21 @@ def measured_again(machine: Machine, bundle: Bundle) -> bool:
     machine.runs.clear()
     auto_backend(bundle, VARIANT, 2)
     return bool(machine.runs)
+
+
+def test_on_trial_nothing_is_measured_and_that_is_told(
+    machine: Machine,
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(fastest, "IS_ON_TRIAL", True)
+    with caplog.at_level(logging.INFO, "refsam_trt"):
+        assert auto_backend(bundle, VARIANT, 2) == "ort-cpu"
+    assert caplog.messages == [
+        "backend auto is ort-cpu: openvino-cpu is on trial, and runs where it is asked for by name"
+    ]
+    assert machine.runs == []
 
 
 def test_it_is_measured_once_and_told_every_time(
