@@ -11,9 +11,9 @@ from rtx_probe import needs_rtx
 
 from refsam_engines.build import BuildOptions, GraphSource, build_plan
 from refsam_engines.profiles import Sizes, profiles_for
-from refsam_export.refsam.programs import trace_graphs
+from refsam_export.refsam.programs import specs_of
 from refsam_export.request import ExportRequest
-from refsam_export.variants import write_variants
+from refsam_export.variants import ModelGraphs, write_variants
 from refsam_trt.backends.tensorrt.flavour import open_flavour
 from refsam_trt.contract.plan_manifest import GraphReport
 from refsam_trt.contract.refsam import DECODER_STEP, GRAPHS, IMAGE_ENCODER, TEXT_ENCODER
@@ -29,8 +29,8 @@ def written_sources(preset: str, precision: str, folder: Path) -> dict[str, Grap
     """Write the graphs of a preset; returns them by name."""
     model = loaded(preset).model
     form = ExportRequest(preset, folder, precisions=(precision,)).form
-    programs = trace_graphs(model, form.split, form.attention, form.rewrites)
-    written = write_variants(model, programs, form, (precision,), folder, lambda line: None)
+    source, specs = ModelGraphs(lambda: model, form), specs_of(model, form.split)
+    written = write_variants(source, specs, form, (precision,), folder, lambda line: None)
     (variant,) = written.variants.values()
     return {
         name: GraphSource(

@@ -142,8 +142,7 @@ def test_memory_latency_and_accuracy_of_every_case(record: dict[str, Any]):
         latency = figures(case, "latency")["graphs"]
         assert {graph["num_samples"] for graph in latency.values()} == {30}
         assert latency["decoder_step"]["inputs"]["has_track"] == [3]
-        frames = 1 if name.startswith("tensorrt") else 2
-        assert latency["image_encoder"]["inputs"]["image"][0] == frames
+        assert latency["image_encoder"]["inputs"]["image"][0] == 1
         assert 0 <= figures(case, "accuracy")["j_and_f"] <= 1
     assert figures(subject, "accuracy")["num_videos"] == NUM_VIDEOS
 
