@@ -2,7 +2,8 @@
 
 The modules' own initialisation leaves most of the graph dead: fusion gains of 1e-4, boxes that
 never move, samples all in one place, classes that are certain. These weights do not (the tests
-measure it). Every tensor follows from (seed, key) alone, on any machine, with any number of threads.
+measure it). Every tensor follows from (seed, key) alone, on any machine and with any number of
+threads.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ MASK, MASK_SHIFT = 0.5, 3.0
 the pixels is left in a mask."""
 SHARP = 1.4
 """Size of the elements of q and k: scores of size 2."""
+IN_TIME = 3.0
+"""The same along time, where keys are alike: they are one object in some frames."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _mask_embed_bias(draw: Draw) -> Tensor:
 def _sentence_attention(draw: Draw) -> Tensor:
     """The first block sees the text as it scores, the others normed features."""
     size = SCORE if draw.index == 0 else 1.0
-    return attention(SHARP / size, SHARP / size, 1.0)(draw)
+    return attention(IN_TIME / size, IN_TIME / size, 1.0)(draw)
 
 
 def _first_box_bias(draw: Draw) -> Tensor:
@@ -169,6 +172,10 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"mask_decoder\.\d+\.cross_attn\.value_proj\.weight", linear(1 / MASK)),
     (r"mask_decoder\.\d+\.cross_attn\.sampling_offsets\.bias", noise(6.0)),
     (_TEMPORAL + r"layer\.(?P<index>\d+)\.decoder\.self_attn\.in_proj_weight", _sentence_attention),
+    (_TEMPORAL + r".*in_proj_weight", attention(IN_TIME, IN_TIME)),
+    (_TEMPORAL + r".*out_proj\.weight", linear(0.5)),
+    # What is the same in all slots must not drown what tells them apart.
+    (_TEMPORAL + r".*decoder\.norm3\.weight", noise(0.1, mean=0.6)),
     (r".*in_proj_weight", attention()),
     (r".*sampling_offsets\.weight", linear(0.7)),
     (r".*sampling_offsets\.bias", noise(1.5)),

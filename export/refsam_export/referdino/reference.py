@@ -33,7 +33,7 @@ class Clip:
         text_embed: [1, N, d].
         grounding: of each frame, B = 1, in the order of that frame.
         permutations: int64 [T, slots], the object of each slot.
-        memory_before: [slots, d], what the last frame was matched against.
+        memories: [T, slots, d], what the tracker remembered after each frame.
         enhanced: in the order of the slots, like all that follows.
         ref_tracked: [T, slots, 4].
         mask_logits: [T, slots, H4, W4].
@@ -42,7 +42,7 @@ class Clip:
     text_embed: Tensor
     grounding: tuple[Grounding, ...]
     permutations: NDArray[np.int64]
-    memory_before: NDArray[np.floating]
+    memories: NDArray[np.floating]
     enhanced: Enhanced
     ref_tracked: Tensor
     mask_logits: Tensor
@@ -99,17 +99,17 @@ class Reference:
         token_mask = torch.ones_like(ids, dtype=torch.bool)
         text_embed = model.encode_text(ids, positions, self_mask)
         tracker = SlotTracker(model.config.tracker_momentum)
-        grounding, permutations, memory = [], [], None
+        grounding, permutations, memories = [], [], []
         for index, image in enumerate(images):
             selection = None if selections is None else selections[index]
             maps = model.encode_image(image[None])
             frame = model.ground(maps, text_embed, positions, self_mask, token_mask, selection)
-            memory = frame.hs[0].numpy() if tracker.memory is None else tracker.memory
             permutations.append(
                 tracker.step(frame.hs[0].numpy(), frame.text_mem[0].numpy(), token_mask[0].numpy())
             )
+            assert tracker.memory is not None
+            memories.append(tracker.memory)
             grounding.append(frame)
-        assert memory is not None
         order = torch.from_numpy(np.stack(permutations))[..., None]
         hs, ref, text_mem, x16 = (
             torch.cat(tensors) for tensors in tuple(zip(*grounding, strict=True))[:4]
@@ -121,7 +121,7 @@ class Reference:
             text_embed,
             tuple(grounding),
             np.stack(permutations),
-            memory,
+            np.stack(memories),
             enhanced,
             ref,
             mask_logits,

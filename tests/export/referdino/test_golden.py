@@ -140,7 +140,7 @@ def recorded(of: Run, golden: Case) -> dict[str, np.ndarray]:
         "hs": joined([frame.hs for frame in clip.grounding]),
         "x16_frame1": x16[FRAME].numpy(),
         "x16_mean": x16.mean((-1, -2)).numpy(),
-        "track_memory_last": clip.memory_before,
+        "track_memory_last": clip.memories[-2],
         "temporal0_sentence": inner["temporal0_sentence"][0].transpose(0, 1).numpy(),
         "hs_v": clip.enhanced.hs_v.numpy(),
         "logits": class_score(clip.enhanced.hs_v, text_mem, token_mask).numpy(),

@@ -35,7 +35,7 @@ CASES = [
     ("tiny", SHORT, 3, SMALL_HW),
     ("tiny", TWO_BLOCKS, 3, SMALL_HW),
     ("odd", MIDDLE, 1, SMALL_HW),
-    ("odd", SHORT, 2, WIDE_HW),
+    ("wide", MIDDLE, 2, WIDE_HW),
     ("narrow", TWO_BLOCKS, 2, SMALL_HW),
 ]
 

@@ -1,6 +1,7 @@
 """Swin and BERT (3)."""
 
 import numpy as np
+
 from referdino_twin.layers import Array, Weights, count, gelu, layer_norm, linear, softmax
 
 _SWIN = "backbone.0"

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+
 from referdino_twin.backbones import bert, swin
 from referdino_twin.grounding import TwinGrounding, class_score, ground, refine
 from referdino_twin.host import positions_and_mask, track

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from referdino_twin.layers import (
     HEADS,
     Array,

@@ -3,8 +3,9 @@
 from collections.abc import Collection
 
 import numpy as np
-from referdino_twin.layers import Array
 from scipy.optimize import linear_sum_assignment
+
+from referdino_twin.layers import Array
 
 
 def positions_and_mask(ids: Array, special_ids: Collection[int]) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Pixel decoder and mask blocks of one frame (6)."""
 
 import numpy as np
+
 from referdino_twin.grounding import box_position, decoder_layer
 from referdino_twin.layers import Array, Weights, conv, count, group_norm, relu
 

@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
+        self.width = width = config.width
         self.layers = nn.ModuleList(
             DecoderLayer(width, config.num_heads, NUM_LEVELS, config.num_points, config.ffn_dim)
             for _ in range(config.decoder_layers)
@@ -96,8 +96,7 @@ class Decoder(nn.Module):
 
     def box_positions(self, boxes: Tensor) -> Tensor:
         """Return the position codes [..., d] of boxes [..., 4]."""
-        width = self.norm.normalized_shape[0]
-        position: Tensor = self.ref_point_head(box_code(boxes, width))
+        position: Tensor = self.ref_point_head(box_code(boxes, self.width))
         return position
 
     def refined(self, x: Tensor, boxes: Tensor) -> Tensor:
