@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from referdino_golden import CASES, Case, case, figures, folded_weights, record
+from referdino_twin import run_clip
 from torch import Tensor, nn
 
 from refsam_export.referdino.model.config import preset
@@ -275,3 +276,14 @@ def test_tokens_and_blocks(name: str):
     positions, mask = text_blocks(ids, source.special_ids)
     assert np.array_equal(positions, golden["position_ids"])
     assert np.array_equal(mask, golden["text_self_mask"])
+
+
+def test_the_twin_gives_them_too():
+    """What the reference is compared with where these figures are absent."""
+    golden = case("b0")
+    weights = {key: value.numpy() for key, value in folded_weights().items()}
+    heads = record()["sizes"]["bert"]["heads"]
+    clip = run_clip(weights, golden.frames, golden["input_ids"], record()["special_ids"], heads)
+    best = clip.mask_logits[:, int(golden["best_slot"])]
+    assert relative(best, golden["best_mask_logits_f64"]) < EXACT
+    assert np.array_equal(clip.permutations[1:], golden["track_permutations"])
