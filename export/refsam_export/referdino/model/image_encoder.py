@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,12 +22,12 @@ OTHER_REGION = -100.0
 
 
 @functools.cache
-def relative_index(window: int) -> Tensor:
+def relative_index(window: int) -> NDArray[np.int64]:
     """Return the row of the bias table for query a and key b of a window, int64 [w*w, w*w]."""
     y, x = np.divmod(np.arange(window * window), window)
     rows, columns = y[:, None] - y, x[:, None] - x
     span = 2 * window - 1
-    return torch.from_numpy((rows + window - 1) * span + columns + window - 1)
+    return (rows + window - 1) * span + columns + window - 1
 
 
 def regions(size: int, window: int, shift: int) -> Tensor:
@@ -81,7 +82,8 @@ class WindowAttention(nn.Module):
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)
         table = self.relative_position_bias_table
-        relative = table[relative_index(self.window).to(table.device)].permute(2, 0, 1)
+        index = torch.from_numpy(relative_index(self.window)).to(table.device)
+        relative = table[index].permute(2, 0, 1)
         scores = (q * self.scale) @ k.mT + relative
         if bias is not None:
             windows = scores.unflatten(0, (-1, bias.shape[0]))
