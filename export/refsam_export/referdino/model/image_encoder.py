@@ -27,7 +27,8 @@ def relative_index(window: int) -> NDArray[np.int64]:
     y, x = np.divmod(np.arange(window * window), window)
     rows, columns = y[:, None] - y, x[:, None] - x
     span = 2 * window - 1
-    return (rows + window - 1) * span + columns + window - 1
+    index: NDArray[np.int64] = (rows + window - 1) * span + columns + window - 1
+    return index
 
 
 def regions(size: int, window: int, shift: int) -> Tensor:
