@@ -1,0 +1,1 @@
+"""ReferDINO: its checkpoints, and the PyTorch reference."""

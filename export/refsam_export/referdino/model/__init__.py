@@ -1,0 +1,1 @@
+"""The PyTorch reference of ReferDINO, on the keys of the official checkpoints."""

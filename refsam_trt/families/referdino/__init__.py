@@ -1,0 +1,1 @@
+"""ReferDINO between its graphs: what the host computes (referdino-model 2, 5.1, 7)."""
