@@ -1,5 +1,6 @@
 """The fuzzer's seeds and former findings, run once each; `make prove` goes on from them."""
 
+import json
 from pathlib import Path
 
 import fuzz_targets
@@ -55,3 +56,14 @@ def test_an_error_that_is_not_ours_is_a_finding(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("refsam_trt.result.rle.mask_from_rle", damaged)
     with pytest.raises(KeyError):
         TARGETS["rle"](tmp_path)(b"{}")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [["a" * 600, 2**62], [2**64] * 300, [[], 2], [1.5], "x", [-1], None],
+    ids=["text", "huge", "list", "float", "no list", "negative", "null"],
+)
+def test_any_shape_becomes_a_file_to_read(shape: object):
+    """NumPy raised MemoryError for the first of them: a finding that was the fuzzer's own fault."""
+    data = json.dumps({"metadata": 1, "tensors": {"a": ["F32", shape]}}).encode()
+    assert len(fuzz_targets.as_safetensors(data, "key")) >= len(data) // 2

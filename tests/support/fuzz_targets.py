@@ -8,6 +8,7 @@ by its content where the file itself is hard to mutate: hashes and lengths are t
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -299,9 +300,11 @@ def as_safetensors(data: bytes, metadata_key: str) -> bytes:
         header = {"__metadata__": {metadata_key: json.dumps(value["metadata"])}}
         stop = 0
         for name, (dtype, shape) in value["tensors"].items():
-            start, stop = stop, stop + int(np.prod(shape)) * ITEM_BYTES[dtype]
+            # A size that is no number has no bytes, and stands in the header as it is.
+            num_items = math.prod(shape) if all(type(size) is int for size in shape) else 0
+            start, stop = stop, stop + num_items * ITEM_BYTES[dtype]
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+        raw = json.dumps(header).encode()
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         return data
-    raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + bytes(max(0, min(stop, MAX_DATA_BYTES)))
