@@ -121,7 +121,7 @@ def import_state(
         CheckpointError: as `load_model`.
     """
     refuse_other_models(state, path)
-    named, dropped = _needed(state)
+    named, dropped = _needed(state, path)
     untied, num_tied = _untied(named, path)
     folded, num_folded = fold_lora(untied, path)
     config = config_of(folded, path, temporal=is_temporal_trained(folded))
@@ -147,9 +147,15 @@ def import_state(
     return model.eval().requires_grad_(False), report
 
 
-def _needed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _needed(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors that count, without the prefix of parallel training; and what does not."""
     named = {key.removeprefix("module."): value for key, value in state.items()}
+    if len(named) < len(state):
+        raise CheckpointError(
+            "holds tensors both with and without 'module.' before their names, so that nobody can "
+            "tell which count; fetch the file again",
+            path,
+        )
     dropped = tuple(sorted(key for key in named if _DROPPED.fullmatch(key)))
     return {key: value for key, value in named.items() if key not in dropped}, dropped
 

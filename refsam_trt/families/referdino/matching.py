@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from refsam_trt.errors import BackendError
+
 _MIN_NORM = 1e-12
 
 
@@ -40,7 +42,15 @@ class SlotTracker:
 
         Returns:
             int64 [slots]: the object of each slot. `hs[permutation]` is in the order of the slots.
+
+        Raises:
+            BackendError: values that are not finite; nothing was remembered.
         """
+        if not (np.isfinite(hs).all() and np.isfinite(text_mem[token_mask]).all()):
+            raise BackendError(
+                "grounding: found values that are not finite, expected none; the graph overflowed: "
+                "use a variant in fp32"
+            )
         if self.memory is None:
             self.memory = hs.copy()
             return np.arange(len(hs))

@@ -303,6 +303,13 @@ def test_names_of_parallel_training():
     assert import_state(parallel, HERE)[1].num_folded == 48
 
 
+def test_a_tensor_with_and_without_the_name_of_parallel_training_is_refused():
+    key = next(iter(state()))
+    twice = state() | {f"module.{key}": state()[key] + 1}
+    with pytest.raises(CheckpointError, match=r"both with and without 'module\.'"):
+        import_state(twice, HERE)
+
+
 # Refusals of files.
 
 

@@ -5,6 +5,7 @@ import pytest
 from referdino_twin import positions_and_mask, track
 from scipy.optimize import linear_sum_assignment
 
+from refsam_trt.errors import BackendError
 from refsam_trt.families.referdino.blocks import sentence, text_blocks
 from refsam_trt.families.referdino.frame import grid_sizes, network_size, num_cells
 from refsam_trt.families.referdino.matching import SlotTracker, minimum_assignment
@@ -149,3 +150,21 @@ def test_union_and_labels():
     labels = label_map(logits)
     assert labels.tolist() == [[0, 1, 1, 2]]  # 0 is inside here; the first of equals wins
     assert labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["hs", "text_mem"])
+def test_a_graph_that_overflowed_is_refused_and_remembers_nothing(where: str, value: float):
+    """No assignment of such objects means anything; padding may hold what it likes."""
+    tracker, random = SlotTracker(0.5), np.random.default_rng(0)
+    good = {"hs": random.normal(size=(4, 8)), "text_mem": random.normal(size=(3, 8))}
+    mask = np.array([True, True, False])
+    tracker.step(**good, token_mask=mask)
+    before = tracker.memory
+    bad = {**good, where: good[where].copy()}
+    bad[where][1, 2] = value
+    with pytest.raises(BackendError, match=r"values that are not finite.*variant in fp32"):
+        tracker.step(**bad, token_mask=mask)
+    assert tracker.memory is before
+    good["text_mem"][2] = value
+    assert tracker.step(**good, token_mask=mask).tolist() == [0, 1, 2, 3]
